@@ -1,0 +1,162 @@
+"""Gauss-Newton in whitened coordinates: the default solver.
+
+In these coordinates (see `napari_gsvolume.observe.voxels`) a Gaussian's own block of ``J^T J`` is, but for the factor
+``c = int e^2 = pi^(D/2) / |det W|`` and powers of its weight, the same for all: omega-omega 1; a-a w^2/2; off-diagonal
+B w^2/4; omega-B_ii w/4; B_ii-B_ii 3w^2/16; B_ii-B_jj w^2/16. The diagonal of B splits into its trace, which couples with omega in
+a 2x2 matrix, and the rest, which couples with nothing; so the block inverts in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..observe.voxels import Gaussians, derivative, predict, symmetric, transposed_derivative
+from .target import Target
+
+WEIGHT_FLOOR = 0.02
+"""Weights, relative to the data range, count as at least this much: it keeps new Gaussians of weight 0 well behaved."""
+TRUST_RADIUS = 0.5
+"""Longest step of a mean in its own radii, and largest relative change of squared axes, an iteration."""
+DAMPING_RANGE = (1e-4, 1e4)
+FINEST = 0.6
+QUANTILE = 0.5
+MAX_SPACING = 4.0
+
+
+class GaussianBlocks:
+    """The block diagonal of ``J^T J``, each Gaussian a block, and its inverse."""
+
+    def __init__(self, gaussians: Gaussians) -> None:
+        self.ndim = gaussians.means.shape[1]
+        self.overlap = math.pi ** (self.ndim / 2) / torch.linalg.det(gaussians.factors).abs()[:, None]  # c, (N, 1)
+        sign = torch.where(gaussians.weights < 0, -1.0, 1.0)
+        self.weight = (sign * gaussians.weights.abs().clamp_min(WEIGHT_FLOOR))[:, None]
+        rows, columns = torch.triu_indices(self.ndim, self.ndim)
+        self.diagonal = torch.nonzero(rows == columns).flatten() + 1 + self.ndim
+
+    def times(self, step: Tensor) -> Tensor:
+        """Return the blocks times a step ``(N, K)``."""
+        return self._apply(step, inverse=False)
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """Return the inverse blocks times a gradient ``(N, K)``."""
+        return self._apply(gradient, inverse=True)
+
+    def _apply(self, v: Tensor, *, inverse: bool) -> Tensor:
+        D, w = self.ndim, self.weight
+        power = -1 if inverse else 1
+        out = torch.empty_like(v)
+        out[:, 1 : D + 1] = v[:, 1 : D + 1] * (w * w / 2) ** power
+        out[:, D + 1 :] = v[:, D + 1 :] * (w * w / 4) ** power
+        # The diagonal of B along its unit trace direction, and the rest.
+        omega, diagonal = v[:, :1], v[:, self.diagonal]
+        trace = diagonal.sum(1, keepdim=True) / math.sqrt(D)
+        rest = (diagonal - trace / math.sqrt(D)) * (w * w / 8) ** power
+        coupling, stiffness = w * math.sqrt(D) / 4, w * w * (D + 2) / 16  # the 2x2 matrix ((1, coupling), (., stiffness))
+        if inverse:
+            determinant = stiffness - coupling**2  # w^2 / 8
+            new_omega = (stiffness * omega - coupling * trace) / determinant
+            new_trace = (trace - coupling * omega) / determinant
+        else:
+            new_omega = omega + coupling * trace
+            new_trace = coupling * omega + stiffness * trace
+        out[:, :1] = new_omega
+        out[:, self.diagonal] = rest + new_trace / math.sqrt(D)
+        return out * self.overlap**power
+
+
+class CoarseCurvature:
+    """``J^T J`` by quadrature on a coarser lattice than the voxels'.
+
+    Products of Gaussians are smooth: a lattice of spacing 2 sigma / `FINEST` integrates them to a few percent, at
+    a fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so that is enough.
+    Gaussians too thin for the lattice are thickened to `FINEST` spacings, their amplitude lowered so that their own block
+    stays what it is.
+    """
+
+    def __init__(self, gaussians: Gaussians, shape: Sequence[int]) -> None:
+        U, s, Vt = torch.linalg.svd(gaussians.factors)  # s: inverse radii, (N, D)
+        thinnest = 1 / s[:, 0]
+        spacing = float(torch.quantile(thinnest[: 2**20], QUANTILE)) / FINEST if len(thinnest) else 1.0
+        spacing = min(max(spacing, 1.0), MAX_SPACING)
+        self.shape = tuple(math.ceil(n / spacing) for n in shape)
+        spacings = torch.tensor([n / m for n, m in zip(shape, self.shape, strict=True)]).to(s)
+        clamped = s.clamp_max(1 / (FINEST * spacing)) if spacing > 1 else s
+        means = (gaussians.means + 0.5) / spacings - 0.5
+        factors = spacings[:, None] * (U @ (clamped[:, :, None] * Vt))
+        self.gaussians = Gaussians(means, factors, gaussians.weights)
+        # Per Gaussian: the amplitude that keeps int e^2, times the square root of the lattice's cell volume.
+        self.amplitude = ((clamped / s).prod(1) * spacings.prod()).sqrt()[:, None]
+
+    def times(self, step: Tensor) -> Tensor:
+        """Return ``J^T J`` times a step ``(N, K)``."""
+        change = derivative(self.gaussians, self.amplitude * step, self.shape)
+        return self.amplitude * transposed_derivative(self.gaussians, change)
+
+
+class GaussNewton:
+    """Levenberg-Marquardt: each iteration solves ``(J^T J + damping * blocks) step = J^T residual`` by a few CG steps."""
+
+    converged_db = 0.01
+    """Ten iterations of a complete population that gain less, all together, are the last."""
+
+    def __init__(self, cg_steps: int) -> None:
+        self.cg_steps = cg_steps
+        self.damping = 1e-2
+
+    @property
+    def stuck(self) -> bool:
+        """Whether no step, however short, decreased the loss any more."""
+        return self.damping >= DAMPING_RANGE[1]
+
+    def population_changed(self, kept: Tensor, born: int) -> None:
+        """Take note that Gaussians came or went: what is rejected before them may be accepted after."""
+        self.damping = min(self.damping, 1e-2)
+
+    def iterate(
+        self, gaussians: Gaussians, residual: Tensor, loss: float, target: Target, progress: float
+    ) -> tuple[Gaussians, Tensor, float]:
+        """Return the Gaussians after one iteration, their residual and loss; the old ones if it did not get better."""
+        step = self._direction(gaussians, residual)
+        moved = gaussians.moved(_within_trust(step, residual.ndim))
+        new_residual = target.residual(predict(moved, residual.shape))
+        new_loss = target.mean_square(new_residual)
+        if not new_loss < loss:  # NaN counts as worse
+            self.damping = min(max(4 * self.damping, 1e-3), DAMPING_RANGE[1])
+            return gaussians, residual, loss
+        self.damping = max(self.damping / 2, DAMPING_RANGE[0])
+        return moved, new_residual, new_loss
+
+    def _direction(self, gaussians: Gaussians, residual: Tensor) -> Tensor:
+        """Run preconditioned conjugate gradients from zero; returns a step ``(N, K)``."""
+        blocks = GaussianBlocks(gaussians)
+        curvature = CoarseCurvature(gaussians, residual.shape)
+        left = transposed_derivative(gaussians, residual)
+        step = torch.zeros_like(left)
+        preconditioned = blocks.solve(left)
+        direction = preconditioned
+        decrease = (left * preconditioned).sum()
+        for _ in range(self.cg_steps):
+            curved = curvature.times(direction) + self.damping * blocks.times(direction)
+            length = decrease / (direction * curved).sum()
+            if not torch.isfinite(length):  # the gradient is zero: nothing is left to gain
+                break
+            step = step + length * direction
+            left = left - length * curved
+            preconditioned = blocks.solve(left)
+            new_decrease = (left * preconditioned).sum()
+            direction = preconditioned + (new_decrease / decrease) * direction
+            decrease = new_decrease
+        return step
+
+
+def _within_trust(step: Tensor, ndim: int) -> Tensor:
+    """Shorten each Gaussian's (a, B) to `TRUST_RADIUS`; the linear weights need no such bound."""
+    a, B = step[:, 1 : ndim + 1], symmetric(step[:, ndim + 1 :], ndim)
+    length = torch.maximum(a.norm(dim=1), B.flatten(1).norm(dim=1))
+    shrink = (TRUST_RADIUS / length.clamp_min(TRUST_RADIUS))[:, None]
+    return torch.cat([step[:, :1], step[:, 1:] * shrink], 1)

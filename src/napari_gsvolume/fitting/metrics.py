@@ -1,0 +1,28 @@
+"""How good a reconstruction is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def psnr_db(mean_square: float) -> float:
+    """Return the peak signal-to-noise ratio in dB of a mean squared error relative to the squared data range."""
+    return -10 * math.log10(max(mean_square, 1e-20))
+
+
+def ssim(volume: NDArray[np.float32], reconstruction: NDArray[np.float32], data_range: float) -> float | None:
+    """Return the mean structural similarity (Wang et al. 2004), 7-voxel windows, or None where none fits.
+
+    Axes one voxel thick are left out; on small volumes the window shrinks to the largest odd one that fits.
+    """
+    from skimage.metrics import structural_similarity
+
+    a, b = volume.squeeze(), reconstruction.squeeze()
+    window = min((7, *a.shape))
+    window -= 1 - window % 2
+    if a.ndim == 0 or window < 3:
+        return None
+    return float(structural_similarity(a, b, data_range=data_range, win_size=window))

@@ -1,0 +1,145 @@
+"""The choice of N: where Gaussians are born, when, and which ones go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from ..observe.voxels import Gaussians
+from ..splat import gather
+from .settings import FitSettings
+
+DEFAULT_COUNT = 2000
+BIRTHS_UNTIL = 0.5
+"""A fixed count is complete after this share of the fit: the rest of it only improves what is there."""
+GROWTH = 1.5
+"""How much larger each round makes a population whose final size is open."""
+_FIRST_COUNT = 200
+_SLOW = 0.15
+"""An open population grows when an iteration gained less than this share of the mean gain since its last round."""
+
+_STALLED_DB = 0.02
+"""A round of a fixed count is over early when five iterations together gained less than this."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When a population grows, and to which size.
+
+    Parameters
+    ----------
+    final : int
+        Largest number of Gaussians.
+    rounds : int
+        Number of rounds to a fixed count.
+    open_ended : bool
+        Whether the number is to be found: it then grows whenever the present Gaussians have about given what they can.
+    """
+
+    final: int
+    rounds: int
+    open_ended: bool
+
+    @property
+    def start(self) -> int:
+        """The size of the first round."""
+        return min(self.final, _FIRST_COUNT) if self.open_ended else math.ceil(self.final / self.rounds)
+
+    def wanted(self, present: int, progress: float, gains: list[float]) -> int:
+        """Return the size the population should have now.
+
+        Parameters
+        ----------
+        present : int
+            Its size after the last round.
+        progress : float
+            The share of the fit that is over, in [0, 1].
+        gains : list of float
+            Decibels gained by each iteration since then.
+        """
+        if self.open_ended:
+            slow = len(gains) >= 5 and sum(gains[-2:]) / 2 < _SLOW * sum(gains) / len(gains)
+            return min(self.final, math.ceil(GROWTH * present)) if slow else present
+        if present >= self.final:
+            return self.final
+        due = 1 + int(progress / BIRTHS_UNTIL * (self.rounds - 1))
+        if len(gains) >= 5 and sum(gains[-5:]) < _STALLED_DB:
+            due += 1  # this round has given all it can: the next need not wait
+        return max(present, min(self.final, math.ceil(self.final * due / self.rounds)))
+
+
+def make_plan(settings: FitSettings, n_valid: int) -> Plan:
+    """Return the plan that the settings ask for on so many voxels.
+
+    Raises
+    ------
+    ValueError
+        If more Gaussians than voxels are asked for.
+    """
+    if settings.gaussians is not None:
+        if settings.gaussians > n_valid:
+            raise ValueError(
+                f"{settings.gaussians:,} Gaussians are more than the {n_valid:,} voxels there are to fit; ask for fewer."
+            )
+        return Plan(settings.gaussians, min(settings.rounds, settings.gaussians), open_ended=False)
+    # A 3D Gaussian has ten numbers: beyond a tenth of the voxels a sum of them is no shorter than the volume.
+    most = max(1, n_valid // 10)
+    if settings.target_psnr is None and settings.time_limit is None:
+        return Plan(min(DEFAULT_COUNT, most), settings.rounds, open_ended=False)
+    return Plan(most, 1, open_ended=True)
+
+
+def spacing(n_voxels: int, count: int, ndim: int) -> float:
+    """Return the mean distance, in voxels, between `count` Gaussians spread over the grid."""
+    return float((n_voxels / count) ** (1 / ndim))
+
+
+def seeds(values: Tensor, count: int, random: np.random.Generator) -> Gaussians:
+    """Return the first Gaussians: round, of weight 0, where the gradient of the volume is large."""
+    sigma = 0.35 * spacing(values.numel(), count, values.ndim)
+    map_ = ndimage.gaussian_gradient_magnitude(values.cpu().numpy(), 1.0)
+    return _born(map_, count, sigma, values, random)
+
+
+def births(residual: Tensor, count: int, present: int, random: np.random.Generator) -> Gaussians:
+    """Return new Gaussians: round, of weight 0, at places drawn from the squared, lightly smoothed residual."""
+    sigma = 0.25 * spacing(residual.numel(), present + count, residual.ndim)
+    map_ = ndimage.gaussian_filter(residual.cpu().numpy(), sigma / 2)
+    map_ *= map_
+    return _born(map_, count, sigma, residual, random)
+
+
+def useful(gaussians: Gaussians, loss: float, n_valid: int, shape: tuple[int, ...]) -> Tensor:
+    """Return a mask of the Gaussians worth keeping.
+
+    One goes when its energy inside the grid, ``w^2 sum_x e(x)``, is under a thousandth of the mean share of the squared
+    error a Gaussian: all that go together change the error by less than about 0.1 %.
+    """
+    inside = gather(gaussians.means, gaussians.factors, torch.ones(shape, device=gaussians.means.device))[:, 0]
+    energy = gaussians.weights**2 * inside
+    return energy > 1e-3 * loss * n_valid / max(len(energy), 1)
+
+
+def _born(map_: NDArray[np.float32], count: int, sigma: float, like: Tensor, random: np.random.Generator) -> Gaussians:
+    """Draw `count` different voxels with probabilities from `map_`, each a round Gaussian of `sigma` voxels."""
+    ndim = like.ndim
+    chance = map_.reshape(-1)
+    np.maximum(chance, 0, out=chance)
+    # The exponential race (Efraimidis and Spirakis 2006): the `count` smallest times are a weighted draw without
+    # replacement, in one pass and without a float64 copy of the volume. Voxels of chance 0 come last.
+    times = random.standard_exponential(chance.size, dtype=np.float32)
+    with np.errstate(divide="ignore", over="ignore"):
+        times /= chance
+    drawn = np.argpartition(times, count - 1)[:count]
+    drawn.sort()
+    means = np.stack(np.unravel_index(drawn, like.shape), 1) + random.uniform(-0.5, 0.5, (count, ndim))
+    thick = np.array(like.shape) > 1  # along an axis of one voxel there is nowhere to go
+    means = np.where(thick, means, 0)
+    factors = torch.eye(ndim, device=like.device).div(max(sigma, 0.5)).expand(count, ndim, ndim).clone()
+    return Gaussians(torch.from_numpy(means.astype(np.float32)).to(like.device), factors, like.new_zeros(count))

@@ -1,0 +1,112 @@
+"""From a user's array to what the solvers work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ..geometry import Grid
+
+# Measured at 256^3 (benchmarks/fit.py): input, target, residual, prediction, direction, and the placement's blurred maps.
+_BYTES_A_VOXEL = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A volume made ready: ``values = (volume - background) / data_range``, zero where not `valid`.
+
+    The background is the most common intensity: there the sum of Gaussians has nothing to do.
+    """
+
+    values: Tensor
+    valid: Tensor | None
+    n_valid: int
+    background: float
+    data_range: float
+    grid: Grid
+    notes: tuple[str, ...]
+
+    def residual(self, prediction: Tensor) -> Tensor:
+        """Return values - prediction, zero at voxels that are not valid; overwrites `prediction`."""
+        residual = torch.sub(self.values, prediction, out=prediction)
+        return residual if self.valid is None else residual.mul_(self.valid)
+
+    def mean_square(self, residual: Tensor) -> float:
+        """Return the mean of the squared residual over valid voxels."""
+        return float(torch.dot(residual.flatten(), residual.flatten())) / self.n_valid
+
+
+def check_volume(volume: ArrayLike, *, free_bytes: int | None = None) -> NDArray[np.generic]:
+    """Return the volume as a real array that can be fitted, or say why it cannot.
+
+    Raises
+    ------
+    ValueError
+        If it is not 2D or 3D, empty, not numeric, complex, constant, or has fewer than two finite voxels.
+    MemoryError
+        If fitting it would take more memory than is free.
+    """
+    shape = np.shape(volume)
+    if len(shape) not in (2, 3):
+        hint = "; choose one time point or channel" if len(shape) > 3 else ""
+        raise ValueError(f"A fit needs a 2D or 3D volume; this one has {len(shape)} axes (shape {shape}){hint}.")
+    size = int(np.prod(shape, dtype=np.int64))
+    if size == 0:
+        raise ValueError(f"The volume is empty (shape {shape}).")
+    needed = size * _BYTES_A_VOXEL
+    free = psutil.virtual_memory().available if free_bytes is None else free_bytes
+    if needed > free:
+        raise MemoryError(
+            f"Fitting a volume of {' x '.join(map(str, shape))} voxels takes about {needed / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free; crop it, or choose a coarser level."
+        )
+    array = np.asarray(volume)
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"A fit needs real numbers; this volume holds {array.dtype}.")
+    return array
+
+
+def make_target(volume: ArrayLike, grid: Grid, device: str = "cpu") -> Target:
+    """Return the volume scaled for the solvers; see `check_volume` for what is raised."""
+    array = check_volume(volume)
+    values = np.array(array, dtype=np.float32)  # a copy: it is scaled in place
+    notes: list[str] = []
+    valid = np.isfinite(values)
+    n_valid = int(valid.sum())
+    if n_valid < 2:
+        raise ValueError("The volume has no finite voxels to fit (NaN or infinite everywhere).")
+    mask = None
+    if n_valid < values.size:
+        notes.append(f"{values.size - n_valid:,} voxels are NaN or infinite; they are left out of the fit.")
+        mask = torch.from_numpy(valid)
+    finite = values[valid] if mask is not None else values.reshape(-1)
+    # In float64: integers of 32 bits and more do not fit float32's 24.
+    low, high = float(finite.min()), float(finite.max())
+    if not high > low:
+        raise ValueError(f"The volume is constant (every voxel is {low:g}): there is nothing to fit.")
+    if not np.isfinite(np.float32(high) - np.float32(low)):
+        raise ValueError(f"The intensities span {low:g} to {high:g}, more than float32 holds; scale the volume first.")
+    background = _most_common(finite, low, high)
+    values -= np.float32(background)
+    values /= np.float32(high - low)
+    if mask is not None:
+        values[~valid] = 0
+    return Target(
+        torch.from_numpy(values).to(device), mask if mask is None else mask.to(device), n_valid, background, high - low,
+        grid, tuple(notes),
+    )  # fmt: skip
+
+
+def _most_common(finite: NDArray[np.float32], low: float, high: float) -> float:
+    """Return the median intensity of the fullest of 256 bins."""
+    counts, edges = np.histogram(finite, bins=256, range=(low, high))
+    fullest = int(counts.argmax())
+    inside = finite[(finite >= edges[fullest]) & (finite <= edges[fullest + 1])]
+    return float(np.median(inside)) if len(inside) else (low + high) / 2

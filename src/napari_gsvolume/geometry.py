@@ -1,0 +1,131 @@
+"""Where voxels are: grids and their place in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_DEFAULT_LABELS = {2: ("y", "x"), 3: ("z", "y", "x")}
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular grid of voxels and its affine map to the world.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Voxels along each array axis: ``(Z, Y, X)`` or ``(Y, X)``.
+    affine : array_like, (D + 1, D + 1), optional
+        Takes homogeneous index coordinates (array axis order, voxel centres at integers) to world
+        coordinates in the same axis order. The identity when omitted.
+    units : sequence of str, optional
+        Unit of each world axis, as pint spells it (``"mm"``, ``"micrometer"``, ``"pixel"``).
+    axis_labels : sequence of str, optional
+        Name of each array axis; ``("z", "y", "x")`` when omitted.
+
+    Raises
+    ------
+    ValueError
+        If the shape has an axis without voxels or is not 2D or 3D, or if the affine has another size, is not
+        finite, is not affine, or cannot be inverted.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    units: tuple[str, ...]
+    axis_labels: tuple[str, ...]
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        affine: ArrayLike | None = None,
+        units: Sequence[str] | None = None,
+        axis_labels: Sequence[str] | None = None,
+    ) -> None:
+        shape = tuple(int(n) for n in shape)
+        ndim = len(shape)
+        if ndim not in (2, 3):
+            raise ValueError(f"A grid has 2 or 3 axes; this one has {ndim} (shape {shape}).")
+        if min(shape) < 1:
+            raise ValueError(f"The grid is empty: an axis of shape {shape} has no voxels.")
+        units = ("pixel",) * ndim if units is None else tuple(str(u) for u in units)
+        labels = _DEFAULT_LABELS[ndim] if axis_labels is None else tuple(str(a) for a in axis_labels)
+        if len(units) != ndim or len(labels) != ndim:
+            raise ValueError(f"A {ndim}D grid needs {ndim} units and axis labels; got {units} and {labels}.")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", _checked_affine(affine, ndim))
+        object.__setattr__(self, "units", units)
+        object.__setattr__(self, "axis_labels", labels)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes(), self.units, self.axis_labels))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, 2 or 3."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def voxel_size(self) -> NDArray[np.float64]:
+        """Length of one index step along each array axis, in world units, shape ``(D,)``."""
+        return np.asarray(np.linalg.norm(self.affine[:-1, :-1], axis=0))
+
+    def resampled(self, scale: float | Sequence[float]) -> Grid:
+        """Return the grid over the same extent with `scale` times as many voxels along each axis.
+
+        Voxels are cells, so the outer faces stay where they are: centres move by ``(1 / scale - 1) / 2`` of an
+        old voxel. An axis that ``scale`` does not divide into whole voxels is rounded to the nearest number of
+        them, and its first face stays in place.
+        """
+        factors = np.broadcast_to(np.asarray(scale, dtype=np.float64), (self.ndim,))
+        if not (np.isfinite(factors).all() and (factors > 0).all()):
+            raise ValueError(f"The scale must be positive; got {scale}.")
+        shape = tuple(max(1, round(n * f)) for n, f in zip(self.shape, factors, strict=True))
+        new_to_old = np.eye(self.ndim + 1)
+        new_to_old[:-1, :-1] = np.diag(1 / factors)
+        new_to_old[:-1, -1] = (1 / factors - 1) / 2
+        return Grid(shape, self.affine @ new_to_old, self.units, self.axis_labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and strings, ready for JSON."""
+        return {
+            "shape": list(self.shape),
+            "affine": self.affine.tolist(),
+            "units": list(self.units),
+            "axis_labels": list(self.axis_labels),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Grid:
+        """Return the grid that `to_dict` described."""
+        return cls(data["shape"], data["affine"], data["units"], data["axis_labels"])
+
+
+def _checked_affine(affine: ArrayLike | None, ndim: int) -> NDArray[np.float64]:
+    if affine is None:
+        return np.eye(ndim + 1)
+    matrix = np.array(affine, dtype=np.float64)  # a copy: the caller's array may change later
+    if matrix.shape != (ndim + 1, ndim + 1):
+        raise ValueError(f"The affine of a {ndim}D grid is {ndim + 1}x{ndim + 1}; got shape {matrix.shape}.")
+    if not np.isfinite(matrix).all():
+        raise ValueError("The affine holds NaN or infinite numbers; mend the image's header.")
+    if not np.array_equal(matrix[-1], np.eye(ndim + 1)[-1]):
+        raise ValueError(f"The last row of the affine must be 0 ... 0 1; got {matrix[-1].tolist()}.")
+    lengths = np.linalg.norm(matrix[:-1, :-1], axis=0)
+    if min(lengths) == 0 or abs(np.linalg.det(matrix[:-1, :-1] / lengths)) < 1e-6:
+        raise ValueError("The affine cannot be inverted (axes of zero length, or parallel); mend the image's header.")
+    matrix.setflags(write=False)
+    return matrix

@@ -1,0 +1,121 @@
+"""The two kernels everything else is made of: `splat` and its transpose `gather`.
+
+With ``e_i(x) = exp(-|y|^2 / 2)``, ``y = W_i^T (x - mu_i)``, cut to zero where ``|y| >= SUPPORT``, and the monomials
+``(1, d, d d^T)`` of ``d = x - mu_i``, `splat` sums ``e_i(x)`` times a quadratic polynomial in ``d`` over the Gaussians, and
+`gather` sums a grid times ``e_i`` times each monomial over the voxels. Every value, gradient and directional derivative of
+a sum of Gaussians is one of the two followed by small algebra (see `napari_gsvolume.observe.voxels`).
+
+Monomials are ordered ``1, d_0 .. d_D-1``, then the upper triangle of ``d d^T`` row by row, each product once: ten of
+them in 3D ``(1, z, y, x, zz, zy, zx, yy, yx, xx)``, six in 2D ``(1, y, x, yy, yx, xx)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SUPPORT = 3.3
+"""Radius, in standard deviations, beyond which a Gaussian is zero (it has fallen to 0.4 % of its peak)."""
+
+
+def available_device(wanted: str) -> str:
+    """Return the torch device to compute on for "auto", "cpu" or "cuda".
+
+    Raises
+    ------
+    ValueError
+        If "cuda" is wanted: there are kernels for the CPU only so far.
+    """
+    if wanted == "cuda":
+        raise ValueError("This version computes on the CPU only; choose the device 'auto' or 'cpu'.")
+    return "cpu"
+
+
+def prepare(device: torch.device) -> None:
+    """Load the kernels, compiling what is not in the cache yet, so that the next calls are fast."""
+    ndim = 3
+    one = torch.zeros(1, ndim, device=device), torch.eye(ndim, device=device)[None]
+    gather(*one, splat(*one, torch.ones(1, n_monomials(ndim), device=device), (2, 2, 2)))
+
+
+def n_monomials(ndim: int) -> int:
+    """Return the number of monomials of degree at most two in `ndim` variables: 10 in 3D, 6 in 2D."""
+    return (ndim + 1) * (ndim + 2) // 2
+
+
+def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
+    """Sum Gaussians times quadratic polynomials over a grid.
+
+    Parameters
+    ----------
+    means : Tensor, (N, D)
+        Centres in index coordinates of the grid (array axis order), D = 2 or 3.
+    factors : Tensor, (N, D, D)
+        ``W``, with precision ``W W^T``; invertible.
+    coefficients : Tensor, (N, K)
+        Coefficients of the monomials of ``x - mu``; K as `n_monomials` says.
+    shape : sequence of int
+        Shape of the grid, D axes.
+
+    Returns
+    -------
+    Tensor, `shape`, float32
+        ``sum_i e_i(x) sum_k coefficients[i, k] monomial_k(x - mu_i)`` at each voxel.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other, or a mean, factor or coefficient is not finite.
+    """
+    _check(means, factors, len(shape))
+    if coefficients.shape != (len(means), n_monomials(len(shape))):
+        raise ValueError(
+            f"{len(means)} Gaussians in {len(shape)}D need coefficients of shape "
+            f"{(len(means), n_monomials(len(shape)))}; got {tuple(coefficients.shape)}."
+        )
+    if not torch.isfinite(coefficients).all():
+        raise ValueError("A coefficient is NaN or infinite.")
+    from . import cpu
+
+    return cpu.splat(means, factors, coefficients, tuple(shape))
+
+
+def gather(means: Tensor, factors: Tensor, grid: Tensor) -> Tensor:
+    """Sum a grid times Gaussians times monomials; the transpose of `splat`.
+
+    Parameters
+    ----------
+    means, factors : Tensor, (N, D), (N, D, D)
+        As in `splat`.
+    grid : Tensor, D axes, float32
+        One number a voxel.
+
+    Returns
+    -------
+    Tensor, (N, K), float32
+        ``sum_x grid(x) e_i(x) monomial_k(x - mu_i)``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other, or a mean or factor is not finite.
+    """
+    _check(means, factors, grid.ndim)
+    from . import cpu
+
+    return cpu.gather(means, factors, grid)
+
+
+def _check(means: Tensor, factors: Tensor, ndim: int) -> None:
+    if ndim not in (2, 3):
+        raise ValueError(f"The kernels work on grids of 2 or 3 axes; this one has {ndim}.")
+    n = len(means)
+    if means.shape != (n, ndim) or factors.shape != (n, ndim, ndim):
+        raise ValueError(
+            f"On a {ndim}D grid means are (N, {ndim}) and factors (N, {ndim}, {ndim}); "
+            f"got {tuple(means.shape)} and {tuple(factors.shape)}."
+        )
+    if not (torch.isfinite(means).all() and torch.isfinite(factors).all()):
+        raise ValueError("A Gaussian's mean or factor is NaN or infinite.")

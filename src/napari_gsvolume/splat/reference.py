@@ -1,0 +1,44 @@
+"""The kernels as the formulas read: dense, torch, float64, differentiable. Slow; for tests and for reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import SUPPORT
+
+
+def monomials(d: Tensor) -> Tensor:
+    """Return ``(1, d, upper triangle of d d^T)``; `d` is ``(..., D)``, the result ``(..., K)``."""
+    ndim = d.shape[-1]
+    rows, columns = torch.triu_indices(ndim, ndim)
+    return torch.cat([torch.ones_like(d[..., :1]), d, d[..., rows] * d[..., columns]], dim=-1)
+
+
+def basis(points: Tensor, means: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return offsets ``x - mu`` ``(M, N, D)`` and cut Gaussians ``e`` ``(M, N)`` at `points` ``(M, D)``."""
+    d = points[:, None, :] - means[None]  # (M, N, D)
+    y = torch.einsum("nab,mna->mnb", factors, d)  # W^T d
+    q = (y * y).sum(-1)  # (M, N)
+    return d, torch.where(q < SUPPORT**2, torch.exp(-q / 2), torch.zeros_like(q))
+
+
+def grid_points(shape: Sequence[int]) -> Tensor:
+    """Return the index coordinates of all voxels, ``(M, D)``, float64."""
+    axes = [torch.arange(n, dtype=torch.float64) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(axes))
+
+
+def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return what `napari_gsvolume.splat.splat` returns, in float64."""
+    d, e = basis(grid_points(shape), means.double(), factors.double())
+    values = (e * (monomials(d) * coefficients.double()).sum(-1)).sum(-1)
+    return values.reshape(tuple(shape))
+
+
+def gather(means: Tensor, factors: Tensor, grid: Tensor) -> Tensor:
+    """Return what `napari_gsvolume.splat.gather` returns, in float64."""
+    d, e = basis(grid_points(grid.shape), means.double(), factors.double())
+    return torch.einsum("m,mn,mnk->nk", grid.double().reshape(-1), e, monomials(d))
