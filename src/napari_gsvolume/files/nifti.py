@@ -6,11 +6,9 @@ import gzip
 import math
 import os
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +19,7 @@ from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import ArrayLike, NDArray
 
 from napari_gsvolume.files import FileFormatError
+from napari_gsvolume.files._atomic import replaced
 from napari_gsvolume.geometry import Grid
 
 # The two halves of the header's `xyzt_units`.
@@ -153,24 +152,12 @@ def write_nifti(
         If the folder does not exist or cannot be written to (FileNotFoundError, PermissionError, ...).
     """
     path = Path(path)
-    suffix = next((s for s in (".nii.gz", ".nii") if path.name.lower().endswith(s)), None)
-    if suffix is None:
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"The name of a NIfTI file ends in .nii or .nii.gz; got {path.name}.")
     image = _image(data, grid, like, time_step, time_unit)
 
-    target = path.resolve()  # through a link, which os.replace would overwrite
-    # The suffix has nibabel compress. Unlike tempfile's, the file gets the user's usual permissions.
-    temporary = target.with_name(f".{uuid4().hex}{suffix}")
-    try:
-        with Opener(temporary, "wb") as file:
-            image.to_stream(file)
-        os.replace(temporary, target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise type(error)(f"{path.name} cannot be written in the folder {target.parent}: {reason}.") from error
-    finally:
-        with suppress(OSError):  # it is gone after success, and never was in a folder that cannot be written to
-            temporary.unlink()
+    with replaced(path) as temporary, Opener(temporary, "wb") as file:  # the suffix has nibabel compress
+        image.to_stream(file)
 
 
 def _read_bytes(path: Path) -> bytes:

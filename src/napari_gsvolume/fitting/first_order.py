@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..observe.voxels import Gaussians, predict, transposed_derivative
-from .gauss_newton import GaussianBlocks, _within_trust
+from .gauss_newton import GaussianBlocks, shape_change, shortened
 from .target import Target
 
 # Tuned on the chest CT and the T1 of benchmarks/fit.py's documentation: (omega, a and B) at the start and the end.
@@ -82,7 +82,7 @@ class FirstOrder:
         else:
             self.first = _MOMENTUM * self.first + (1 - _MOMENTUM) * GaussianBlocks(gaussians).solve(gradient)
             step = rate * _SGD_RATE * self.first
-        gaussians = gaussians.moved(_within_trust(step, residual.ndim))
+        gaussians = gaussians.moved(shortened(step, shape_change(step, residual.ndim)))
         self.iteration += 1
         if self._stride(target) == 1 or self.iteration % _EVALUATE_EVERY == 0:
             residual = target.residual(predict(gaussians, residual.shape))

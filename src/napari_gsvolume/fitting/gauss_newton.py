@@ -9,7 +9,7 @@ a 2x2 matrix, and the rest, which couples with nothing; so the block inverts in 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,9 +22,13 @@ WEIGHT_FLOOR = 0.02
 TRUST_RADIUS = 0.5
 """Longest step of a mean in its own radii, and largest relative change of squared axes, an iteration."""
 DAMPING_RANGE = (1e-4, 1e4)
-FINEST = 0.6
-QUANTILE = 0.5
-MAX_SPACING = 4.0
+_OWN_DAMPING_RANGE = (1.0, 1e3)
+_BACKTRACKS = 2
+COARSEST_SPACING = 4.0
+THINNEST = 0.6
+"""In spacings of the curvature's lattice, the thinnest radius that it resolves: of half of the Gaussians at least."""
+EXACT_FROM = 0.7
+"""After this share of a fit curvature is taken on the voxels themselves: what is left to gain is in the details."""
 
 
 class GaussianBlocks:
@@ -69,28 +73,34 @@ class GaussianBlocks:
         return out * self.overlap**power
 
 
-class CoarseCurvature:
-    """``J^T J`` by quadrature on a coarser lattice than the voxels'.
+class Curvature:
+    """``J^T J``, by quadrature on a lattice that may be coarser than the voxels'.
 
-    Products of Gaussians are smooth: a lattice of spacing 2 sigma / `FINEST` integrates them to a few percent, at
-    a fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so that is enough.
-    Gaussians too thin for the lattice are thickened to `FINEST` spacings, their amplitude lowered so that their own block
-    stays what it is.
+    Products of Gaussians are smooth: a lattice of spacing ``radius / THINNEST`` integrates them to a few percent, at a
+    fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so that is enough
+    while steps are long. Gaussians too thin for the lattice are thickened to `THINNEST` spacings, their amplitude lowered so
+    that their own block stays what it is.
+
+    Parameters
+    ----------
+    gaussians : Gaussians
+    shape : sequence of int
+        Of the voxels.
+    exact : bool
+        Use the voxels as they are.
     """
 
-    def __init__(self, gaussians: Gaussians, shape: Sequence[int]) -> None:
-        U, s, Vt = torch.linalg.svd(gaussians.factors)  # s: inverse radii, (N, D)
-        thinnest = 1 / s[:, 0]
-        spacing = float(torch.quantile(thinnest[: 2**20], QUANTILE)) / FINEST if len(thinnest) else 1.0
-        spacing = min(max(spacing, 1.0), MAX_SPACING)
+    def __init__(self, gaussians: Gaussians, shape: Sequence[int], *, exact: bool) -> None:
+        U, s, Vt = torch.linalg.svd(gaussians.factors)  # s: inverse radii, (N, D), largest first
+        spacing = 1.0 if exact else min(max(float((1 / s[:, 0]).median()) / THINNEST, 1.0), COARSEST_SPACING)
         self.shape = tuple(math.ceil(n / spacing) for n in shape)
         spacings = torch.tensor([n / m for n, m in zip(shape, self.shape, strict=True)]).to(s)
-        clamped = s.clamp_max(1 / (FINEST * spacing)) if spacing > 1 else s
+        resolved = s.clamp_max(1 / (THINNEST * spacing)) if spacing > 1 else s
         means = (gaussians.means + 0.5) / spacings - 0.5
-        factors = spacings[:, None] * (U @ (clamped[:, :, None] * Vt))
+        factors = spacings[:, None] * (U @ (resolved[:, :, None] * Vt))
         self.gaussians = Gaussians(means, factors, gaussians.weights)
         # Per Gaussian: the amplitude that keeps int e^2, times the square root of the lattice's cell volume.
-        self.amplitude = ((clamped / s).prod(1) * spacings.prod()).sqrt()[:, None]
+        self.amplitude = ((resolved / s).prod(1) * spacings.prod()).sqrt()[:, None]
 
     def times(self, step: Tensor) -> Tensor:
         """Return ``J^T J`` times a step ``(N, K)``."""
@@ -99,14 +109,27 @@ class CoarseCurvature:
 
 
 class GaussNewton:
-    """Levenberg-Marquardt: each iteration solves ``(J^T J + damping * blocks) step = J^T residual`` by a few CG steps."""
+    """Levenberg-Marquardt: each iteration solves ``(J^T J + damping * blocks) step = J^T residual`` by a few CG steps.
+
+    The damping is a common factor, steered by whether the loss falls, times one of each Gaussian's own, which grows while the
+    solution asks more of it than its trust radius allows, so that its neighbours' steps reckon with the short one it takes.
+
+    Parameters
+    ----------
+    cg_steps : int
+        Few beat many: the linear model is good for a short way only.
+    stop : callable
+        Asked between kernels; once it returns True the present iteration ends where it began.
+    """
 
     converged_db = 0.01
     """Ten iterations of a complete population that gain less, all together, are the last."""
 
-    def __init__(self, cg_steps: int) -> None:
+    def __init__(self, cg_steps: int, stop: Callable[[], bool] = lambda: False) -> None:
         self.cg_steps = cg_steps
+        self.stop = stop
         self.damping = 1e-2
+        self.own_damping = torch.ones(0, 1)
 
     @property
     def stuck(self) -> bool:
@@ -114,49 +137,70 @@ class GaussNewton:
         return self.damping >= DAMPING_RANGE[1]
 
     def population_changed(self, kept: Tensor, born: int) -> None:
-        """Take note that Gaussians came or went: what is rejected before them may be accepted after."""
+        """Follow the Gaussians that stay, and start afresh with the new ones."""
         self.damping = min(self.damping, 1e-2)
+        self.own_damping = torch.cat([self.own_damping[kept], self.own_damping.new_ones(born, 1)])
 
     def iterate(
         self, gaussians: Gaussians, residual: Tensor, loss: float, target: Target, progress: float
     ) -> tuple[Gaussians, Tensor, float]:
         """Return the Gaussians after one iteration, their residual and loss; the old ones if it did not get better."""
-        step = self._direction(gaussians, residual)
-        moved = gaussians.moved(_within_trust(step, residual.ndim))
-        new_residual = target.residual(predict(moved, residual.shape))
-        new_loss = target.mean_square(new_residual)
-        if not new_loss < loss:  # NaN counts as worse
-            self.damping = min(max(4 * self.damping, 1e-3), DAMPING_RANGE[1])
+        if not len(self.own_damping):
+            self.own_damping = gaussians.weights.new_ones(len(gaussians.weights), 1)
+        step = self._direction(gaussians, residual, exact=progress > EXACT_FROM)
+        if self.stop():
             return gaussians, residual, loss
-        self.damping = max(self.damping / 2, DAMPING_RANGE[0])
-        return moved, new_residual, new_loss
+        step = self._within_trust(step, residual.ndim)
+        for backtrack in range(_BACKTRACKS + 1):
+            moved = gaussians.moved(step / 4**backtrack)
+            new_residual = target.residual(predict(moved, residual.shape))
+            new_loss = target.mean_square(new_residual)
+            if new_loss < loss:
+                change = 2.0 if backtrack else 0.5
+                self.damping = min(max(change * self.damping, DAMPING_RANGE[0]), DAMPING_RANGE[1])
+                return moved, new_residual, new_loss
+        self.damping = min(max(16 * self.damping, 1e-3), DAMPING_RANGE[1])
+        return gaussians, residual, loss
 
-    def _direction(self, gaussians: Gaussians, residual: Tensor) -> Tensor:
+    def _direction(self, gaussians: Gaussians, residual: Tensor, *, exact: bool) -> Tensor:
         """Run preconditioned conjugate gradients from zero; returns a step ``(N, K)``."""
         blocks = GaussianBlocks(gaussians)
-        curvature = CoarseCurvature(gaussians, residual.shape)
+        curvature = Curvature(gaussians, residual.shape, exact=exact)
+        damping = self.damping * self.own_damping  # (N, 1)
         left = transposed_derivative(gaussians, residual)
         step = torch.zeros_like(left)
-        preconditioned = blocks.solve(left)
+        preconditioned = blocks.solve(left) / (1 + damping)
         direction = preconditioned
         decrease = (left * preconditioned).sum()
         for _ in range(self.cg_steps):
-            curved = curvature.times(direction) + self.damping * blocks.times(direction)
+            if self.stop():
+                break
+            curved = curvature.times(direction) + damping * blocks.times(direction)
             length = decrease / (direction * curved).sum()
             if not torch.isfinite(length):  # the gradient is zero: nothing is left to gain
                 break
             step = step + length * direction
             left = left - length * curved
-            preconditioned = blocks.solve(left)
+            preconditioned = blocks.solve(left) / (1 + damping)
             new_decrease = (left * preconditioned).sum()
             direction = preconditioned + (new_decrease / decrease) * direction
             decrease = new_decrease
         return step
 
+    def _within_trust(self, step: Tensor, ndim: int) -> Tensor:
+        """Shorten each Gaussian's (a, B) to the trust radius, and adapt its own damping."""
+        length = shape_change(step, ndim)
+        factor = torch.where(length > TRUST_RADIUS, 4.0, 0.5)
+        self.own_damping = (factor * self.own_damping).clamp(*_OWN_DAMPING_RANGE)
+        return shortened(step, length)
 
-def _within_trust(step: Tensor, ndim: int) -> Tensor:
-    """Shorten each Gaussian's (a, B) to `TRUST_RADIUS`; the linear weights need no such bound."""
+
+def shape_change(step: Tensor, ndim: int) -> Tensor:
+    """Return the larger of |a| and |B| of each row of a whitened step, ``(N, 1)``."""
     a, B = step[:, 1 : ndim + 1], symmetric(step[:, ndim + 1 :], ndim)
-    length = torch.maximum(a.norm(dim=1), B.flatten(1).norm(dim=1))
-    shrink = (TRUST_RADIUS / length.clamp_min(TRUST_RADIUS))[:, None]
-    return torch.cat([step[:, :1], step[:, 1:] * shrink], 1)
+    return torch.maximum(a.norm(dim=1), B.flatten(1).norm(dim=1))[:, None]
+
+
+def shortened(step: Tensor, length: Tensor) -> Tensor:
+    """Shorten (a, B) of each row to `TRUST_RADIUS`; the linear weights need no such bound."""
+    return torch.cat([step[:, :1], step[:, 1:] * (TRUST_RADIUS / length.clamp_min(TRUST_RADIUS))], 1)

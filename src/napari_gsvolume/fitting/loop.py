@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,13 +193,26 @@ def fit(volume: ArrayLike, *, affine: ArrayLike | None = None, grid: Grid | None
 
 
 def fit_steps(
-    volume: ArrayLike, *, affine: ArrayLike | None = None, grid: Grid | None = None, **settings: Any
+    volume: ArrayLike,
+    *,
+    affine: ArrayLike | None = None,
+    grid: Grid | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    **settings: Any,
 ) -> Iterator[FitStep]:
     """Fit Gaussians to a volume, step by step.
 
     Takes and raises what `fit` does; what is wrong with the input is raised here, before the first step. The first step
-    comes at once, before the kernels are compiled. Close the generator, or just stop asking, to end the fit: the last
-    step has all that was reached.
+    comes at once, before the kernels are compiled. To end the fit just stop asking: the last step has all that was
+    reached. `stop` ends it from elsewhere.
+
+    Parameters
+    ----------
+    volume, affine, grid, **settings
+        As in `fit`.
+    stop : callable, optional
+        Asked between the kernels' calls, also in the middle of an iteration; once it returns True, the step before is the
+        last but for one that repeats it with the useless Gaussians removed.
 
     Yields
     ------
@@ -213,15 +226,15 @@ def fit_steps(
     if grid.shape != array.shape:
         raise ValueError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
     target = make_target(array, grid, available_device(options.device))
-    return _steps(target, options)
+    return _steps(target, options, stop)
 
 
-def _steps(target: Target, settings: FitSettings) -> Iterator[FitStep]:
+def _steps(target: Target, settings: FitSettings, stop: Callable[[], bool]) -> Iterator[FitStep]:
     started = time.perf_counter()
     clock = lambda: time.perf_counter() - started  # noqa: E731
     random = np.random.default_rng(settings.seed)
     plan = make_plan(settings, target.n_valid)
-    solver = _solver(settings)
+    solver = _solver(settings, stop)
     state, residual = _nothing(target), target.values
     loss = target.mean_square(residual)
     first_loss = loss
@@ -263,7 +276,9 @@ def _steps(target: Target, settings: FitSettings) -> Iterator[FitStep]:
         iteration += 1
         gains.append(psnr_db(loss) - psnr_db(before))
 
-        if settings.target_psnr is not None and psnr_db(loss) >= settings.target_psnr:
+        if stop():
+            ended = "Stopped."
+        elif settings.target_psnr is not None and psnr_db(loss) >= settings.target_psnr:
             ended = "The target PSNR is reached."
         elif settings.time_limit is not None and clock() + (clock() - began) / 2 > settings.time_limit:
             ended = "The time limit is reached."
@@ -284,9 +299,9 @@ def _steps(target: Target, settings: FitSettings) -> Iterator[FitStep]:
     yield step(ended)
 
 
-def _solver(settings: FitSettings) -> GaussNewton | FirstOrder:
+def _solver(settings: FitSettings, stop: Callable[[], bool]) -> GaussNewton | FirstOrder:
     if settings.solver == "gauss-newton":
-        return GaussNewton(settings.cg_steps)
+        return GaussNewton(settings.cg_steps, stop)
     return FirstOrder(settings.solver, settings.learning_rate, settings.batch_fraction, settings.seed)
 
 

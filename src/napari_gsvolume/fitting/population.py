@@ -110,7 +110,7 @@ def seeds(values: Tensor, count: int, random: np.random.Generator) -> Gaussians:
 def births(residual: Tensor, count: int, present: int, random: np.random.Generator) -> Gaussians:
     """Return new Gaussians: round, of weight 0, at places drawn from the squared, lightly smoothed residual."""
     sigma = 0.25 * spacing(residual.numel(), present + count, residual.ndim)
-    map_ = ndimage.gaussian_filter(residual.cpu().numpy(), sigma / 2)
+    map_ = ndimage.gaussian_filter(residual.cpu().numpy(), sigma / 4)
     map_ *= map_
     return _born(map_, count, sigma, residual, random)
 
@@ -132,9 +132,9 @@ def _born(map_: NDArray[np.float32], count: int, sigma: float, like: Tensor, ran
     chance = map_.reshape(-1)
     np.maximum(chance, 0, out=chance)
     # The exponential race (Efraimidis and Spirakis 2006): the `count` smallest times are a weighted draw without
-    # replacement, in one pass and without a float64 copy of the volume. Voxels of chance 0 come last.
+    # replacement, in one pass and without a float64 copy of the volume. Voxels of chance 0 take for ever.
     times = random.standard_exponential(chance.size, dtype=np.float32)
-    with np.errstate(divide="ignore", over="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         times /= chance
     drawn = np.argpartition(times, count - 1)[:count]
     drawn.sort()

@@ -1,0 +1,296 @@
+"""napari layers to arrays and grids, and back. The only module that reads or writes layer metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from napari.layers import Image, Layer
+from numpy.typing import ArrayLike, NDArray
+
+from .gaussians import GaussianVolume
+from .geometry import Grid
+
+METADATA_KEY = "napari_gsvolume"
+MOST_ELLIPSOIDS = 5000
+"""More Gaussians than this are shown as points: a surface of them would make the viewer slow."""
+_ELLIPSOID_SIGMAS = 1.0
+_DIVERGING = "RdBu_r"
+
+LayerData = tuple[Any, dict[str, Any], str]
+
+
+@dataclass(frozen=True, eq=False)
+class SourceVolume:
+    """One 2D or 3D volume of an image layer, not loaded yet.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name.
+    array : array_like
+        ``(Z, Y, X)`` or ``(Y, X)``, maybe lazy (dask): `numpy.asarray` loads it, and only it.
+    grid : Grid
+        Its voxels in the layer's world.
+    placement : dict
+        Arguments that put a layer of the same voxels where the source is.
+    limits : tuple of float
+        Contrast limits of the source.
+    """
+
+    name: str
+    array: ArrayLike
+    grid: Grid
+    placement: dict[str, Any]
+    limits: tuple[float, float]
+
+
+def level_shapes(layer: Image) -> list[tuple[int, ...]]:
+    """Return the shape of each level of a multiscale layer, finest first; of an ordinary layer, its one shape."""
+    return [tuple(level.shape) for level in layer.data] if layer.multiscale else [tuple(layer.data.shape)]
+
+
+def source_volume(layer: Image, *, time_point: int | None = None, level: int = 0) -> SourceVolume:
+    """Return a volume of an image layer.
+
+    Parameters
+    ----------
+    layer : napari.layers.Image
+        2D or 3D, or 4D with a time point.
+    time_point : int, optional
+        Position along the first axis of a 4D layer.
+    level : int
+        Level of a multiscale layer, 0 the finest.
+
+    Raises
+    ------
+    ValueError
+        If the layer is RGB, has an unsuitable number of axes, or lacks a time point or level.
+    """
+    if layer.rgb:
+        raise ValueError(
+            f"'{layer.name}' is an RGB image: split its channels (right-click the layer, Split RGB) and choose one of them."
+        )
+    shapes = level_shapes(layer)
+    if not 0 <= level < len(shapes):
+        raise ValueError(f"'{layer.name}' has {len(shapes)} levels; there is no level {level}.")
+    array, shape = (layer.data[level] if layer.multiscale else layer.data), shapes[level]
+    if len(shape) not in (2, 3, 4):
+        raise ValueError(f"'{layer.name}' has {len(shape)} axes; a fit needs 2 or 3, or 4 with a time point.")
+    if len(shape) == 4:
+        if time_point is None:
+            raise ValueError(f"'{layer.name}' has four axes: choose one of its {shape[0]} time points, or all.")
+        if not 0 <= time_point < shape[0]:
+            raise ValueError(f"'{layer.name}' has {shape[0]} time points; there is no {time_point}.")
+        array = array[time_point]
+    ndim = min(len(shape), 3)
+    grid = _grid(layer, shapes[0][-ndim:], shape[-ndim:])
+    same_voxels = len(shape) <= 3 and level == 0
+    placement = _copied_placement(layer) if same_voxels else grid_placement(grid)
+    low, high = (float(v) for v in layer.contrast_limits)
+    return SourceVolume(layer.name, array, grid, placement, (low, high))
+
+
+def _grid(layer: Image, finest: Sequence[int], shape: Sequence[int]) -> Grid:
+    """Return the grid of the last axes of a layer, with voxels of a level of `shape`."""
+    ndim = len(shape)
+    # What the layer does to its data, asked through its public map: the origin's and each axis's image.
+    origin = np.zeros(layer.ndim)
+    start = np.asarray(layer.data_to_world(origin), dtype=np.float64)
+    affine = np.eye(ndim + 1)
+    affine[:-1, -1] = start[-ndim:]
+    for column, axis in enumerate(range(layer.ndim - ndim, layer.ndim)):
+        step = origin.copy()
+        step[axis] = 1
+        affine[:-1, column] = (np.asarray(layer.data_to_world(step)) - start)[-ndim:]
+    full = Grid(finest, affine, [str(u) for u in layer.units[-ndim:]], layer.axis_labels[-ndim:])
+    if tuple(shape) == full.shape:
+        return full
+    # Voxels of a level are blocks of finest ones: their centres are the blocks' centres.
+    factors = np.array(finest) / np.array(shape)
+    to_finest = np.eye(ndim + 1)
+    to_finest[:-1, :-1] = np.diag(factors)
+    to_finest[:-1, -1] = (factors - 1) / 2
+    return Grid(shape, full.affine @ to_finest, full.units, full.axis_labels)
+
+
+def _copied_placement(layer: Layer) -> dict[str, Any]:
+    return {
+        "scale": tuple(layer.scale),
+        "translate": tuple(layer.translate),
+        "rotate": np.asarray(layer.rotate),
+        "shear": np.asarray(layer.shear),
+        "affine": np.asarray(layer.affine.affine_matrix),
+        "units": tuple(str(u) for u in layer.units),
+        "axis_labels": tuple(layer.axis_labels),
+    }
+
+
+def grid_placement(grid: Grid) -> dict[str, Any]:
+    """Return the layer arguments that put the voxels of a grid in the world."""
+    place: dict[str, Any] = {"units": grid.units, "axis_labels": grid.axis_labels}
+    matrix = grid.affine[:-1, :-1]
+    if np.array_equal(matrix, np.diag(np.diag(matrix))) and (np.diag(matrix) > 0).all():
+        # The plain case in the plain words, which napari's own widgets show and edit.
+        return {"scale": tuple(np.diag(matrix)), "translate": tuple(grid.affine[:-1, -1]), **place}
+    return {"affine": np.array(grid.affine), **place}
+
+
+def series_placement(layer: Image, grid: Grid) -> dict[str, Any]:
+    """Return the layer arguments for a ``(T, Z, Y, X)`` array whose volumes lie on `grid`, in time like `layer`."""
+    affine = np.eye(5)
+    affine[1:, 1:] = grid.affine
+    start = layer.data_to_world(np.zeros(4))[0]
+    affine[0, 0], affine[0, 4] = layer.data_to_world(np.array([1.0, 0, 0, 0]))[0] - start, start
+    return {
+        "affine": affine,
+        "units": (str(layer.units[0]), *grid.units),
+        "axis_labels": (layer.axis_labels[0], *grid.axis_labels),
+    }
+
+
+def density_layer(
+    name: str, density: NDArray[np.float32], placement: dict[str, Any], limits: tuple[float, float], metadata: dict[str, Any]
+) -> LayerData:
+    """Return f on the source's voxels as an image layer "name · density", in the source's contrast limits."""
+    options = {"name": f"{name} · density", "contrast_limits": limits, "colormap": "gray", "blending": "translucent"}
+    return density, {**options, **placement, "rgb": False, "metadata": {METADATA_KEY: metadata}}, "image"
+
+
+def residual_layer(
+    name: str, residual: NDArray[np.float32], placement: dict[str, Any], limit: float, metadata: dict[str, Any]
+) -> LayerData:
+    """Return source - f as an image layer "name · residual": diverging colours, zero in the middle, ends at ± `limit`."""
+    options = {"name": f"{name} · residual", "contrast_limits": (-limit, limit), "colormap": _DIVERGING}
+    return residual, {**options, **placement, "rgb": False, "visible": False, "metadata": {METADATA_KEY: metadata}}, "image"
+
+
+def residual_limit(residual: NDArray[np.float32]) -> float:
+    """Return a symmetric contrast limit that all but the largest half percent of the residuals lie within."""
+    sample = residual.reshape(-1)[:: max(1, residual.size // 200_000)]
+    sample = np.abs(sample[np.isfinite(sample)])
+    return max(float(np.percentile(sample, 99.5)) if len(sample) else 0.0, 1e-6)
+
+
+def gaussian_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any] | None = None) -> LayerData:
+    """Return Gaussians as a layer "name · gaussians".
+
+    Ellipsoids of one standard deviation as a surface, or points where there are more than `MOST_ELLIPSOIDS`. Each
+    vertex or point carries the parameters of its Gaussian as features; the `GaussianVolume` itself is in the metadata, so that
+    saving the layer loses nothing.
+    """
+    place = grid_placement(gaussians.grid) if placement is None else placement
+    metadata = {METADATA_KEY: {"gaussians": gaussians, **gaussians.metadata}}
+    common = {"name": f"{name} · gaussians", "metadata": metadata, **place}
+    if len(gaussians) > MOST_ELLIPSOIDS or not len(gaussians):
+        return points_layer(name, gaussians, place, kind="gaussians")
+    vertices, faces, owner = ellipsoids(gaussians)
+    features = {key: values[owner] for key, values in gaussian_features(gaussians).items()}
+    limit = _weight_limit(gaussians)
+    data = (vertices, faces, gaussians.weights.numpy()[owner])
+    # Red adds, blue takes away, as in the residual.
+    look = {"colormap": "coolwarm", "contrast_limits": (-limit, limit), "opacity": 0.7, "shading": "smooth"}
+    return data, {**common, **look, "features": features}, "surface"
+
+
+def points_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any], kind: str = "centres") -> LayerData:
+    """Return the centres of the Gaussians as a points layer, with their parameters as features."""
+    features = gaussian_features(gaussians)
+    limit = _weight_limit(gaussians)
+    look: dict[str, Any] = {
+        "size": np.clip(features["sigma_mean"], 0.5, None) if len(gaussians) else 1,
+        "border_width": 0,
+        "opacity": 0.7,
+        "out_of_slice_display": True,
+    }
+    if len(gaussians):
+        look |= {"face_color": "weight", "face_colormap": "coolwarm", "face_contrast_limits": (-limit, limit)}
+    metadata = {METADATA_KEY: {"gaussians": gaussians, **gaussians.metadata}}
+    means = gaussians.means.numpy().reshape(-1, gaussians.ndim)
+    return means, {"name": f"{name} · {kind}", **placement, **look, "features": features, "metadata": metadata}, "points"
+
+
+def _weight_limit(gaussians: GaussianVolume) -> float:
+    weights = np.abs(gaussians.weights.numpy())
+    return max(float(np.percentile(weights, 95)), 1e-6) if len(weights) else 1.0
+
+
+def gaussian_features(gaussians: GaussianVolume) -> dict[str, NDArray[Any]]:
+    """Return a column a parameter: index, weight, standard deviations in world units (largest first), and their mean."""
+    covariances = gaussians.covariances.double().numpy()
+    A = gaussians.grid.affine[:-1, :-1]
+    variances = np.linalg.eigvalsh(A @ covariances @ A.T)[:, ::-1] if len(gaussians) else np.zeros((0, gaussians.ndim))
+    sigmas = np.sqrt(np.maximum(variances, 0))
+    voxel = np.linalg.eigvalsh(covariances) if len(gaussians) else np.zeros((0, gaussians.ndim))
+    return {
+        "index": np.arange(len(gaussians)),
+        "weight": gaussians.weights.numpy(),
+        **{f"sigma_{axis + 1}": sigmas[:, axis].astype(np.float32) for axis in range(gaussians.ndim)},
+        # In voxels: sizes of points are in the data's coordinates.
+        "sigma_mean": np.exp(np.log(np.maximum(voxel, 1e-12)).mean(1) / 2).astype(np.float32),
+    }
+
+
+def ellipsoids(gaussians: GaussianVolume) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the one-sigma surfaces of Gaussians as triangles.
+
+    Returns
+    -------
+    vertices : ndarray, (V, D)
+        In index coordinates.
+    faces : ndarray, (F, 3)
+    owner : ndarray, (V,)
+        The Gaussian each vertex belongs to.
+    """
+    unit, triangles = _disc() if gaussians.ndim == 2 else _ball(2 if len(gaussians) <= 500 else 1)
+    inverse = np.linalg.inv(gaussians.factors.double().numpy())  # x = mu + W^-T y
+    vertices = np.einsum("nba,vb->nva", inverse, _ELLIPSOID_SIGMAS * unit) + gaussians.means.numpy()[:, None]
+    n = len(gaussians)
+    faces = triangles[None] + len(unit) * np.arange(n)[:, None, None]
+    owner = np.repeat(np.arange(n), len(unit))
+    return vertices.reshape(-1, gaussians.ndim).astype(np.float32), faces.reshape(-1, 3), owner
+
+
+def _disc(corners: int = 24) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    angles = np.linspace(0, 2 * math.pi, corners, endpoint=False)
+    rim = np.stack([np.sin(angles), np.cos(angles)], 1)
+    i = np.arange(corners)
+    return np.concatenate([[[0.0, 0.0]], rim]), np.stack([np.zeros_like(i), i + 1, (i + 1) % corners + 1], 1)
+
+
+def _ball(subdivisions: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return an octahedron whose triangles are split in four `subdivisions` times, on the unit sphere."""
+    vertices = [np.array(v, float) for v in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))]
+    faces = [(a, b, c) for a in (0, 1) for b in (2, 3) for c in (4, 5)]
+    for _ in range(subdivisions):
+        middle: dict[tuple[int, int], int] = {}
+
+        def between(i: int, j: int, middle: dict[tuple[int, int], int] = middle) -> int:
+            key = (min(i, j), max(i, j))
+            if key not in middle:
+                point = vertices[i] + vertices[j]
+                middle[key] = len(vertices)
+                vertices.append(point / np.linalg.norm(point))
+            return middle[key]
+
+        split = []
+        for a, b, c in faces:
+            ab, bc, ca = between(a, b), between(b, c), between(c, a)
+            split += [(a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca)]
+        faces = split
+    points, triangles = np.array(vertices), np.array(faces)
+    # All triangles turn the same way, normals outwards.
+    normal = np.cross(points[triangles[:, 1]] - points[triangles[:, 0]], points[triangles[:, 2]] - points[triangles[:, 0]])
+    inwards = (normal * points[triangles].mean(1)).sum(1) < 0
+    triangles[inwards] = triangles[inwards][:, ::-1]
+    return points, triangles
+
+
+def gaussians_of(metadata: dict[str, Any]) -> GaussianVolume | None:
+    """Return the Gaussians that a layer's metadata holds, if it is one of ours."""
+    entry = metadata.get(METADATA_KEY)
+    found = entry.get("gaussians") if isinstance(entry, dict) else None
+    return found if isinstance(found, GaussianVolume) else None

@@ -1,0 +1,142 @@
+"""A form made from a pydantic model: each field a row, its description the tooltip."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from magicgui.widgets import CheckBox, Container, FloatSpinBox, SpinBox, Widget, create_widget
+from pydantic import BaseModel, ValidationError
+from qtpy.QtCore import QSettings
+from superqt import QCollapsible
+
+Model = TypeVar("Model", bound=BaseModel)
+_LARGEST = 10_000_000
+
+
+class OptionalNumber(Container[Any]):
+    """A number that may be absent: a check box before a spin box."""
+
+    def __init__(self, kind: type, value: float, label: str, tooltip: str) -> None:
+        self.on = CheckBox(value=False, label="", tooltip=tooltip)
+        spin = SpinBox if kind is int else FloatSpinBox
+        self.number = spin(value=value, min=1 if kind is int else 0.01, max=_LARGEST, label="", tooltip=tooltip)
+        self.number.enabled = False
+        super().__init__(widgets=[self.on, self.number], layout="horizontal", label=label, labels=False)
+        self.margins = (0, 0, 0, 0)
+        self.native.layout().setStretch(1, 1)  # the number takes the width, as in the rows without a box
+        self.on.changed.connect(self._enable)
+
+    def _enable(self, on: bool) -> None:
+        self.number.enabled = on
+
+    @property
+    def value(self) -> float | None:
+        """The number, or None where the box is not checked."""
+        return self.number.value if self.on.value else None
+
+    @value.setter
+    def value(self, value: float | None) -> None:
+        self.on.value = value is not None
+        if value is not None:
+            self.number.value = value
+
+
+class SettingsForm(Generic[Model]):
+    """The fields of a pydantic model as widgets; what is typed is remembered from one session to the next.
+
+    Attributes
+    ----------
+    rows : list of Widget
+        The main fields, to be placed by the owner beside its own rows.
+    folded : QCollapsible
+        The other fields.
+
+    Parameters
+    ----------
+    model : type
+        The model; every field an int, float, bool or Literal, or an int or float or None.
+    main : sequence of str
+        Fields shown first; the others are folded away.
+    suggestions : dict
+        What an absent number starts at once it is switched on.
+    initial : dict
+        Values to start with where nothing is remembered, beside the model's defaults.
+    """
+
+    def __init__(
+        self, model: type[Model], main: Sequence[str], suggestions: dict[str, float], initial: dict[str, Any]
+    ) -> None:
+        self.model = model
+        self.fields: dict[str, Any] = {
+            name: _row(name, field.annotation, field.default, field.description or "", suggestions.get(name, 1))
+            for name, field in model.model_fields.items()
+        }
+        self.rows: list[Widget] = [self.fields[name] for name in main]
+        self._rest: Container[Any] = Container(widgets=[w for name, w in self.fields.items() if name not in main])
+        self._rest.margins = (0, 0, 0, 0)
+        self.folded = QCollapsible("More settings")
+        self.folded.addWidget(self._rest.native)
+        self._show({**initial, **self._remembered()})
+
+    def settings(self) -> Model:
+        """Return the validated settings, and remember them.
+
+        Raises
+        ------
+        ValueError
+            In one sentence, naming the row, if a value does not fit.
+        """
+        values = {name: widget.value for name, widget in self.fields.items()}
+        try:
+            settings = self.model(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            row = str(first["loc"][0]) if first["loc"] else ""
+            raise ValueError(f"{_label(row)}: {first['msg']} (it is {first['input']}).") from error
+        _store().setValue(self.model.__name__, json.dumps(settings.model_dump()))
+        return settings
+
+    def _remembered(self) -> dict[str, Any]:
+        try:
+            values = json.loads(str(_store().value(self.model.__name__, "{}")))
+            return self.model(**values).model_dump() if values else {}
+        except (ValueError, TypeError):  # of another version, or damaged: not worth a word
+            return {}
+
+    def _show(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            self.fields[name].value = value
+
+
+def _store() -> QSettings:
+    return QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, "napari-gsvolume", "widgets")
+
+
+def _label(name: str) -> str:
+    special = {"target_psnr": "Target PSNR (dB)", "time_limit": "Time limit (s)", "cg_steps": "CG steps"}
+    return special.get(name, name.replace("_", " ").capitalize())
+
+
+def _row(name: str, annotation: Any, default: Any, description: str, suggestion: float) -> Widget:
+    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or _is_union(annotation) else ()
+    if type(None) in kinds:
+        kind = next(_plain(k) for k in kinds if k is not type(None))
+        return OptionalNumber(kind, suggestion, _label(name), description)
+    options: dict[str, Any] = {"tooltip": description}
+    kind = _plain(annotation)
+    if kind in (int, float):
+        options |= {"min": 0, "max": _LARGEST} | ({"step": 0.1} if kind is float else {})
+    return create_widget(value=default, annotation=kind, label=_label(name), options=options)
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is typing.Union
+
+
+def _plain(annotation: Any) -> Any:
+    """Return the type under ``Annotated``."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
