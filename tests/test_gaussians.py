@@ -57,7 +57,7 @@ def index(grid: Grid, points: np.ndarray) -> np.ndarray:
 
 
 def tolerance(model: GaussianVolume) -> float:
-    """Return what the kernels' exponential and float32 may change: far less than the step at the cut, 0.4 % of a peak."""
+    """Return what the kernels' exponential and float32 may change; the step at the cut is 40 times that."""
     return 1e-4 * model.weights.abs().numpy().max(initial=0) + 1e-6 * abs(model.background)
 
 

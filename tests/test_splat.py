@@ -10,9 +10,9 @@ from torch import Tensor
 
 from napari_gsvolume.splat import SUPPORT, gather, n_monomials, reference, splat
 
-# Of the sum of absolute contributions. The kernels' exponential is good to 2e-5; the rest is for float32 coordinates
-# along x, which round to 1e-6 of a voxel, a hundred-thousandth of the thinnest Gaussian here.
-TOLERANCE = 1e-4
+# Of the sum of absolute contributions. The exponential is good to 2e-5; the rest is for float32 coordinates along x,
+# which round to 1e-6 of a voxel, a hundred-thousandth of the thinnest Gaussian here.
+TOLERANCE = 4e-5
 # Voxels whose squared radius is this close to the cut may fall on either side of it.
 ON_THE_CUT = 1e-6
 

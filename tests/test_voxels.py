@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from napari_gsvolume.fitting.gauss_newton import CoarseCurvature, GaussianBlocks
+from napari_gsvolume.fitting.gauss_newton import Curvature, GaussianBlocks
 from napari_gsvolume.observe.voxels import (
     Gaussians,
     derivative,
@@ -166,12 +166,19 @@ class TestGaussianBlocks:
         torch.testing.assert_close(scale[:, None] * got * scale, scale[:, None] * expected * scale, rtol=0, atol=5e-3)
 
 
-class TestCoarseCurvature:
+class TestCurvature:
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_exact_is_the_hessian(self, shape: tuple[int, ...]) -> None:
+        g = gaussians(5, shape, (0.5, 4))
+        expected = hessian(g, shape)
+        got = matrix(Curvature(g, shape, exact=True).times, tuple(steps(g).shape))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
     @pytest.mark.parametrize("shape", [(40, 44), (20, 22, 24)], ids=str)
     def test_is_close_to_the_hessian_of_smooth_gaussians(self, shape: tuple[int, ...]) -> None:
         g = gaussians(10, shape, (3, 5))
         expected = hessian(g, shape)
-        got = matrix(CoarseCurvature(g, shape).times, tuple(steps(g).shape))
+        got = matrix(Curvature(g, shape, exact=False).times, tuple(steps(g).shape))
         # In units of each parameter's own curvature. It shapes the step and no more: a quarter off is good enough.
         scale = expected.diagonal().rsqrt()
         expected, got = scale[:, None] * expected * scale, scale[:, None] * got * scale
@@ -183,9 +190,10 @@ class TestCoarseCurvature:
 
     @pytest.mark.parametrize("sigma", [(0.3, 0.6), (0.3, 8), (3, 5), (30, 40)], ids=str)
     @pytest.mark.parametrize("shape", [(30, 1), (30, 31), (9, 10, 17)], ids=str)
-    def test_is_symmetric_and_positive(self, shape: tuple[int, ...], sigma: tuple[float, float]) -> None:
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_is_symmetric_and_positive(self, shape: tuple[int, ...], sigma: tuple[float, float], exact: bool) -> None:
         g = gaussians(8, shape, sigma)
-        H = matrix(CoarseCurvature(g, shape).times, tuple(steps(g).shape))
+        H = matrix(Curvature(g, shape, exact=exact).times, tuple(steps(g).shape))
         size = float(torch.linalg.eigvalsh((H + H.T) / 2).max())
         assert size > 0
         torch.testing.assert_close(H, H.T, rtol=0, atol=1e-6 * size)
@@ -194,4 +202,4 @@ class TestCoarseCurvature:
     @pytest.mark.parametrize("shape", [(30, 31), (9, 10, 17)], ids=str)
     def test_no_gaussians(self, shape: tuple[int, ...]) -> None:
         g = gaussians(0, shape, (1, 2))
-        assert CoarseCurvature(g, shape).times(steps(g)).shape == (0, n_monomials(len(shape)))
+        assert Curvature(g, shape, exact=False).times(steps(g)).shape == (0, n_monomials(len(shape)))

@@ -155,13 +155,12 @@ def sample(
     from .gaussians import GaussianVolume
 
     gaussians = GaussianVolume.load(model)
-    if like is None:
-        other, grid = None, gaussians.grid.resampled(_factors(scale, gaussians.ndim))
-    else:
-        other = read_nifti(like)
-        grid, own = other.grid, gaussians.grid
-        if grid.units != own.units and "pixel" not in grid.units + own.units:
-            raise ValueError(f"{like} measures in {grid.units[0]}, the world of the Gaussians in {own.units[0]}.")
+    other = None if like is None else read_nifti(like)
+    grid = other.grid if other is not None else gaussians.grid.resampled(_factors(scale, gaussians.ndim))
+    if grid.units != gaussians.grid.units and "pixel" not in grid.units + gaussians.grid.units:
+        raise ValueError(
+            f"{like} measures in {grid.units[0]}, the world of the Gaussians in {gaussians.grid.units[0]}."
+        )
     shape = " x ".join(map(str, grid.shape))
     needed, free = math.prod(grid.shape) * _BYTES_A_SAMPLE, psutil.virtual_memory().available
     if needed > free:

@@ -103,7 +103,7 @@ def write_gaussian_layer(path: str, data: Any, attributes: dict[str, Any]) -> li
         raise ValueError(f"'{attributes.get('name')}' holds no Gaussians; save a layer '... · gaussians' that a fit made.")
     features = attributes.get("features")
     if isinstance(data, np.ndarray) and features is not None and "index" in features:
-        left = torch.as_tensor(np.asarray(features["index"], dtype=np.int64))
+        left = torch.tensor(np.array(features["index"], dtype=np.int64))
         gaussians = GaussianVolume(
             gaussians.means[left], gaussians.factors[left], gaussians.weights[left], gaussians.grid,
             gaussians.background, gaussians.metadata,

@@ -52,7 +52,7 @@ class GaussianVolume:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        n, ndim = len(self.weights), self.grid.ndim
+        n, ndim = torch.as_tensor(self.weights).numel(), self.grid.ndim
         for name, shape in (("means", (n, ndim)), ("factors", (n, ndim, ndim)), ("weights", (n,))):
             tensor = torch.as_tensor(getattr(self, name), dtype=torch.float32)
             if tensor.shape != shape:
@@ -144,7 +144,7 @@ class GaussianVolume:
             raise ValueError(f"Points of a {self.ndim}D volume have shape (..., {self.ndim}); got {x.shape}.")
         if not np.isfinite(x).all():
             raise ValueError("A point holds NaN or infinite coordinates.")
-        arrays = [t.cpu().double().numpy() for t in (self.means, self.factors, self.weights)]
+        arrays = [t.detach().cpu().double().numpy() for t in (self.means, self.factors, self.weights)]
         values = evaluate(*arrays, points=x.reshape(-1, self.ndim))
         return (values + self.background).reshape(x.shape[:-1]).astype(np.float32)
 
@@ -175,7 +175,7 @@ class GaussianVolume:
         coefficients[:, 0] = model.weights
         values = splat(model.means, model.factors, coefficients, target.shape)
         values += self.background
-        return values.cpu().numpy()
+        return values.detach().cpu().numpy()
 
     def on_grid(self, grid: Grid) -> GaussianVolume:
         """Return the same function of the world, in the index coordinates of another grid."""
@@ -211,8 +211,8 @@ class GaussianVolume:
         return read_gaussians(path)
 
 
-def _tensor(values: ArrayLike) -> Tensor:
-    return torch.from_numpy(np.array(values, dtype=np.float32))
+def _tensor(values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32).clone()
 
 
 __all__ = ["SUPPORT", "GaussianVolume"]

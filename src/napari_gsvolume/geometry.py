@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ class Grid:
     @property
     def size(self) -> int:
         """Number of voxels."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def voxel_size(self) -> NDArray[np.float64]:
@@ -115,9 +116,8 @@ class Grid:
 
 
 def _checked_affine(affine: ArrayLike | None, ndim: int) -> NDArray[np.float64]:
-    if affine is None:
-        return np.eye(ndim + 1)
-    matrix = np.array(affine, dtype=np.float64)  # a copy: the caller's array may change later
+    # A copy, as the caller's array may change later; + 0.0 turns -0.0 into 0.0, so that equal affines have equal bytes.
+    matrix = np.array(np.eye(ndim + 1) if affine is None else affine, dtype=np.float64) + 0.0
     if matrix.shape != (ndim + 1, ndim + 1):
         raise ValueError(f"The affine of a {ndim}D grid is {ndim + 1}x{ndim + 1}; got shape {matrix.shape}.")
     if not np.isfinite(matrix).all():

@@ -204,7 +204,7 @@ def points_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any]
         "size": np.clip(features["sigma_mean"], 0.5, None) if len(gaussians) else 1,
         "border_width": 0,
         "opacity": 0.7,
-        "out_of_slice_display": True,
+        "projection_mode": "rescale_spherical",  # a ball is seen in every slice it reaches into, cut to size
     }
     if len(gaussians):
         look |= {"face_color": "weight", "face_colormap": "coolwarm", "face_contrast_limits": (-limit, limit)}

@@ -26,7 +26,7 @@ _OWN_DAMPING_RANGE = (1.0, 1e3)
 _BACKTRACKS = 2
 COARSEST_SPACING = 4.0
 THINNEST = 0.6
-"""In spacings of the curvature's lattice, the thinnest radius that it resolves: of half of the Gaussians at least."""
+"""Radius, in spacings of the curvature's lattice, that it resolves; half of the Gaussians are no thinner."""
 EXACT_FROM = 0.7
 """After this share of a fit curvature is taken on the voxels themselves: what is left to gain is in the details."""
 
@@ -76,8 +76,8 @@ class GaussianBlocks:
 class Curvature:
     """``J^T J``, by quadrature on a lattice that may be coarser than the voxels'.
 
-    Products of Gaussians are smooth: a lattice of spacing ``radius / THINNEST`` integrates them to a few percent, at a
-    fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so that is enough
+    Products of Gaussians are smooth: a lattice of spacing ``radius / THINNEST`` integrates them well enough, at a
+    fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so an error of 10 to 30 % does no harm
     while steps are long. Gaussians too thin for the lattice are thickened to `THINNEST` spacings, their amplitude lowered so
     that their own block stays what it is.
 
@@ -92,7 +92,7 @@ class Curvature:
 
     def __init__(self, gaussians: Gaussians, shape: Sequence[int], *, exact: bool) -> None:
         U, s, Vt = torch.linalg.svd(gaussians.factors)  # s: inverse radii, (N, D), largest first
-        spacing = 1.0 if exact else min(max(float((1 / s[:, 0]).median()) / THINNEST, 1.0), COARSEST_SPACING)
+        spacing = 1.0 if exact or not len(s) else min(max(float((1 / s[:, 0]).median()) / THINNEST, 1.0), COARSEST_SPACING)
         self.shape = tuple(math.ceil(n / spacing) for n in shape)
         spacings = torch.tensor([n / m for n, m in zip(shape, self.shape, strict=True)]).to(s)
         resolved = s.clamp_max(1 / (THINNEST * spacing)) if spacing > 1 else s

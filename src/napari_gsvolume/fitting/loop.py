@@ -19,7 +19,7 @@ from ..splat import available_device, prepare
 from .first_order import FirstOrder
 from .gauss_newton import GaussNewton
 from .metrics import psnr_db, ssim
-from .population import births, make_plan, seeds, useful
+from .population import Plan, births, make_plan, seeds, useful
 from .settings import FitSettings
 from .target import Target, check_volume, make_target
 
@@ -226,14 +226,13 @@ def fit_steps(
     if grid.shape != array.shape:
         raise ValueError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
     target = make_target(array, grid, available_device(options.device))
-    return _steps(target, options, stop)
+    return _steps(target, options, make_plan(options, target.n_valid), stop)
 
 
-def _steps(target: Target, settings: FitSettings, stop: Callable[[], bool]) -> Iterator[FitStep]:
+def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[], bool]) -> Iterator[FitStep]:
     started = time.perf_counter()
     clock = lambda: time.perf_counter() - started  # noqa: E731
     random = np.random.default_rng(settings.seed)
-    plan = make_plan(settings, target.n_valid)
     solver = _solver(settings, stop)
     state, residual = _nothing(target), target.values
     loss = target.mean_square(residual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +56,7 @@ def check_volume(volume: ArrayLike, *, free_bytes: int | None = None) -> NDArray
     if len(shape) not in (2, 3):
         hint = "; choose one time point or channel" if len(shape) > 3 else ""
         raise ValueError(f"A fit needs a 2D or 3D volume; this one has {len(shape)} axes (shape {shape}){hint}.")
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if size == 0:
         raise ValueError(f"The volume is empty (shape {shape}).")
     needed = size * _BYTES_A_VOXEL

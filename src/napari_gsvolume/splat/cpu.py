@@ -26,6 +26,7 @@ LANES = 16
 _LANES_U = np.uint64(LANES)
 _K2 = SUPPORT**2
 _f4 = np.float32
+_STEEPEST = 1e30  # keeps float32 finite; such a Gaussian touches at most the voxel it is centred on
 # Reassociation lets sums vectorise. "nnan" and "ninf" stay out: lanes beyond the support may overflow before they are
 # masked.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -84,7 +85,7 @@ def _as_volume(means: Tensor, factors: Tensor) -> tuple[NDArray[np.float32], NDA
     return mu, W
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _ellipsoids(mu, W):  # type: ignore[no-untyped-def]
     """Return (N, 9) float64: centre (z, y, x) and the squares completed along x, then y, then z.
 
@@ -96,7 +97,7 @@ def _ellipsoids(mu, W):  # type: ignore[no-untyped-def]
         for r in range(3):
             for s in range(3):
                 for t in range(3):
-                    P[r, s] += float(W[i, r, t]) * float(W[i, s, t])
+                    P[r, s] += np.float64(W[i, r, t]) * np.float64(W[i, s, t])
         A = P[2, 2]
         a, b = P[1, 2] / A, P[0, 2] / A
         B = P[1, 1] - A * a * a
@@ -107,7 +108,7 @@ def _ellipsoids(mu, W):  # type: ignore[no-untyped-def]
     return E
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _bounds(centre, radius, n):  # type: ignore[no-untyped-def]
     """Return first and last integer within `radius` of `centre` and inside [0, n); last < first if there is none.
 
@@ -116,12 +117,12 @@ def _bounds(centre, radius, n):  # type: ignore[no-untyped-def]
     return int(ceil(max(centre - radius, 0.0))), int(floor(min(centre + radius, n - 1.0)))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _extent(E, nz):  # type: ignore[no-untyped-def]
     """Return the first and last plane of each ellipsoid."""
     first, last = np.empty(len(E), np.int64), np.empty(len(E), np.int64)
     for i in range(len(E)):
-        # A factor that is singular in float64 has no C > 0: such a Gaussian touches nothing.
+        # A singular factor has no A, B, C > 0 (numbers or NaN): such a Gaussian touches nothing.
         if E[i, 3] > 0 and E[i, 6] > 0 and E[i, 8] > 0:
             first[i], last[i] = _bounds(E[i, 0], SUPPORT / sqrt(E[i, 8]), nz)
         else:
@@ -129,14 +130,14 @@ def _extent(E, nz):  # type: ignore[no-untyped-def]
     return first, last
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _plane_cost(E, i):  # type: ignore[no-untyped-def]
     """Return about the work of one plane of ellipsoid `i`: chunks of voxels, and a row's overhead."""
     width, height = 2 * SUPPORT / sqrt(E[i, 3]), 2 * SUPPORT / sqrt(E[i, 6])
     return (height + 1) * (width + 2 * LANES)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _cost_of_planes(E, first, last, nz):  # type: ignore[no-untyped-def]
     cost = np.zeros(nz)
     for i in range(len(E)):
@@ -145,7 +146,7 @@ def _cost_of_planes(E, first, last, nz):  # type: ignore[no-untyped-def]
     return cost
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _cost_of_gaussians(E, first, last):  # type: ignore[no-untyped-def]
     cost = np.zeros(len(E))
     for i in range(len(E)):
@@ -167,7 +168,7 @@ _Q1 = exp(-_MIDDLE)  # also the constant term
 _Q2, _Q3, _Q4 = _Q1 / 2, _Q1 / 6, _Q1 / 24
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
 def _exp16(t):  # type: ignore[no-untyped-def]
     """Return exp(16 t) for 16 t in [-SUPPORT^2 / 2, 0], relative error 2e-5: a quartic, squared four times.
 
@@ -185,7 +186,7 @@ def _exp16(t):  # type: ignore[no-untyped-def]
     return p * p
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
 def _splat_chunk(out, start, skip, length, alpha, u0, beta, d0, p0, p1, p2):  # type: ignore[no-untyped-def]
     """Add ``exp * (p0 + p1 d + p2 d^2)`` to `LANES` voxels, those inside ``skip <= j < skip + length`` only."""
     for j in range(_LANES_U):
@@ -197,7 +198,7 @@ def _splat_chunk(out, start, skip, length, alpha, u0, beta, d0, p0, p1, p2):  # 
         out[start + j] += value if inside else _f4(0)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
 def _gather_chunk(grid, start, skip, length, alpha, u0, beta, d0):  # type: ignore[no-untyped-def]
     """Return the sums of grid * exp * (1, d, d^2) over the voxels that `_splat_chunk` would touch."""
     s0, s1, s2 = _f4(0), _f4(0), _f4(0)
@@ -215,14 +216,14 @@ def _gather_chunk(grid, start, skip, length, alpha, u0, beta, d0):  # type: igno
     return s0, s1, s2
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
 def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride):  # type: ignore[no-untyped-def]
     for task in prange(len(slabs) - 1):
         for i in range(len(E)):
             my, mx = E[i, 1], E[i, 2]
             A, a, b, B, c, C = E[i, 3], E[i, 4], E[i, 5], E[i, 6], E[i, 7], E[i, 8]
             q = coefficients[i]
-            alpha, p2 = _f4(-A / 32), q[9]
+            alpha, p2 = _f4(-min(A, _STEEPEST) / 32), q[9]
             for z in range(max(first[i], slabs[task]), min(last[i] + 1, slabs[task + 1])):
                 dz = z - E[i, 0]
                 left_plane = _K2 - C * dz * dz  # what is left of the squared radius for y and x
@@ -244,13 +245,13 @@ def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride):  # type: i
                         )  # fmt: skip
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
 def _gather(E, first, last, runs, grid, ny, nx, stride, moments):  # type: ignore[no-untyped-def]
     for task in prange(len(runs) - 1):
         for i in range(runs[task], runs[task + 1]):
             my, mx = E[i, 1], E[i, 2]
             A, a, b, B, c, C = E[i, 3], E[i, 4], E[i, 5], E[i, 6], E[i, 7], E[i, 8]
-            alpha = _f4(-A / 32)
+            alpha = _f4(-min(A, _STEEPEST) / 32)
             m, mz, my_, mx_, mzz, mzy, mzx, myy, myx, mxx = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for z in range(first[i], last[i] + 1):
                 dz = z - E[i, 0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ from magicgui.widgets import CheckBox, ComboBox, Container, Label, ProgressBar, 
 from napari.layers import Image, Layer, Points, Surface
 from napari.utils.notifications import show_error, show_info, show_warning
 from napari.viewer import Viewer
-from qtpy.QtCore import QEvent, QObject
+from qtpy.QtCore import QEvent, QObject, QTimer
 from qtpy.QtWidgets import QFileDialog
 from superqt.utils import create_worker
 
 from ..fitting import FitResult, FitSettings
 from ..fitting.target import check_volume
 from ..layers import (
+    MOST_ELLIPSOIDS,
     SourceVolume,
     density_layer,
     gaussian_layer,
@@ -53,7 +56,9 @@ class FitWidget(Container[Any]):
         self._stop = threading.Event()
         self._shown: dict[str, Layer] = {}  # this run's layers, by kind
         self._results: list[tuple[SourceVolume, FitResult]] = []
+        self._turns: deque[Callable[[], None]] = deque()  # what is still to be drawn
         self._error_shown = False
+        self._left = False
 
         self.image = create_widget(annotation=Image, label="Image")
         self.time_point = ComboBox(label="Time point", choices=[_ALL], tooltip="Which volume of the series to fit")
@@ -83,7 +88,8 @@ class FitWidget(Container[Any]):
         napari_viewer.dims.events.ndisplay.connect(self._on_ndisplay)
         self._closing = _Closing(self.stop)
         self.native.installEventFilter(self._closing)
-        self.native.destroyed.connect(self._stop.set)
+        self._window_closing = _Closing(self._leave)
+        self.native.destroyed.connect(self._leave)
         self._on_image(self.image.value)
 
     @property
@@ -99,6 +105,12 @@ class FitWidget(Container[Any]):
     def stop(self) -> None:
         """End a fit that is under way; what it has reached is kept."""
         self._stop.set()
+
+    def _leave(self) -> None:
+        """End the fit and draw no more: there will be no viewer to draw in."""
+        self._stop.set()
+        self._turns.clear()
+        self._left = True
 
     def reset_choices(self, *args: Any) -> None:
         """Follow the viewer's layers; napari calls it when they change."""
@@ -152,15 +164,16 @@ class FitWidget(Container[Any]):
 
     def _start(self, sources: list[SourceVolume], settings: FitSettings) -> None:
         self._stop = threading.Event()  # the last run's worker may still look at its own
-        self.native.destroyed.connect(self._stop.set)
-        self._results, self._error_shown = [], False
+        self._results, self._error_shown, self._left = [], False, False
+        self.native.window().installEventFilter(self._window_closing)
         self._shown = {} if self.keep.value else self._earlier_layers(sources[0].name)
         self._series = self.image.value if len(sources) > 1 else None
         self.save.enabled = False
         self.button.text = "Stop"
         self.progress.value = 0
         self._say("Loading the volume")
-        self._worker = create_worker(job.run, sources, settings, self._stop.is_set, _start_thread=False)
+        self._pace = job.Pace()
+        self._worker = create_worker(job.run, sources, settings, self._stop.is_set, self._pace, _start_thread=False, _ignore_errors=True)
         self._worker.yielded.connect(self._show)
         self._worker.errored.connect(self._on_error)
         self._worker.finished.connect(self._on_finished)
@@ -173,6 +186,8 @@ class FitWidget(Container[Any]):
         return {kind: self._viewer.layers[full] for kind, full in layers.items() if full in self._viewer.layers}
 
     def _on_error(self, error: BaseException) -> None:
+        if self._left:
+            return
         self._error_shown = True
         known = isinstance(error, ValueError | MemoryError | OSError)
         text = str(error) if known and str(error) else f"The fit failed: {type(error).__name__}: {error}"
@@ -181,7 +196,12 @@ class FitWidget(Container[Any]):
         self._say(text, show_warning if known else show_error)
 
     def _on_finished(self) -> None:
+        if self._turns:
+            QTimer.singleShot(5, self._on_finished)
+            return
         self._worker = None
+        if self._left:
+            return
         self.button.text = "Run"
         self.button.enabled = True
         self.save.enabled = bool(self._results)
@@ -197,23 +217,35 @@ class FitWidget(Container[Any]):
     # Showing ----------------------------------------------------------------------------------------------------------
 
     def _show(self, preview: Preview) -> None:
+        if self._left:
+            return
         step = preview.step
         self.progress.value = round(1000 * preview.progress)
         which = f"Volume {preview.index + 1} of {preview.count}: " if preview.count > 1 else ""
         if preview.density is None:
             self._say(which + step.message)
             return
-        self.plot.show_history(step.history)
         self._say(which + _figures(preview))
-        self._show_images(preview)
         if preview.result is not None:
             self._results.append((preview.source, preview.result))
             for note in preview.result.notes:
                 self._say(f"{which}{_figures(preview)} {note}", show_info)
-        if self._series is None:
-            self._show_gaussians(preview)
+        self._turns += [
+            lambda: self.plot.show_history(step.history),
+            *self._images(preview),
+            *([] if self._series is not None else self._gaussians(preview)),
+            self._pace.drawn,
+        ]
+        self._take_turns()
 
-    def _show_images(self, preview: Preview) -> None:
+    def _take_turns(self) -> None:
+        """Draw one thing, then let the viewer breathe before the next."""
+        if self._turns:
+            self._turns.popleft()()
+            QTimer.singleShot(0, self._take_turns)
+
+    def _images(self, preview: Preview) -> list[Callable[[], None]]:
+        """Return the calls that show density and residual."""
         source, metadata = preview.source, preview.step.gaussians.metadata
         limit = residual_limit(preview.residual)
         density, residual, place = preview.density, preview.residual, source.placement
@@ -222,8 +254,10 @@ class FitWidget(Container[Any]):
             density = self._stacked("density", density, preview)
             residual = self._stacked("residual", residual, preview)
         metadata = metadata if preview.result is None else preview.result.gaussians.metadata
-        self._put("density", density_layer(source.name, density, place, source.limits, metadata))
-        self._put("residual", residual_layer(source.name, residual, place, limit, metadata))
+        return [
+            lambda: self._put("density", density_layer(source.name, density, place, source.limits, metadata)),
+            lambda: self._put("residual", residual_layer(source.name, residual, place, limit, metadata)),
+        ]
 
     def _stacked(self, kind: str, volume: Any, preview: Preview) -> Any:
         """Return the series so far with this volume in its place; the ones to come are NaN."""
@@ -234,14 +268,17 @@ class FitWidget(Container[Any]):
         series[preview.index] = volume
         return series
 
-    def _show_gaussians(self, preview: Preview) -> None:
+    def _gaussians(self, preview: Preview) -> list[Callable[[], None]]:
+        """Return the calls that show ellipsoids and centres."""
         gaussians = preview.step.gaussians if preview.result is None else preview.result.gaussians
         source, flat = preview.source, gaussians.ndim == 2
         # A surface in a volume is seen in 3D only: the live view leaves it out in 2D, where centres show.
+        calls: list[Callable[[], None]] = []
         if preview.result is not None or flat or self._viewer.dims.ndisplay == 3:
-            self._put("gaussians", gaussian_layer(source.name, gaussians, source.placement))
-        if not flat and not isinstance(self._shown.get("gaussians"), Points):
-            self._put("centres", points_layer(source.name, gaussians, source.placement))
+            calls.append(lambda: self._put("gaussians", gaussian_layer(source.name, gaussians, source.placement)))
+        if not flat and len(gaussians) <= MOST_ELLIPSOIDS:
+            calls.append(lambda: self._put("centres", points_layer(source.name, gaussians, source.placement)))
+        return calls
 
     def _on_ndisplay(self) -> None:
         """Show centres in slices and ellipsoids in space: of a surface a slice shows stray triangles only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,31 @@ from ..fitting import FitResult, FitSettings, FitStep, fit_steps
 from ..layers import SourceVolume
 
 _SHORTEST_PAUSE = 0.5
-_SHARE_OF_TIME = 0.1
-"""Previews may take this share of the fit's time."""
+_PAUSE_PER_COST = 4.0
+
+
+class Pace:
+    """Lets previews through no faster than the viewer draws them, and gives most of the time to the fit.
+
+    `sent` and `due` are called where the fit runs, `drawn` where the viewer does.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._next = 0.0
+
+    def due(self) -> bool:
+        """Whether another preview is welcome."""
+        return time.perf_counter() >= self._next
+
+    def sent(self) -> None:
+        """Note that a preview is being made: the next one waits until it is drawn."""
+        self._began, self._next = time.perf_counter(), math.inf
+
+    def drawn(self) -> None:
+        """Note that the last preview is on the screen."""
+        now = time.perf_counter()
+        self._next = now + max(_SHORTEST_PAUSE, _PAUSE_PER_COST * (now - self._began))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +71,9 @@ class Preview:
         return (self.index + (1.0 if self.result else self.step.progress)) / self.count
 
 
-def run(sources: Sequence[SourceVolume], settings: FitSettings, stop: Callable[[], bool]) -> Iterator[Preview]:
+def run(
+    sources: Sequence[SourceVolume], settings: FitSettings, stop: Callable[[], bool], pace: Pace
+) -> Iterator[Preview]:
     """Fit one volume after another and yield what to show.
 
     The last two previews of a volume have its final density: the first comes at once, the other with the result when its
@@ -55,7 +81,6 @@ def run(sources: Sequence[SourceVolume], settings: FitSettings, stop: Callable[[
     """
     for index, source in enumerate(sources):
         volume = np.asarray(source.array)
-        shown = cost = 0.0
         step = None
 
         def preview(step: FitStep, result: FitResult | None = None, i: int = index, s: SourceVolume = source,
@@ -64,14 +89,11 @@ def run(sources: Sequence[SourceVolume], settings: FitSettings, stop: Callable[[
             return Preview(i, len(sources), s, step, density, np.asarray(volume, np.float32) - density, result)
 
         for step in fit_steps(volume, grid=source.grid, stop=stop, **settings.model_dump()):
-            now = time.perf_counter()
-            if step.iteration and now - shown > max(_SHORTEST_PAUSE, cost / _SHARE_OF_TIME):
-                picture = preview(step)
-                shown = time.perf_counter()
-                cost = shown - now
-                yield picture
-            elif not step.iteration:
+            if not step.iteration:
                 yield Preview(index, len(sources), source, step)
+            elif pace.due():
+                pace.sent()
+                yield preview(step)
         assert step is not None  # a fit yields at least once
         yield preview(step)
         yield preview(step, step.result())

@@ -1,0 +1,330 @@
+"""The Fit widget, used as a person would: choose, click, watch, stop, save."""
+
+import gc
+import threading
+import time
+
+import numpy as np
+import pytest
+from napari.layers import Image, Points, Surface
+from qtpy.QtCore import Qt
+
+from napari_gsvolume import GaussianVolume, vessel_phantom
+from napari_gsvolume.widgets.fit import FitWidget
+
+SLOW = 60_000  # ms: two busy cores, and perhaps the kernels' first compilation
+
+
+@pytest.fixture
+def volume():
+    return vessel_phantom(24)[0]
+
+
+@pytest.fixture
+def open_widget(make_napari_viewer, qtbot):
+    """Return a function that opens a viewer with one image and the widget, with few Gaussians and iterations."""
+
+    def open_(data, **options):
+        viewer = make_napari_viewer(show=True)
+        if data is not None:
+            viewer.add_image(data, name="volume", **{"rgb": False, **options})
+        _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Fit Gaussians")
+        widget.form.fields["gaussians"].value = 40
+        widget.form.fields["iterations"].value = 6
+        return viewer, widget
+
+    return open_
+
+
+def click(qtbot, button):
+    qtbot.mouseClick(button.native, Qt.MouseButton.LeftButton)
+
+
+def run(qtbot, widget):
+    click(qtbot, widget.button)
+    assert widget.running, widget.status.value
+    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
+
+
+def names(viewer):
+    return [layer.name for layer in viewer.layers]
+
+
+def test_run_adds_density_residual_and_gaussians_in_place(open_widget, qtbot, volume):
+    angle = np.deg2rad(20)
+    rotate = [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    place = {"scale": (3, 1, 2), "translate": (5, -2, 7), "rotate": rotate, "units": ("mm", "mm", "mm")}
+    viewer, widget = open_widget(volume, axis_labels=("z", "y", "x"), affine=np.diag([1, 2, 1, 1]), **place)
+    run(qtbot, widget)
+    source, density = viewer.layers["volume"], viewer.layers["volume · density"]
+    residual, gaussians = viewer.layers["volume · residual"], viewer.layers["volume · gaussians"]
+    np.testing.assert_allclose(density.data + residual.data, volume, atol=1e-6)
+    assert density.data.dtype == np.float32
+    assert isinstance(gaussians, Surface)
+    for layer in (density, residual, gaussians, viewer.layers["volume · centres"]):
+        for point in np.eye(3):
+            np.testing.assert_allclose(layer.data_to_world(point), source.data_to_world(point), atol=1e-9)
+        assert layer.units == source.units
+        assert layer.axis_labels == source.axis_labels
+    assert tuple(density.contrast_limits) == tuple(source.contrast_limits)
+    low, high = residual.contrast_limits
+    assert low == -high
+    # The Gaussians' own grid says the same as the layer: exported files lie where the image does.
+    [result] = widget.results
+    np.testing.assert_allclose(result.gaussians.grid.affine @ [0, 1, 0, 1], [*source.data_to_world([0, 1, 0]), 1])
+    assert result.gaussians.grid.units == ("millimeter",) * 3
+    assert f"{result.psnr_db:.2f} dB" in widget.status.value
+    assert density.metadata["napari_gsvolume"]["settings"]["gaussians"] == 40
+    assert density.metadata["napari_gsvolume"]["metrics"]["psnr_db"] == pytest.approx(result.psnr_db)
+
+
+def test_features_are_the_parameters_of_the_gaussians(open_widget, qtbot, volume):
+    viewer, widget = open_widget(volume, scale=(2, 2, 2))
+    run(qtbot, widget)
+    [result] = widget.results
+    points, surface = viewer.layers["volume · centres"], viewer.layers["volume · gaussians"]
+    np.testing.assert_allclose(points.data, result.gaussians.means.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(points.features["weight"], result.gaussians.weights.numpy())
+    scales, _ = result.gaussians.scales_and_quaternions()
+    np.testing.assert_allclose(points.features["sigma_1"], 2 * scales[:, 0], rtol=1e-3)
+    assert len(surface.features) == len(surface.vertices)
+    assert set(surface.features["index"]) == set(range(result.n_gaussians))
+
+
+def test_second_run_updates_in_place_and_can_keep_both(open_widget, qtbot, volume):
+    viewer, widget = open_widget(volume)
+    run(qtbot, widget)
+    before, layer = names(viewer), viewer.layers["volume · density"]
+    first = layer.data.copy()
+    widget.form.fields["gaussians"].value = 80
+    run(qtbot, widget)
+    assert names(viewer) == before
+    assert viewer.layers["volume · density"] is layer
+    assert not np.array_equal(layer.data, first)
+    assert len(viewer.layers["volume · centres"].data) == widget.results[0].n_gaussians
+    widget.keep.value = True
+    run(qtbot, widget)
+    assert len(viewer.layers) == 2 * len(before) - 1
+
+
+def test_stop_takes_effect_and_keeps_the_result(open_widget, qtbot):
+    viewer, widget = open_widget(vessel_phantom(48)[0])
+    widget.form.fields["gaussians"].value = 400
+    widget.form.fields["iterations"].value = 5000
+    click(qtbot, widget.button)
+    assert widget.button.text == "Stop"
+    qtbot.waitUntil(lambda: "volume · density" in names(viewer), timeout=SLOW)
+    click(qtbot, widget.button)
+    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
+    [result] = widget.results
+    assert result.message == "Stopped."
+    assert widget.button.text == "Run"
+    np.testing.assert_allclose(viewer.layers["volume · density"].data, result.reconstruction)
+    run_again = widget.button
+    widget.form.fields["iterations"].value = 3
+    click(qtbot, run_again)
+    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
+    assert widget.results[0].message != "Stopped."
+
+
+def test_a_2d_image_shows_its_ellipses(open_widget, qtbot, volume):
+    viewer, widget = open_widget(volume.max(0))
+    run(qtbot, widget)
+    assert viewer.layers["volume · gaussians"].ndim == 2
+    assert viewer.layers["volume · gaussians"].visible
+    assert "volume · centres" not in names(viewer)
+
+
+def test_slices_show_centres_and_space_shows_ellipsoids(open_widget, qtbot, volume):
+    viewer, widget = open_widget(volume)
+    run(qtbot, widget)
+    surface, points = viewer.layers["volume · gaussians"], viewer.layers["volume · centres"]
+    assert (surface.visible, points.visible) == (False, True)
+    viewer.dims.ndisplay = 3
+    assert (surface.visible, points.visible) == (True, False)
+
+
+@pytest.mark.parametrize("choice", [1, "all"])
+def test_a_series_asks_for_a_time_point_or_all(open_widget, qtbot, volume, choice):
+    series = np.stack([volume, 2 * volume + 1, volume])
+    viewer, widget = open_widget(series, scale=(10, 1, 2, 3), translate=(4, 0, 0, 1))
+    assert widget.time_point.visible
+    assert list(widget.time_point.choices) == [0, 1, 2, "all"]
+    widget.time_point.value = choice
+    run(qtbot, widget)
+    density = viewer.layers["volume · density"]
+    if choice == "all":
+        assert density.data.shape == series.shape
+        assert np.isfinite(density.data).all()
+        assert len(widget.results) == 3
+        point = np.array([2.0, 3, 4, 5])
+        np.testing.assert_allclose(density.data_to_world(point), viewer.layers["volume"].data_to_world(point))
+    else:
+        np.testing.assert_allclose(density.data + viewer.layers["volume · residual"].data, series[1], atol=1e-5)
+        world = viewer.layers["volume"].data_to_world([1.0, 3, 4, 5])[1:]
+        np.testing.assert_allclose(density.data_to_world([3.0, 4, 5]), world)
+
+
+def test_a_pyramid_asks_for_a_level_and_loads_only_that(open_widget, qtbot, volume):
+    da = pytest.importorskip("dask.array")
+    loaded = []
+
+    def block(data, name):
+        return da.from_delayed(_delayed(data, name, loaded), data.shape, data.dtype)
+
+    coarse = volume.reshape(12, 2, 12, 2, 12, 2).mean((1, 3, 5))
+    viewer, widget = open_widget([block(volume, "fine"), block(coarse, "coarse")], multiscale=True, contrast_limits=(0, 1))
+    assert widget.level.visible
+    widget.level.value = 1
+    qtbot.wait(50)
+    loaded.clear()
+    run(qtbot, widget)
+    density = viewer.layers["volume · density"]
+    assert density.data.shape == coarse.shape
+    assert "fine" not in loaded
+    # A coarse voxel's centre is the middle of the eight fine ones it stands for.
+    np.testing.assert_allclose(density.data_to_world([1.0, 1, 1]), [2.5, 2.5, 2.5])
+
+
+def _delayed(data, name, loaded):
+    import dask
+
+    def load():
+        loaded.append(name)
+        return data
+
+    return dask.delayed(load, pure=False)()
+
+
+BAD = {
+    "rgb": (lambda: np.zeros((20, 20, 3), np.uint8), {"rgb": True}, "RGB"),
+    "constant": (lambda: np.ones((8, 8, 8)), {}, "constant"),
+    "all NaN": (lambda: np.full((8, 8, 8), np.nan), {"contrast_limits": (0, 1)}, "no finite voxels"),
+    "5D": (lambda: np.zeros((2, 2, 4, 4, 4)), {}, "5 axes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, volume, case):
+    make, options, words = BAD[case]
+    viewer, widget = open_widget(make(), **options)
+    before = names(viewer)
+    click(qtbot, widget.button)
+    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
+    assert words in widget.status.value
+    assert viewer.status == widget.status.value
+    assert names(viewer) == before
+    widget.image.value = viewer.add_image(volume, name="good")
+    run(qtbot, widget)
+    assert "good · density" in names(viewer)
+
+
+def test_no_layer_more_gaussians_than_voxels_and_too_large(open_widget, qtbot, volume):
+    viewer, widget = open_widget(None)
+    click(qtbot, widget.button)
+    assert "no image layer" in widget.status.value
+    viewer.add_image(volume, name="volume")
+    widget.form.fields["gaussians"].value = volume.size + 1
+    click(qtbot, widget.button)
+    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
+    assert "more than the" in widget.status.value
+    da = pytest.importorskip("dask.array")
+    huge = viewer.add_image(da.zeros((4096, 4096, 4096), chunks=512), contrast_limits=(0, 1), name="huge")
+    widget.image.value = huge
+    click(qtbot, widget.button)
+    assert not widget.running
+    assert "GiB" in widget.status.value
+
+
+def test_nan_voxels_are_left_out_and_said_so(open_widget, qtbot, volume):
+    volume[:2] = np.nan
+    _, widget = open_widget(volume, contrast_limits=(0, 1))
+    run(qtbot, widget)
+    assert f"{2 * 24 * 24:,} voxels are NaN" in widget.status.value
+    assert np.isfinite(widget.results[0].reconstruction).all()
+
+
+def test_removing_layers_during_a_fit_loses_nothing(open_widget, qtbot):
+    viewer, widget = open_widget(vessel_phantom(48)[0])
+    widget.form.fields["gaussians"].value = 400
+    widget.form.fields["iterations"].value = 40
+    click(qtbot, widget.button)
+    qtbot.waitUntil(lambda: "volume · density" in names(viewer), timeout=SLOW)
+    viewer.layers.remove("volume")
+    viewer.layers.remove("volume · density")
+    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
+    assert widget.results
+    assert "volume · gaussians" in names(viewer)
+    assert "volume · density" not in names(viewer)
+
+
+@pytest.mark.parametrize("how", ["dock", "viewer"])
+def test_closing_stops_the_worker(make_napari_viewer, qtbot, how):
+    before = threading.active_count()
+    viewer = make_napari_viewer()
+    viewer.add_image(vessel_phantom(48)[0], name="volume")
+    dock, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Fit Gaussians")
+    widget.form.fields["iterations"].value = 100_000
+    click(qtbot, widget.button)
+    qtbot.waitUntil(lambda: "volume · density" in names(viewer), timeout=SLOW)
+    worker, stopped = widget._worker, widget._stop
+    if how == "dock":
+        viewer.window.remove_dock_widget(dock)
+    else:
+        viewer.close()
+    del widget
+    gc.collect()
+    qtbot.waitUntil(stopped.is_set, timeout=5000)
+    deadline = time.monotonic() + 20
+    while worker.is_running and time.monotonic() < deadline:
+        qtbot.wait(20)
+    assert not worker.is_running
+    assert threading.active_count() <= before + 4  # pools of threads stay, workers do not
+
+
+def test_settings_are_remembered(open_widget, make_napari_viewer, qtbot, volume):
+    _, widget = open_widget(volume)
+    widget.form.fields["target_psnr"].value = 17.5
+    widget.form.fields["solver"].value = "adam"
+    run(qtbot, widget)
+    second = FitWidget(make_napari_viewer())
+    qtbot.addWidget(second.native)
+    assert second.form.fields["target_psnr"].value == 17.5
+    assert second.form.fields["solver"].value == "adam"
+    assert second.form.fields["time_limit"].value is None
+
+
+def test_save_and_open_again(open_widget, qtbot, volume, tmp_path):
+    viewer, widget = open_widget(volume, scale=(1, 2, 3), units=("mm", "mm", "mm"))
+    run(qtbot, widget)
+    widget.save_results(tmp_path / "mine.safetensors")
+    assert "Saved" in widget.status.value
+    saved = GaussianVolume.load(tmp_path / "mine.safetensors")
+    np.testing.assert_array_equal(saved.means.numpy(), widget.results[0].gaussians.means.numpy())
+    # From the layer, through napari's own save and open.
+    for kind in ("gaussians", "centres"):
+        path = tmp_path / f"{kind}.safetensors"
+        viewer.layers[f"volume · {kind}"].save(str(path), plugin="napari-gsvolume")
+        again = GaussianVolume.load(path)
+        np.testing.assert_array_equal(again.factors.numpy(), saved.factors.numpy())
+        assert again.grid == saved.grid
+    viewer.layers.clear()
+    layers = viewer.open(tmp_path / "gaussians.safetensors", plugin="napari-gsvolume")
+    assert [type(layer) for layer in layers] == [Image, Surface]
+    np.testing.assert_allclose(layers[0].data, widget.results[0].reconstruction, atol=1e-4)
+    np.testing.assert_allclose(layers[0].scale, (1, 2, 3))
+    widget.save_results(tmp_path / "missing" / "x.safetensors")
+    assert "missing" in widget.status.value
+
+
+def test_points_that_were_deleted_are_not_saved(open_widget, qtbot, volume, tmp_path):
+    viewer, widget = open_widget(volume)
+    run(qtbot, widget)
+    points = viewer.layers["volume · centres"]
+    assert isinstance(points, Points)
+    points.selected_data = {0, 3}
+    points.remove_selected()
+    points.save(str(tmp_path / "fewer.safetensors"), plugin="napari-gsvolume")
+    fewer = GaussianVolume.load(tmp_path / "fewer.safetensors")
+    assert len(fewer) == widget.results[0].n_gaussians - 2
+    np.testing.assert_array_equal(fewer.means[0].numpy(), widget.results[0].gaussians.means[1].numpy())
