@@ -148,7 +148,7 @@ def test_slices_show_centres_and_space_shows_ellipsoids(open_widget, qtbot, volu
 def test_a_series_asks_for_a_time_point_or_all(open_widget, qtbot, volume, choice):
     series = np.stack([volume, 2 * volume + 1, volume])
     viewer, widget = open_widget(series, scale=(10, 1, 2, 3), translate=(4, 0, 0, 1))
-    assert widget.time_point.visible
+    qtbot.waitUntil(lambda: widget.time_point.visible)
     assert list(widget.time_point.choices) == [0, 1, 2, "all"]
     widget.time_point.value = choice
     run(qtbot, widget)
@@ -173,8 +173,10 @@ def test_a_pyramid_asks_for_a_level_and_loads_only_that(open_widget, qtbot, volu
         return da.from_delayed(_delayed(data, name, loaded), data.shape, data.dtype)
 
     coarse = volume.reshape(12, 2, 12, 2, 12, 2).mean((1, 3, 5))
-    viewer, widget = open_widget([block(volume, "fine"), block(coarse, "coarse")], multiscale=True, contrast_limits=(0, 1))
-    assert widget.level.visible
+    viewer, widget = open_widget(
+        [block(volume, "fine"), block(coarse, "coarse")], multiscale=True, contrast_limits=(0, 1)
+    )
+    qtbot.waitUntil(lambda: widget.level.visible)
     widget.level.value = 1
     qtbot.wait(50)
     loaded.clear()

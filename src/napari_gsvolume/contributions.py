@@ -83,7 +83,10 @@ def write_nifti_image(path: str, data: Any, attributes: dict[str, Any]) -> list[
         raise ValueError(f"'{attributes.get('name')}' is an RGB image; NIfTI files are written from grey ones.")
     known = {"scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "name"}
     layer = Image(
-        data, rgb=False, multiscale=bool(attributes.get("multiscale")), **{k: attributes[k] for k in known & set(attributes)}
+        data,
+        rgb=False,
+        multiscale=bool(attributes.get("multiscale")),
+        **{k: attributes[k] for k in known & set(attributes)},
     )
     grid = source_volume(layer, time_point=0 if layer.ndim == 4 else None).grid
     array = np.asarray(data[0] if layer.multiscale else data, dtype=np.float32)
@@ -100,7 +103,9 @@ def write_gaussian_layer(path: str, data: Any, attributes: dict[str, Any]) -> li
     """Write the Gaussians of a surface or points layer; of points, those that are still there."""
     gaussians = gaussians_of(attributes.get("metadata") or {})
     if gaussians is None:
-        raise ValueError(f"'{attributes.get('name')}' holds no Gaussians; save a layer '... · gaussians' that a fit made.")
+        raise ValueError(
+            f"'{attributes.get('name')}' holds no Gaussians; save a layer '... · gaussians' that a fit made."
+        )
     features = attributes.get("features")
     if isinstance(data, np.ndarray) and features is not None and "index" in features:
         left = torch.tensor(np.array(features["index"], dtype=np.int64))

@@ -74,7 +74,7 @@ class GaussianVolume:
     @property
     def covariances(self) -> Tensor:
         """Covariance of each Gaussian in squared voxels, ``(N, D, D)``."""
-        inverse = torch.linalg.inv(self.factors)
+        inverse: Tensor = torch.linalg.inv(self.factors)
         return inverse.mT @ inverse
 
     def scales_and_quaternions(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -110,7 +110,7 @@ class GaussianVolume:
     def from_scales_and_quaternions(
         cls, means: ArrayLike, scales: ArrayLike, quaternions: ArrayLike, weights: ArrayLike, grid: Grid, **others: Any
     ) -> GaussianVolume:
-        """Return the 3D Gaussians with given `means` ``(N, 3)`` (z, y, x) and the rest as `scales_and_quaternions` says."""
+        """Return 3D Gaussians from `means` ``(N, 3)`` (z, y, x) and what `scales_and_quaternions` returns."""
         from scipy.spatial.transform import Rotation
 
         sigma = np.asarray(scales, np.float64).reshape(-1, 3)
@@ -144,8 +144,8 @@ class GaussianVolume:
             raise ValueError(f"Points of a {self.ndim}D volume have shape (..., {self.ndim}); got {x.shape}.")
         if not np.isfinite(x).all():
             raise ValueError("A point holds NaN or infinite coordinates.")
-        arrays = [t.detach().cpu().double().numpy() for t in (self.means, self.factors, self.weights)]
-        values = evaluate(*arrays, points=x.reshape(-1, self.ndim))
+        means, factors, weights = (t.detach().cpu().double().numpy() for t in (self.means, self.factors, self.weights))
+        values = evaluate(means, factors, weights, x.reshape(-1, self.ndim))
         return (values + self.background).reshape(x.shape[:-1]).astype(np.float32)
 
     def sample(self, grid: Grid | None = None, *, scale: float | Sequence[float] | None = None) -> NDArray[np.float32]:

@@ -72,7 +72,8 @@ def source_volume(layer: Image, *, time_point: int | None = None, level: int = 0
     """
     if layer.rgb:
         raise ValueError(
-            f"'{layer.name}' is an RGB image: split its channels (right-click the layer, Split RGB) and choose one of them."
+            f"'{layer.name}' is an RGB image: split its channels (right-click the layer, Split RGB) "
+            "and choose one of them."
         )
     shapes = level_shapes(layer)
     if not 0 <= level < len(shapes):
@@ -153,7 +154,11 @@ def series_placement(layer: Image, grid: Grid) -> dict[str, Any]:
 
 
 def density_layer(
-    name: str, density: NDArray[np.float32], placement: dict[str, Any], limits: tuple[float, float], metadata: dict[str, Any]
+    name: str,
+    density: NDArray[np.float32],
+    placement: dict[str, Any],
+    limits: tuple[float, float],
+    metadata: dict[str, Any],
 ) -> LayerData:
     """Return f on the source's voxels as an image layer "name · density", in the source's contrast limits."""
     options = {"name": f"{name} · density", "contrast_limits": limits, "colormap": "gray", "blending": "translucent"}
@@ -163,9 +168,13 @@ def density_layer(
 def residual_layer(
     name: str, residual: NDArray[np.float32], placement: dict[str, Any], limit: float, metadata: dict[str, Any]
 ) -> LayerData:
-    """Return source - f as an image layer "name · residual": diverging colours, zero in the middle, ends at ± `limit`."""
+    """Return source - f as an image layer "name · residual": diverging colours from -limit to `limit`."""
     options = {"name": f"{name} · residual", "contrast_limits": (-limit, limit), "colormap": _DIVERGING}
-    return residual, {**options, **placement, "rgb": False, "visible": False, "metadata": {METADATA_KEY: metadata}}, "image"
+    return (
+        residual,
+        {**options, **placement, "rgb": False, "visible": False, "metadata": {METADATA_KEY: metadata}},
+        "image",
+    )
 
 
 def residual_limit(residual: NDArray[np.float32]) -> float:
@@ -179,8 +188,8 @@ def gaussian_layer(name: str, gaussians: GaussianVolume, placement: dict[str, An
     """Return Gaussians as a layer "name · gaussians".
 
     Ellipsoids of one standard deviation as a surface, or points where there are more than `MOST_ELLIPSOIDS`. Each
-    vertex or point carries the parameters of its Gaussian as features; the `GaussianVolume` itself is in the metadata, so that
-    saving the layer loses nothing.
+    vertex or point carries the parameters of its Gaussian as features; the `GaussianVolume` itself is in the
+    metadata, so that saving the layer loses nothing.
     """
     place = grid_placement(gaussians.grid) if placement is None else placement
     metadata = {METADATA_KEY: {"gaussians": gaussians, **gaussians.metadata}}
@@ -210,7 +219,11 @@ def points_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any]
         look |= {"face_color": "weight", "face_colormap": "coolwarm", "face_contrast_limits": (-limit, limit)}
     metadata = {METADATA_KEY: {"gaussians": gaussians, **gaussians.metadata}}
     means = gaussians.means.numpy().reshape(-1, gaussians.ndim)
-    return means, {"name": f"{name} · {kind}", **placement, **look, "features": features, "metadata": metadata}, "points"
+    return (
+        means,
+        {"name": f"{name} · {kind}", **placement, **look, "features": features, "metadata": metadata},
+        "points",
+    )
 
 
 def _weight_limit(gaussians: GaussianVolume) -> float:
@@ -219,7 +232,7 @@ def _weight_limit(gaussians: GaussianVolume) -> float:
 
 
 def gaussian_features(gaussians: GaussianVolume) -> dict[str, NDArray[Any]]:
-    """Return a column a parameter: index, weight, standard deviations in world units (largest first), and their mean."""
+    """Return a column a parameter: index, weight, standard deviations (world units, largest first), their mean."""
     covariances = gaussians.covariances.double().numpy()
     A = gaussians.grid.affine[:-1, :-1]
     variances = np.linalg.eigvalsh(A @ covariances @ A.T)[:, ::-1] if len(gaussians) else np.zeros((0, gaussians.ndim))
@@ -283,7 +296,9 @@ def _ball(subdivisions: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         faces = split
     points, triangles = np.array(vertices), np.array(faces)
     # All triangles turn the same way, normals outwards.
-    normal = np.cross(points[triangles[:, 1]] - points[triangles[:, 0]], points[triangles[:, 2]] - points[triangles[:, 0]])
+    normal = np.cross(
+        points[triangles[:, 1]] - points[triangles[:, 0]], points[triangles[:, 2]] - points[triangles[:, 0]]
+    )
     inwards = (normal * points[triangles].mean(1)).sum(1) < 0
     triangles[inwards] = triangles[inwards][:, ::-1]
     return points, triangles

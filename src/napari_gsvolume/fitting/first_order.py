@@ -57,8 +57,7 @@ class FirstOrder:
         if self.first is None or self.second is None or self.age is None:
             return
         self.first, self.second, self.age = (
-            torch.cat([t[kept], t.new_zeros(born, t.shape[1])])
-            for t in (self.first, self.second, self.age)
+            torch.cat([t[kept], t.new_zeros(born, t.shape[1])]) for t in (self.first, self.second, self.age)
         )
 
     def iterate(
@@ -90,7 +89,7 @@ class FirstOrder:
         return gaussians, residual, loss
 
     def _stride(self, target: Target) -> int:
-        return max(1, round(self.batch_fraction ** (-1 / target.values.ndim)))
+        return max(1, round(float(self.batch_fraction ** (-1 / target.values.ndim))))
 
     def _gradient(self, gaussians: Gaussians, residual: Tensor, target: Target) -> Tensor:
         """Return J^T residual, from a batch scaled up to the whole where there are batches."""
@@ -103,7 +102,9 @@ class FirstOrder:
         lattice = tuple(slice(int(o), None, int(s)) for o, s in zip(offsets, strides, strict=True))
         scale = strides.to(gaussians.means)
         thinned = Gaussians(
-            (gaussians.means - offsets.to(gaussians.means)) / scale, scale[:, None] * gaussians.factors, gaussians.weights
+            (gaussians.means - offsets.to(gaussians.means)) / scale,
+            scale[:, None] * gaussians.factors,
+            gaussians.weights,
         )
         values = target.values[lattice]
         error = values - predict(thinned, values.shape)

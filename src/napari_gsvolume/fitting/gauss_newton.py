@@ -2,8 +2,8 @@
 
 In these coordinates (see `napari_gsvolume.observe.voxels`) a Gaussian's own block of ``J^T J`` is, but for the factor
 ``c = int e^2 = pi^(D/2) / |det W|`` and powers of its weight, the same for all: omega-omega 1; a-a w^2/2; off-diagonal
-B w^2/4; omega-B_ii w/4; B_ii-B_ii 3w^2/16; B_ii-B_jj w^2/16. The diagonal of B splits into its trace, which couples with omega in
-a 2x2 matrix, and the rest, which couples with nothing; so the block inverts in closed form.
+B w^2/4; omega-B_ii w/4; B_ii-B_ii 3w^2/16; B_ii-B_jj w^2/16. The diagonal of B splits into its trace, which couples
+with omega in a 2x2 matrix, and the rest, which couples with nothing; so the block inverts in closed form.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ THINNEST = 0.6
 """Radius, in spacings of the curvature's lattice, that it resolves; half of the Gaussians are no thinner."""
 EXACT_FROM = 0.7
 """After this share of a fit curvature is taken on the voxels themselves: what is left to gain is in the details."""
+_SLOW = 3e-4
+"""And from the iteration on that lowered the loss by less than this share, until the population changes."""
 
 
 class GaussianBlocks:
@@ -53,14 +55,15 @@ class GaussianBlocks:
     def _apply(self, v: Tensor, *, inverse: bool) -> Tensor:
         D, w = self.ndim, self.weight
         power = -1 if inverse else 1
-        out = torch.empty_like(v)
+        out: Tensor = torch.empty_like(v)
         out[:, 1 : D + 1] = v[:, 1 : D + 1] * (w * w / 2) ** power
         out[:, D + 1 :] = v[:, D + 1 :] * (w * w / 4) ** power
         # The diagonal of B along its unit trace direction, and the rest.
         omega, diagonal = v[:, :1], v[:, self.diagonal]
         trace = diagonal.sum(1, keepdim=True) / math.sqrt(D)
         rest = (diagonal - trace / math.sqrt(D)) * (w * w / 8) ** power
-        coupling, stiffness = w * math.sqrt(D) / 4, w * w * (D + 2) / 16  # the 2x2 matrix ((1, coupling), (., stiffness))
+        # Trace and omega share the 2x2 matrix ((1, coupling), (coupling, stiffness)).
+        coupling, stiffness = w * math.sqrt(D) / 4, w * w * (D + 2) / 16
         if inverse:
             determinant = stiffness - coupling**2  # w^2 / 8
             new_omega = (stiffness * omega - coupling * trace) / determinant
@@ -70,16 +73,17 @@ class GaussianBlocks:
             new_trace = coupling * omega + stiffness * trace
         out[:, :1] = new_omega
         out[:, self.diagonal] = rest + new_trace / math.sqrt(D)
-        return out * self.overlap**power
+        out *= self.overlap**power
+        return out
 
 
 class Curvature:
     """``J^T J``, by quadrature on a lattice that may be coarser than the voxels'.
 
     Products of Gaussians are smooth: a lattice of spacing ``radius / THINNEST`` integrates them well enough, at a
-    fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so an error of 10 to 30 % does no harm
-    while steps are long. Gaussians too thin for the lattice are thickened to `THINNEST` spacings, their amplitude lowered so
-    that their own block stays what it is.
+    fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so an error of
+    10 to 30 % does no harm while steps are long. Gaussians too thin for the lattice are thickened to `THINNEST`
+    spacings, their amplitude lowered so that their own block stays what it is.
 
     Parameters
     ----------
@@ -92,7 +96,9 @@ class Curvature:
 
     def __init__(self, gaussians: Gaussians, shape: Sequence[int], *, exact: bool) -> None:
         U, s, Vt = torch.linalg.svd(gaussians.factors)  # s: inverse radii, (N, D), largest first
-        spacing = 1.0 if exact or not len(s) else min(max(float((1 / s[:, 0]).median()) / THINNEST, 1.0), COARSEST_SPACING)
+        spacing = (
+            1.0 if exact or not len(s) else min(max(float((1 / s[:, 0]).median()) / THINNEST, 1.0), COARSEST_SPACING)
+        )
         self.shape = tuple(math.ceil(n / spacing) for n in shape)
         spacings = torch.tensor([n / m for n, m in zip(shape, self.shape, strict=True)]).to(s)
         resolved = s.clamp_max(1 / (THINNEST * spacing)) if spacing > 1 else s
@@ -105,14 +111,16 @@ class Curvature:
     def times(self, step: Tensor) -> Tensor:
         """Return ``J^T J`` times a step ``(N, K)``."""
         change = derivative(self.gaussians, self.amplitude * step, self.shape)
-        return self.amplitude * transposed_derivative(self.gaussians, change)
+        curved: Tensor = self.amplitude * transposed_derivative(self.gaussians, change)
+        return curved
 
 
 class GaussNewton:
     """Levenberg-Marquardt: each iteration solves ``(J^T J + damping * blocks) step = J^T residual`` by a few CG steps.
 
-    The damping is a common factor, steered by whether the loss falls, times one of each Gaussian's own, which grows while the
-    solution asks more of it than its trust radius allows, so that its neighbours' steps reckon with the short one it takes.
+    The damping is a common factor, steered by whether the loss falls, times one of each Gaussian's own, which grows
+    while the solution asks more of it than its trust radius allows, so that its neighbours' steps reckon with the
+    short one it takes.
 
     Parameters
     ----------
@@ -130,6 +138,7 @@ class GaussNewton:
         self.stop = stop
         self.damping = 1e-2
         self.own_damping = torch.ones(0, 1)
+        self.slow = False
 
     @property
     def stuck(self) -> bool:
@@ -138,7 +147,7 @@ class GaussNewton:
 
     def population_changed(self, kept: Tensor, born: int) -> None:
         """Follow the Gaussians that stay, and start afresh with the new ones."""
-        self.damping = min(self.damping, 1e-2)
+        self.damping, self.slow = min(self.damping, 1e-2), False
         self.own_damping = torch.cat([self.own_damping[kept], self.own_damping.new_ones(born, 1)])
 
     def iterate(
@@ -147,7 +156,7 @@ class GaussNewton:
         """Return the Gaussians after one iteration, their residual and loss; the old ones if it did not get better."""
         if not len(self.own_damping):
             self.own_damping = gaussians.weights.new_ones(len(gaussians.weights), 1)
-        step = self._direction(gaussians, residual, exact=progress > EXACT_FROM)
+        step = self._direction(gaussians, residual, exact=self.slow or progress > EXACT_FROM)
         if self.stop():
             return gaussians, residual, loss
         step = self._within_trust(step, residual.ndim)
@@ -156,9 +165,11 @@ class GaussNewton:
             new_residual = target.residual(predict(moved, residual.shape))
             new_loss = target.mean_square(new_residual)
             if new_loss < loss:
+                self.slow |= new_loss > (1 - _SLOW) * loss
                 change = 2.0 if backtrack else 0.5
                 self.damping = min(max(change * self.damping, DAMPING_RANGE[0]), DAMPING_RANGE[1])
                 return moved, new_residual, new_loss
+        self.slow = True
         self.damping = min(max(16 * self.damping, 1e-3), DAMPING_RANGE[1])
         return gaussians, residual, loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from .metrics import psnr_db, ssim
 from .population import Plan, births, make_plan, seeds, useful
 from .settings import FitSettings
 from .target import Target, check_volume, make_target
+
 
 @dataclass(frozen=True)
 class HistoryPoint:
@@ -185,10 +187,7 @@ def fit(volume: ArrayLike, *, affine: ArrayLike | None = None, grid: Grid | None
     >>> result.gaussians.sample(scale=2).shape
     (64, 64, 64)
     """
-    last = None
-    for last in fit_steps(volume, affine=affine, grid=grid, **settings):
-        pass
-    assert last is not None  # the generator yields at least once
+    [last] = deque(fit_steps(volume, affine=affine, grid=grid, **settings), maxlen=1)
     return last.result()
 
 
@@ -211,8 +210,8 @@ def fit_steps(
     volume, affine, grid, **settings
         As in `fit`.
     stop : callable, optional
-        Asked between the kernels' calls, also in the middle of an iteration; once it returns True, the step before is the
-        last but for one that repeats it with the useless Gaussians removed.
+        Asked between the kernels' calls, also in the middle of an iteration; once it returns True, the step before is
+        the last but for one that repeats it with the useless Gaussians removed.
 
     Yields
     ------
@@ -231,7 +230,6 @@ def fit_steps(
 
 def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[], bool]) -> Iterator[FitStep]:
     started = time.perf_counter()
-    clock = lambda: time.perf_counter() - started  # noqa: E731
     random = np.random.default_rng(settings.seed)
     solver = _solver(settings, stop)
     state, residual = _nothing(target), target.values
@@ -240,6 +238,9 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
     history: list[HistoryPoint] = []
     iteration, size = 0, 0
     gains: list[float] = []  # dB of each iteration since the last births
+
+    def clock() -> float:
+        return time.perf_counter() - started
 
     def step(message: str) -> FitStep:
         point = HistoryPoint(clock(), psnr_db(loss), len(state.weights))
@@ -293,7 +294,9 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
         thinned = state.select(keep)
         residual = target.residual(predict(thinned, target.grid.shape))
         # A target that was reached stays reached: then the few useless ones may stay.
-        if settings.target_psnr is None or psnr_db(target.mean_square(residual)) >= min(settings.target_psnr, psnr_db(loss)):
+        if settings.target_psnr is None or psnr_db(target.mean_square(residual)) >= min(
+            settings.target_psnr, psnr_db(loss)
+        ):
             state, loss = thinned, target.mean_square(residual)
     yield step(ended)
 

@@ -85,7 +85,8 @@ def make_plan(settings: FitSettings, n_valid: int) -> Plan:
     if settings.gaussians is not None:
         if settings.gaussians > n_valid:
             raise ValueError(
-                f"{settings.gaussians:,} Gaussians are more than the {n_valid:,} voxels there are to fit; ask for fewer."
+                f"{settings.gaussians:,} Gaussians are more than the {n_valid:,} voxels there are to fit; "
+                "ask for fewer."
             )
         return Plan(settings.gaussians, min(settings.rounds, settings.gaussians), open_ended=False)
     # A 3D Gaussian has ten numbers: beyond a tenth of the voxels a sum of them is no shorter than the volume.

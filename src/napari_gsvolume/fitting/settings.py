@@ -14,8 +14,8 @@ class FitSettings(BaseModel):
     """What to fit, how, and when to stop.
 
     With `gaussians` the fit works towards that many. Without it, the number grows until `target_psnr` is reached or
-    `time_limit` is over; with neither of the two either, it is 2,000. Whatever is reached first ends the fit: the target,
-    the time, the iterations, or convergence.
+    `time_limit` is over; with neither of the two either, it is 2,000. Whatever is reached first ends the fit: the
+    target, the time, the iterations, or convergence.
 
     Given the same seed, threads or not, a fit that the clock does not shape gives the same numbers; with a
     `time_limit` the moments when Gaussians are added follow the clock.
@@ -23,7 +23,9 @@ class FitSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gaussians: Count | None = Field(None, description="Number of Gaussians; as many as the other limits ask for if not given")
+    gaussians: Count | None = Field(
+        None, description="Number of Gaussians; as many as the other limits ask for if not given"
+    )
     target_psnr: Positive | None = Field(None, description="Stop at this PSNR, in dB over the data range max - min")
     time_limit: Positive | None = Field(None, description="Stop after this many seconds")
     solver: Literal["gauss-newton", "adam", "sgd"] = Field("gauss-newton", description="How the Gaussians are improved")
@@ -31,7 +33,9 @@ class FitSettings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute")
     iterations: Count | None = Field(None, description="Stop after this many iterations (150, or 3000 if first-order)")
     rounds: Annotated[int, Field(ge=1, le=50)] = Field(6, description="Rounds in which the Gaussians are added")
-    cg_steps: Annotated[int, Field(ge=1, le=100)] = Field(8, description="Conjugate gradient steps an iteration (gauss-newton)")
+    cg_steps: Annotated[int, Field(ge=1, le=100)] = Field(
+        8, description="Conjugate gradient steps an iteration (gauss-newton)"
+    )
     learning_rate: Positive = Field(1.0, description="Factor on the tuned learning rates (adam, sgd)")
     batch_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of the voxels drawn at random for each iteration (adam, sgd)"

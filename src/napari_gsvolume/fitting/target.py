@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..geometry import Grid
 
-# Measured at 256^3 (benchmarks/fit.py): input, target, residual, prediction, direction, and the placement's blurred maps.
+# Measured at 256^3 (benchmarks/fit.py): input, target, residual, prediction, direction, and the placement's blurred
+# maps.
 _BYTES_A_VOXEL = 60
 
 

@@ -4,9 +4,9 @@ Derivatives are taken in whitened coordinates. Gaussian i moves by a step ``(ome
 
     w += omega,    mu += W^-T a,    W <- W exp(-B / 2)
 
-so that, with ``y = W^T (x - mu)``, ``df = e (omega + w a.y + (w / 2) y^T B y)``: a is in units of the Gaussian's own radii, B
-the relative growth of its axes squared. A step is stored as ``(N, K)`` rows ``(omega, a_1 .. a_D, upper triangle of B)``,
-in the order of the kernels' monomials.
+so that, with ``y = W^T (x - mu)``, ``df = e (omega + w a.y + (w / 2) y^T B y)``: a is in units of the Gaussian's own
+radii, B the relative growth of its axes squared. A step is stored as ``(N, K)`` rows ``(omega, a_1 .. a_D, upper
+triangle of B)``, in the order of the kernels' monomials.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Gaussians(NamedTuple):
         ndim = self.means.shape[1]
         a, B = step[:, 1 : ndim + 1], symmetric(step[:, ndim + 1 :], ndim)
         shift = torch.linalg.solve(self.factors.mT, a)  # W^-T a
-        return Gaussians(
-            self.means + shift, self.factors @ torch.linalg.matrix_exp(-B / 2), self.weights + step[:, 0]
-        )
+        return Gaussians(self.means + shift, self.factors @ torch.linalg.matrix_exp(-B / 2), self.weights + step[:, 0])
 
 
 def predict(gaussians: Gaussians, shape: Sequence[int]) -> Tensor:

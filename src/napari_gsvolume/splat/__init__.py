@@ -1,9 +1,10 @@
 """The two kernels everything else is made of: `splat` and its transpose `gather`.
 
 With ``e_i(x) = exp(-|y|^2 / 2)``, ``y = W_i^T (x - mu_i)``, cut to zero where ``|y| >= SUPPORT``, and the monomials
-``(1, d, d d^T)`` of ``d = x - mu_i``, `splat` sums ``e_i(x)`` times a quadratic polynomial in ``d`` over the Gaussians, and
-`gather` sums a grid times ``e_i`` times each monomial over the voxels. Every value, gradient and directional derivative of
-a sum of Gaussians is one of the two followed by small algebra (see `napari_gsvolume.observe.voxels`).
+``(1, d, d d^T)`` of ``d = x - mu_i``, `splat` sums ``e_i(x)`` times a quadratic polynomial in ``d`` over the
+Gaussians, and `gather` sums a grid times ``e_i`` times each monomial over the voxels. Every value, gradient and
+directional derivative of a sum of Gaussians is one of the two followed by small algebra (see
+`napari_gsvolume.observe.voxels`).
 
 Monomials are ordered ``1, d_0 .. d_D-1``, then the upper triangle of ``d d^T`` row by row, each product once: ten of
 them in 3D ``(1, z, y, x, zz, zy, zx, yy, yx, xx)``, six in 2D ``(1, y, x, yy, yx, xx)``.

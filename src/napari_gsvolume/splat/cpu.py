@@ -1,7 +1,7 @@
 """The kernels on the CPU: numba, all cores, one vector of voxels at a time.
 
-A Gaussian's support is an ellipsoid; it is walked plane by plane and row by row, the bounds of each being the roots of a
-quadratic, so that hardly a voxel outside is touched. Rows are worked on in chunks of `LANES` voxels, a fixed trip
+A Gaussian's support is an ellipsoid; it is walked plane by plane and row by row, the bounds of each being the roots
+of a quadratic, so that hardly a voxel outside is touched. Rows are worked on in chunks of `LANES` voxels, a fixed trip
 count that the compiler turns into straight vector code. `splat` gives each task a slab of the grid and `gather` a run
 of Gaussians: nothing is written by two tasks, so there are no atomics and sums come out the same every time.
 
@@ -114,7 +114,7 @@ def _bounds(centre, radius, n):  # type: ignore[no-untyped-def]
 
     The ends are clipped before they become integers: a huge Gaussian's would overflow.
     """
-    return int(ceil(max(centre - radius, 0.0))), int(floor(min(centre + radius, n - 1.0)))
+    return int(ceil(max(centre - radius, 0.0))), int(floor(min(centre + radius, n - 1.0)))  # noqa: RUF046, numba's ceil and floor are floats
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

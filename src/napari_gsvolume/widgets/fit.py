@@ -61,10 +61,12 @@ class FitWidget(Container[Any]):
         self._left = False
 
         self.image = create_widget(annotation=Image, label="Image")
-        self.time_point = ComboBox(label="Time point", choices=[_ALL], tooltip="Which volume of the series to fit")
+        self.time_point = ComboBox(label="Time point", choices=[0], tooltip="Which volume of the series to fit")
         self.level = ComboBox(label="Level", choices=[0], tooltip="Which level of the pyramid to load and fit")
         self.form = SettingsForm(FitSettings, _MAIN, _SUGGESTIONS, {"gaussians": 2000})
-        self.keep = CheckBox(text="Keep earlier results", tooltip="Add new layers instead of updating those of the last run")
+        self.keep = CheckBox(
+            text="Keep earlier results", tooltip="Add new layers instead of updating those of the last run"
+        )
         self.button = PushButton(text="Run")
         self.progress = ProgressBar(min=0, max=1000, value=0)
         self.status = Label(value="")
@@ -123,7 +125,7 @@ class FitWidget(Container[Any]):
         """Ask for a time point or a level where the layer has several."""
         shapes = [] if layer is None or layer.rgb else level_shapes(layer)
         is_series = bool(shapes) and len(shapes[0]) == 4
-        _offer(self.time_point, [*range(shapes[0][0]), _ALL] if is_series else [_ALL])
+        _offer(self.time_point, [*range(shapes[0][0]), _ALL] if is_series else [0])
         self.time_point.visible = is_series
         _offer(self.level, [(f"{i}: {' x '.join(map(str, shape))}", i) for i, shape in enumerate(shapes)] or [0])
         self.level.visible = len(shapes) > 1
@@ -173,7 +175,9 @@ class FitWidget(Container[Any]):
         self.progress.value = 0
         self._say("Loading the volume")
         self._pace = job.Pace()
-        self._worker = create_worker(job.run, sources, settings, self._stop.is_set, self._pace, _start_thread=False, _ignore_errors=True)
+        self._worker = create_worker(
+            job.run, sources, settings, self._stop.is_set, self._pace, _start_thread=False, _ignore_errors=True
+        )
         self._worker.yielded.connect(self._show)
         self._worker.errored.connect(self._on_error)
         self._worker.finished.connect(self._on_finished)
@@ -246,9 +250,11 @@ class FitWidget(Container[Any]):
 
     def _images(self, preview: Preview) -> list[Callable[[], None]]:
         """Return the calls that show density and residual."""
-        source, metadata = preview.source, preview.step.gaussians.metadata
-        limit = residual_limit(preview.residual)
-        density, residual, place = preview.density, preview.residual, source.placement
+        density, residual, source = preview.density, preview.residual, preview.source
+        if density is None or residual is None:
+            return []
+        metadata, place = preview.step.gaussians.metadata, source.placement
+        limit = residual_limit(residual)
         if self._series is not None:
             place = series_placement(self._series, source.grid)
             density = self._stacked("density", density, preview)

@@ -76,8 +76,8 @@ def run(
 ) -> Iterator[Preview]:
     """Fit one volume after another and yield what to show.
 
-    The last two previews of a volume have its final density: the first comes at once, the other with the result when its
-    metrics are computed.
+    The last two previews of a volume have its final density: the first comes at once, the other with the result when
+    its metrics are computed.
     """
     for index, source in enumerate(sources):
         volume = np.asarray(source.array)
