@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import pytest
 
 
@@ -9,3 +11,21 @@ def own_settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("settings")
     QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, str(folder))
     return folder
+
+
+@pytest.fixture
+def refused():
+    """Return a context manager: its block raises `kind` with one sentence that has all the words."""
+
+    @contextmanager
+    def refused(kind, *words):
+        with pytest.raises(kind) as caught:
+            yield caught
+        text = str(caught.value)
+        assert "\n" not in text
+        assert text.endswith(".")
+        assert not text.endswith("..")
+        for word in words:
+            assert word in text
+
+    return refused

@@ -1,4 +1,4 @@
-"""First-order solvers, Adam and SGD with momentum, on the same kernels and in the same whitened coordinates.
+"""First-order solvers, Adam and SGD with momentum, on the same kernels as Gauss-Newton.
 
 They may see only a batch of the voxels each iteration: every s-th voxel along each axis, from a random offset. Every
 voxel is as likely as any other, batches cover the volume evenly, and on such a lattice the Gaussians are Gaussians
@@ -8,53 +8,59 @@ again (means and factors scaled), so the kernels for grids serve. Whitened steps
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, predict, transposed_derivative
-from .gauss_newton import GaussianBlocks, shape_change, shortened
+from ..observe.voxels import Gaussians, predict, symmetric, transposed_derivative
+from .gauss_newton import Curvature, GaussianBlocks, shape_change, shortened
+from .settings import FitSettings
 from .target import Target
 
-# Tuned on the chest CT and the T1 of benchmarks/fit.py's documentation: (omega, a and B) at the start and the end.
-_ADAM_RATE = (0.02, 0.05)
-_SGD_RATE = 0.3
+# Tuned on a chest CT and a T1 (docs/benchmarks.md): of weights (of the data range), means (voxels), log radii and
+# angles.
+_ADAM_RATES = (0.01, 0.1, 0.025)
 _FINAL_RATE = 0.05
 _MOMENTUM = 0.9
 _SECOND_MOMENTUM = 0.99
+_POWER_ITERATIONS = 8
 _EVALUATE_EVERY = 10
 
 
 class FirstOrder:
-    """Adam (Kingma and Ba 2015), or SGD with momentum on the gradient scaled by the constant Gaussian blocks.
+    """Adam (Kingma and Ba 2015), or SGD with momentum.
+
+    Adam moves what is usual in Gaussian splatting (Kerbl et al. 2023): centres in voxels, log radii, rotations and
+    weights. SGD moves whitened coordinates; its gradient is scaled by the constant blocks of `GaussianBlocks`, its
+    rate is one over the largest eigenvalue of the curvature so scaled: without either it would not move, or diverge.
 
     Parameters
     ----------
-    solver : {"adam", "sgd"}
-    learning_rate : float
-        Factor on the tuned rates, which fall along a cosine to a twentieth as the fit proceeds.
-    batch_fraction : float
-        Share of the voxels in a batch, in (0, 1]; rounded to 1 over the D-th power of an integer.
-    seed : int
-        Seed of the batches.
+    settings : FitSettings
+        Its solver ("adam" or "sgd"), learning_rate (a factor on the tuned rates, which fall along a
+        cosine to a twentieth as the fit proceeds), batch_fraction (rounded to 1 over the D-th power of an integer)
+        and seed.
+    stop : callable
+        Asked before an iteration; once it returns True nothing changes any more.
     """
 
     stuck = False
     converged_db = -math.inf  # they do not descend steadily: the schedule ends them
 
-    def __init__(self, solver: str, learning_rate: float, batch_fraction: float, seed: int) -> None:
-        self.solver = solver
-        self.learning_rate = learning_rate
-        self.batch_fraction = batch_fraction
-        self.random = torch.Generator().manual_seed(seed)
+    def __init__(self, settings: FitSettings, stop: Callable[[], bool]) -> None:
+        self.settings = settings
+        self.stop = stop
+        self.random = torch.Generator().manual_seed(settings.seed)
         self.iteration = 0
-        self.first: Tensor | None = None  # running means of the gradient and its square, (N, K)
-        self.second: Tensor | None = None
-        self.age: Tensor | None = None  # iterations since birth, (N, 1): each Gaussian's moments start at zero
+        # Running means of the gradient and its square (N, K), and iterations since birth (N, 1); none yet.
+        self.first, self.second, self.age = torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0, 1)
+        self.sgd_rate: float | None = None
 
     def population_changed(self, kept: Tensor, born: int) -> None:
         """Keep the moments of the Gaussians that stay, start those of new ones at zero."""
-        if self.first is None or self.second is None or self.age is None:
+        self.sgd_rate = None
+        if not len(self.age):
             return
         self.first, self.second, self.age = (
             torch.cat([t[kept], t.new_zeros(born, t.shape[1])]) for t in (self.first, self.second, self.age)
@@ -64,32 +70,48 @@ class FirstOrder:
         self, gaussians: Gaussians, residual: Tensor, loss: float, target: Target, progress: float
     ) -> tuple[Gaussians, Tensor, float]:
         """Return the Gaussians after one iteration, and the newest full residual and loss there are."""
+        if self.stop():
+            return gaussians, residual, loss
         gradient = self._gradient(gaussians, residual, target)  # of half the squared error, downhill
-        if self.first is None or self.second is None or self.age is None:
+        if not len(self.age):
             self.first, self.second = torch.zeros_like(gradient), torch.zeros_like(gradient)
             self.age = gradient.new_zeros(len(gradient), 1)
-        rate = self.learning_rate * (_FINAL_RATE + (1 - _FINAL_RATE) * (1 + math.cos(math.pi * min(progress, 1))) / 2)
         self.age = self.age + 1
-        if self.solver == "adam":
-            self.first = _MOMENTUM * self.first + (1 - _MOMENTUM) * gradient
-            self.second = _SECOND_MOMENTUM * self.second + (1 - _SECOND_MOMENTUM) * gradient**2
-            mean = self.first / (1 - _MOMENTUM**self.age)
-            deviation = (self.second / (1 - _SECOND_MOMENTUM**self.age)).sqrt()
-            step = rate * mean / (deviation + 1e-12)
-            step[:, :1] *= _ADAM_RATE[0]
-            step[:, 1:] *= _ADAM_RATE[1]
+        falling = _FINAL_RATE + (1 - _FINAL_RATE) * (1 + math.cos(math.pi * min(progress, 1))) / 2
+        rate = self.settings.learning_rate * falling
+        if self.settings.solver == "sgd":
+            gaussians = self._sgd(gaussians, gradient, rate, residual)
         else:
-            self.first = _MOMENTUM * self.first + (1 - _MOMENTUM) * GaussianBlocks(gaussians).solve(gradient)
-            step = rate * _SGD_RATE * self.first
-        gaussians = gaussians.moved(shortened(step, shape_change(step, residual.ndim)))
+            gaussians = self._adam(gaussians, gradient, rate)
         self.iteration += 1
         if self._stride(target) == 1 or self.iteration % _EVALUATE_EVERY == 0:
             residual = target.residual(predict(gaussians, residual.shape))
             loss = target.mean_square(residual)
         return gaussians, residual, loss
 
+    def _adam(self, gaussians: Gaussians, gradient: Tensor, rate: float) -> Gaussians:
+        gradient = plain_gradient(gaussians, gradient)
+        self.first = _MOMENTUM * self.first + (1 - _MOMENTUM) * gradient
+        self.second = _SECOND_MOMENTUM * self.second + (1 - _SECOND_MOMENTUM) * gradient**2
+        mean = self.first / (1 - _MOMENTUM**self.age)
+        deviation = (self.second / (1 - _SECOND_MOMENTUM**self.age)).sqrt()
+        step = rate * mean / (deviation + 1e-12)
+        ndim = gaussians.means.shape[1]
+        for columns, factor in zip((slice(1), slice(1, ndim + 1), slice(ndim + 1, None)), _ADAM_RATES, strict=True):
+            step[:, columns] *= factor
+        return plainly_moved(gaussians, step)
+
+    def _sgd(self, gaussians: Gaussians, gradient: Tensor, rate: float, residual: Tensor) -> Gaussians:
+        blocks = GaussianBlocks(gaussians)
+        scaled = blocks.solve(gradient)
+        if self.sgd_rate is None:
+            self.sgd_rate = 1 / _largest_eigenvalue(blocks, Curvature(gaussians, residual.shape, exact=False), scaled)
+        self.first = _MOMENTUM * self.first + (1 - _MOMENTUM) * scaled
+        step = rate * self.sgd_rate * self.first
+        return gaussians.moved(shortened(step, shape_change(step, residual.ndim)))
+
     def _stride(self, target: Target) -> int:
-        return max(1, round(float(self.batch_fraction ** (-1 / target.values.ndim))))
+        return max(1, round(float(self.settings.batch_fraction ** (-1 / target.values.ndim))))
 
     def _gradient(self, gaussians: Gaussians, residual: Tensor, target: Target) -> Tensor:
         """Return J^T residual, from a batch scaled up to the whole where there are batches."""
@@ -111,3 +133,41 @@ class FirstOrder:
         if target.valid is not None:
             error *= target.valid[lattice]
         return transposed_derivative(thinned, error) * float(strides.prod())
+
+
+def _largest_eigenvalue(blocks: GaussianBlocks, curvature: Curvature, start: Tensor) -> float:
+    """Return the largest eigenvalue of the curvature scaled by the blocks, by power iteration."""
+    v, value = start, 1.0
+    for _ in range(_POWER_ITERATIONS):
+        v = v / v.norm().clamp_min(1e-30)
+        v = blocks.solve(curvature.times(v))
+        value = float(v.norm())
+    return max(value, 1.0)  # 1 is what a lone Gaussian has
+
+
+def plain_gradient(gaussians: Gaussians, gradient: Tensor) -> Tensor:
+    """Return the gradient with respect to weight, mean, log radii and rotation, from the whitened one, ``(N, K)``.
+
+    For factors ``W = R diag(1 / sigma)``. A mean's step is ``W^-T a``; log radii are half of B's diagonal; a rotation
+    ``R exp(Theta)`` is ``B_jk = -Theta_jk (sigma_j / sigma_k - sigma_k / sigma_j)``. Radii and angles stand where the
+    diagonal of B and the rest of its upper triangle do.
+    """
+    ndim = gaussians.means.shape[1]
+    means = (gaussians.factors @ gradient[:, 1 : ndim + 1, None])[:, :, 0]
+    sigma = 1 / gaussians.factors.norm(dim=1)  # (N, D)
+    rows, columns = torch.triu_indices(ndim, ndim)
+    ratio = sigma[:, rows] / sigma[:, columns]
+    factor = torch.where(rows == columns, 2.0, 1 / ratio - ratio)
+    return torch.cat([gradient[:, :1], means, factor * gradient[:, ndim + 1 :]], 1)
+
+
+def plainly_moved(gaussians: Gaussians, step: Tensor) -> Gaussians:
+    """Return the Gaussians after a step of weight, mean, log radii and rotation; factors stay ``R diag(1 / sigma)``."""
+    ndim = gaussians.means.shape[1]
+    shape = symmetric(step[:, ndim + 1 :], ndim)
+    inverse_radii = gaussians.factors.norm(dim=1)  # (N, D)
+    R = gaussians.factors / inverse_radii[:, None]
+    rotation = torch.linalg.matrix_exp(shape.triu(1) - shape.triu(1).mT)
+    growth = torch.diagonal(shape, dim1=1, dim2=2)
+    factors = (R @ rotation) * (inverse_radii * torch.exp(-growth))[:, None]
+    return Gaussians(gaussians.means + step[:, 1 : ndim + 1], factors, gaussians.weights + step[:, 0])

@@ -225,7 +225,17 @@ def fit_steps(
     if grid.shape != array.shape:
         raise ValueError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
     target = make_target(array, grid, available_device(options.device))
-    return _steps(target, options, make_plan(options, target.n_valid), stop)
+    return _saying_memory_ran_out(_steps(target, options, make_plan(options, target.n_valid), stop))
+
+
+def _saying_memory_ran_out(steps: Iterator[FitStep]) -> Iterator[FitStep]:
+    """Pass the steps on; turn NumPy's and torch's ways of running out of memory into one sentence."""
+    try:
+        yield from steps
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise MemoryError("Memory ran out during the fit; crop the volume or ask for fewer Gaussians.") from error
 
 
 def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[], bool]) -> Iterator[FitStep]:
@@ -304,7 +314,7 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
 def _solver(settings: FitSettings, stop: Callable[[], bool]) -> GaussNewton | FirstOrder:
     if settings.solver == "gauss-newton":
         return GaussNewton(settings.cg_steps, stop)
-    return FirstOrder(settings.solver, settings.learning_rate, settings.batch_fraction, settings.seed)
+    return FirstOrder(settings, stop)
 
 
 def _nothing(target: Target) -> Gaussians:

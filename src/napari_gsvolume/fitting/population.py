@@ -110,7 +110,7 @@ def seeds(values: Tensor, count: int, random: np.random.Generator) -> Gaussians:
 
 def births(residual: Tensor, count: int, present: int, random: np.random.Generator) -> Gaussians:
     """Return new Gaussians: round, of weight 0, at places drawn from the squared, lightly smoothed residual."""
-    sigma = 0.25 * spacing(residual.numel(), present + count, residual.ndim)
+    sigma = 0.15 * spacing(residual.numel(), present + count, residual.ndim)
     map_ = ndimage.gaussian_filter(residual.cpu().numpy(), sigma / 4)
     map_ *= map_
     return _born(map_, count, sigma, residual, random)

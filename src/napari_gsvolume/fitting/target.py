@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..geometry import Grid
 
-# Measured at 256^3 (benchmarks/fit.py): input, target, residual, prediction, direction, and the placement's blurred
-# maps.
-_BYTES_A_VOXEL = 60
+# At 256^3 33 were measured (benchmarks/fit.py --memory); the rest keeps the machine usable.
+_BYTES_A_VOXEL = 40
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from magicgui.widgets import CheckBox, ComboBox, Container, Label, ProgressBar, 
 from napari.layers import Image, Layer, Points, Surface
 from napari.utils.notifications import show_error, show_info, show_warning
 from napari.viewer import Viewer
-from qtpy.QtCore import QEvent, QObject, QTimer
+from qtpy.QtCore import QEvent, QObject, QThreadPool, QTimer
 from qtpy.QtWidgets import QFileDialog
 from superqt.utils import create_worker
 
@@ -181,7 +181,7 @@ class FitWidget(Container[Any]):
         self._worker.yielded.connect(self._show)
         self._worker.errored.connect(self._on_error)
         self._worker.finished.connect(self._on_finished)
-        self._worker.start()
+        _POOL.start(self._worker)
 
     def _earlier_layers(self, name: str) -> dict[str, Layer]:
         """Return the layers of an earlier run on the same source, which this run updates in place."""
@@ -194,9 +194,7 @@ class FitWidget(Container[Any]):
             return
         self._error_shown = True
         known = isinstance(error, ValueError | MemoryError | OSError)
-        text = str(error) if known and str(error) else f"The fit failed: {type(error).__name__}: {error}"
-        if isinstance(error, MemoryError) and not str(error):
-            text = "There was not enough memory for the fit; crop the image, choose a coarser level or fewer Gaussians."
+        text = str(error) if known else f"The fit failed, please report it: {error or type(error).__name__}"
         self._say(text, show_warning if known else show_error)
 
     def _on_finished(self) -> None:
@@ -332,6 +330,10 @@ class FitWidget(Container[Any]):
             self._say(str(error), show_warning)
             return
         self._say(f"Saved {path.name}." if not many else f"Saved {len(self._results)} files, {path.stem}_t000 and on.")
+
+
+# Not Qt's common pool: a fit lowers its thread's priority, which the next user of that thread would inherit.
+_POOL = QThreadPool()
 
 
 class _Closing(QObject):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +18,10 @@ from ..layers import SourceVolume
 
 _SHORTEST_PAUSE = 0.5
 _PAUSE_PER_COST = 4.0
+
+
+class FitFailedError(Exception):
+    """A fit ended in a way that nobody foresaw."""
 
 
 class Pace:
@@ -71,6 +78,12 @@ class Preview:
         return (self.index + (1.0 if self.result else self.step.progress)) / self.count
 
 
+def _let_the_viewer_go_first() -> None:
+    """Lower this thread's priority, and that of the kernels' threads it will start, where the system can (Linux)."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
 def run(
     sources: Sequence[SourceVolume], settings: FitSettings, stop: Callable[[], bool], pace: Pace
 ) -> Iterator[Preview]:
@@ -79,6 +92,17 @@ def run(
     The last two previews of a volume have its final density: the first comes at once, the other with the result when
     its metrics are computed.
     """
+    _let_the_viewer_go_first()
+    try:
+        yield from _previews(sources, settings, stop, pace)
+    except RuntimeError as error:
+        # superqt takes a RuntimeError for that of a worker deleted by Qt, and does not report it.
+        raise FitFailedError(str(error)) from error
+
+
+def _previews(
+    sources: Sequence[SourceVolume], settings: FitSettings, stop: Callable[[], bool], pace: Pace
+) -> Iterator[Preview]:
     for index, source in enumerate(sources):
         volume = np.asarray(source.array)
         step = None
