@@ -157,7 +157,7 @@ def sample(
     gaussians = GaussianVolume.load(model)
     other = None if like is None else read_nifti(like)
     grid = other.grid if other is not None else gaussians.grid.resampled(_factors(scale, gaussians.ndim))
-    if grid.units != gaussians.grid.units and "pixel" not in grid.units + gaussians.grid.units:
+    if other is not None and not _same_units(grid.units, gaussians.grid.units):
         raise ValueError(
             f"{like} measures in {grid.units[0]}, the world of the Gaussians in {gaussians.grid.units[0]}."
         )
@@ -321,6 +321,14 @@ def _readable(fact: Any) -> str:
     if isinstance(fact, list):
         return ", ".join(_readable(value) for value in fact)
     return f"{fact:.5g}" if isinstance(fact, float) else "-" if fact is None else str(fact)
+
+
+def _same_units(units: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether units are the same, however spelled; pixels go with anything."""
+    from pint import Unit
+
+    pairs = zip(units, others, strict=False)
+    return all("pixel" in pair or Unit(pair[0]) == Unit(pair[1]) for pair in pairs)
 
 
 def _factors(text: str, ndim: int) -> list[float]:

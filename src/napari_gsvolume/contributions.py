@@ -81,6 +81,9 @@ def write_nifti_image(path: str, data: Any, attributes: dict[str, Any]) -> list[
 
     if attributes.get("rgb"):
         raise ValueError(f"'{attributes.get('name')}' is an RGB image; NIfTI files are written from grey ones.")
+    ndim = np.ndim(data[0] if attributes.get("multiscale") else data)
+    if ndim not in (2, 3, 4):
+        raise ValueError(f"'{attributes.get('name')}' has {ndim} axes; NIfTI files are written from 2D to 4D images.")
     known = {"scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "name"}
     layer = Image(
         data,
@@ -94,7 +97,10 @@ def write_nifti_image(path: str, data: Any, attributes: dict[str, Any]) -> list[
     time: dict[str, Any] = {}
     if array.ndim == 4:
         step = layer.data_to_world(np.array([1.0, 0, 0, 0]))[0] - layer.data_to_world(np.zeros(4))[0]
-        time = {"time_step": float(step), "time_unit": str(layer.units[0])}
+        duration = step * layer.units[0]
+        if duration.check("[time]") and str(duration.units) not in ("millisecond", "microsecond"):
+            duration = duration.to("second")  # NIfTI knows no minutes
+        time = {"time_step": float(duration.magnitude), "time_unit": str(duration.units)}
     write_nifti(path, array, grid, like=NiftiImage(array, grid, header) if header is not None else None, **time)
     return [path]
 

@@ -264,7 +264,9 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
         shares = [0.0]
         if settings.time_limit is not None:
             shares.append(clock() / settings.time_limit)
-        if settings.iterations is not None or not (plan.open_ended or settings.time_limit):
+        # An open number of Gaussians ends by itself with gauss-newton, which converges; the others need a schedule.
+        scheduled = settings.time_limit is None and not (plan.open_ended and settings.solver == "gauss-newton")
+        if settings.iterations is not None or scheduled:
             shares.append(iteration / settings.n_iterations)
         if plan.open_ended and settings.target_psnr is not None:
             shares.append((psnr_db(loss) - psnr_db(first_loss)) / max(settings.target_psnr - psnr_db(first_loss), 1e-9))
@@ -299,6 +301,8 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
         else:
             yield step("Fitting")
 
+    # Afresh: with batches the loss may be some iterations old.
+    loss = target.mean_square(target.residual(predict(state, target.grid.shape)))
     keep = useful(state, loss, target.n_valid, target.grid.shape)
     if not keep.all():
         thinned = state.select(keep)

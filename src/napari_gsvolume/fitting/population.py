@@ -64,7 +64,7 @@ class Plan:
             Decibels gained by each iteration since then.
         """
         if self.open_ended:
-            slow = len(gains) >= 5 and sum(gains[-2:]) / 2 < _SLOW * sum(gains) / len(gains)
+            slow = len(gains) >= 5 and sum(gains[-2:]) / 2 <= _SLOW * sum(gains) / len(gains)
             return min(self.final, math.ceil(GROWTH * present)) if slow else present
         if present >= self.final:
             return self.final

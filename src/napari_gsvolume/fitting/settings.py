@@ -31,7 +31,9 @@ class FitSettings(BaseModel):
     solver: Literal["gauss-newton", "adam", "sgd"] = Field("gauss-newton", description="How the Gaussians are improved")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the random placement")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute")
-    iterations: Count | None = Field(None, description="Stop after this many iterations (150, or 3000 if first-order)")
+    iterations: Count | None = Field(
+        None, description="Stop after this many iterations; if nothing else ends it, 150, or 3000 for adam and sgd"
+    )
     rounds: Annotated[int, Field(ge=1, le=50)] = Field(6, description="Rounds in which the Gaussians are added")
     cg_steps: Annotated[int, Field(ge=1, le=100)] = Field(
         8, description="Conjugate gradient steps an iteration (gauss-newton)"

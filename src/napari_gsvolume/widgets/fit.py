@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from magicgui.widgets import CheckBox, ComboBox, Container, Label, ProgressBar, PushButton, create_widget
 from napari.layers import Image, Layer, Points, Surface
 from napari.utils.notifications import show_error, show_info, show_warning
@@ -19,6 +20,8 @@ from superqt.utils import create_worker
 
 from ..fitting import FitResult, FitSettings
 from ..fitting.target import check_volume
+from ..gaussians import GaussianVolume
+from ..geometry import Grid
 from ..layers import (
     MOST_ELLIPSOIDS,
     SourceVolume,
@@ -93,6 +96,7 @@ class FitWidget(Container[Any]):
         self._window_closing = _Closing(self._leave)
         self.native.destroyed.connect(self._leave)
         self._on_image(self.image.value)
+        QTimer.singleShot(0, _load_points)
 
     @property
     def running(self) -> bool:
@@ -169,7 +173,10 @@ class FitWidget(Container[Any]):
         self._results, self._error_shown, self._left = [], False, False
         self.native.window().installEventFilter(self._window_closing)
         self._shown = {} if self.keep.value else self._earlier_layers(sources[0].name)
+        self._placed: set[str] = set()
         self._series = self.image.value if len(sources) > 1 else None
+        if self._series is not None:  # the Gaussians of one volume would not go with the layers of all
+            self._forget("gaussians", "centres")
         self.save.enabled = False
         self.button.text = "Stop"
         self.progress.value = 0
@@ -280,9 +287,18 @@ class FitWidget(Container[Any]):
         calls: list[Callable[[], None]] = []
         if preview.result is not None or flat or self._viewer.dims.ndisplay == 3:
             calls.append(lambda: self._put("gaussians", gaussian_layer(source.name, gaussians, source.placement)))
-        if not flat and len(gaussians) <= MOST_ELLIPSOIDS:
+        if len(gaussians) > MOST_ELLIPSOIDS:
+            calls.append(lambda: self._forget("centres"))  # points, "gaussians" itself, take over
+        elif not flat:
             calls.append(lambda: self._put("centres", points_layer(source.name, gaussians, source.placement)))
         return calls
+
+    def _forget(self, *kinds: str) -> None:
+        """Remove layers of an earlier state that this run does not update."""
+        for kind in kinds:
+            layer = self._shown.pop(kind, None)
+            if layer is not None and layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
 
     def _on_ndisplay(self) -> None:
         """Show centres in slices and ellipsoids in space: of a surface a slice shows stray triangles only."""
@@ -300,6 +316,9 @@ class FitWidget(Container[Any]):
             if self.running:
                 return
             layer = None
+        if layer is not None and kind not in self._placed:
+            _place(layer, options)  # the source may lie elsewhere now, or be another level
+        self._placed.add(kind)
         if layer is not None and not _update(layer, array, options, layer_type):
             self._viewer.layers.remove(layer)
             layer = None
@@ -321,15 +340,23 @@ class FitWidget(Container[Any]):
 
     def save_results(self, path: str | Path) -> None:
         """Save the Gaussians of the last run; those of a time series as ``name_t000.safetensors`` and so on."""
-        path = Path(path).with_suffix(".safetensors")
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            path = path.with_name(f"{path.name}.safetensors")
         many = len(self._results) > 1
         try:
             for t, (_, result) in enumerate(self._results):
                 result.gaussians.save(path.with_stem(f"{path.stem}_t{t:03d}") if many else path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._say(str(error), show_warning)
             return
         self._say(f"Saved {path.name}." if not many else f"Saved {len(self._results)} files, {path.stem}_t000 and on.")
+
+
+def _load_points() -> None:
+    """Make a points layer for nothing: the first one loads pandas and more, better now than during a fit."""
+    one = GaussianVolume(torch.zeros(1, 3), torch.eye(3)[None], torch.ones(1), Grid((1, 1, 1)))
+    Layer.create(*points_layer("", one, {}))
 
 
 # Not Qt's common pool: a fit lowers its thread's priority, which the next user of that thread would inherit.
@@ -372,6 +399,24 @@ def _row_of(widget: Any) -> Any:
     """Return the Qt widget that stands for a magicgui widget in its container: itself, or the row with its label."""
     labelled = widget._labeled_widget()
     return widget.native if labelled is None else labelled.native
+
+
+def _place(layer: Layer, options: dict[str, Any]) -> None:
+    """Put a layer where the options say."""
+    n = layer.ndim
+    nowhere = {
+        "scale": np.ones(n),
+        "translate": np.zeros(n),
+        "rotate": np.eye(n),
+        "shear": np.zeros(n * (n - 1) // 2),
+        "affine": np.eye(n + 1),
+    }
+    for name, default in nowhere.items():
+        value = options.get(name, default)
+        if len(value) == len(default):  # else the layer has another number of axes, and will be replaced
+            setattr(layer, name, value)
+    if len(options["units"]) == n:
+        layer.units, layer.axis_labels = options["units"], options["axis_labels"]
 
 
 _CLASSES = {"image": Image, "surface": Surface, "points": Points}

@@ -1,0 +1,64 @@
+"""Make the pictures of these pages: the Fit widget clicked in a real window, on the package's own phantom.
+
+Run it as ``xvfb-run -a -s "-screen 0 1600x1000x24 +extension GLX" python docs/make_images.py``.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import napari
+import numpy as np
+from PIL import Image
+from qtpy.QtWidgets import QApplication
+
+from napari_gsvolume.cli import main
+
+IMAGES = Path(__file__).parent / "images"
+
+
+def wait(seconds: float) -> None:
+    """Let the window live for a while."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        QApplication.processEvents()
+        time.sleep(0.01)
+
+
+def shoot(viewer: napari.Viewer, name: str) -> None:
+    """Save the whole window, in a palette: it is small, and enough for a screenshot."""
+    wait(1)
+    picture = Image.fromarray(np.ascontiguousarray(viewer.screenshot(canvas_only=False)[..., :3]))
+    picture.quantize(192).save(IMAGES / name, optimize=True)
+
+
+def fit(seconds: float) -> None:
+    """Fit the anatomical phantom from the widget and take pictures in 2D and 3D."""
+    viewer = napari.Viewer()
+    viewer.window.resize(1400, 880)
+    viewer.open_sample("napari-gsvolume", "anatomy")
+    _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Fit Gaussians")
+    widget.form.fields["time_limit"].value = seconds
+    viewer.dims.order = (1, 0, 2)
+    viewer.scene.camera.orientation2d = ("up", "right")
+    viewer.dims.set_current_step(1, viewer.dims.nsteps[1] // 2)
+    viewer.reset_view()
+    wait(1)
+    widget.button.native.click()
+    while widget.running:
+        wait(0.1)
+    shoot(viewer, "fit-2d.png")
+    viewer.dims.order = (0, 1, 2)
+    viewer.dims.ndisplay = 3
+    for layer in viewer.layers:
+        layer.visible = layer.name.endswith("gaussians")
+    viewer.scene.camera.angles = (5, 25, 80)
+    viewer.reset_view()
+    shoot(viewer, "fit-3d.png")
+    viewer.close()
+
+
+if __name__ == "__main__":
+    IMAGES.mkdir(exist_ok=True)
+    fit(40)
+    sys.exit(main(["demo", "--no-window", "--png", str(IMAGES / "fit-demo.png")]))
