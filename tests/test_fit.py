@@ -140,7 +140,6 @@ class TestFigures:
             assert step.psnr_db == pytest.approx(psnr(body, step.reconstruction()), abs=1e-3)
             assert len(step.gaussians) == step.n_gaussians == step.history[-1].n_gaussians
 
-    @pytest.mark.xfail(strict=True, reason="between evaluations a batch solver reports the last one's PSNR")
     def test_batches_end_with_the_psnr_of_the_end(self, body):
         result = gsv.fit(body, gaussians=40, rounds=1, solver="adam", batch_fraction=0.2, iterations=35)
         assert result.psnr_db == pytest.approx(psnr(body, result.reconstruction), abs=1e-3)

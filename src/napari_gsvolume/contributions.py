@@ -13,6 +13,11 @@ from .gaussians import GaussianVolume
 from .geometry import Grid
 from .layers import LayerData, density_layer, gaussian_layer, gaussians_of, grid_placement
 
+
+class WriteError(Exception):
+    """A layer cannot be written; not a ValueError, which napari takes for there being no writer."""
+
+
 Reader = Callable[[str | Sequence[str]], list[LayerData]]
 
 
@@ -80,10 +85,10 @@ def write_nifti_image(path: str, data: Any, attributes: dict[str, Any]) -> list[
     from .layers import source_volume
 
     if attributes.get("rgb"):
-        raise ValueError(f"'{attributes.get('name')}' is an RGB image; NIfTI files are written from grey ones.")
+        raise WriteError(f"'{attributes.get('name')}' is an RGB image; NIfTI files are written from grey ones.")
     ndim = np.ndim(data[0] if attributes.get("multiscale") else data)
     if ndim not in (2, 3, 4):
-        raise ValueError(f"'{attributes.get('name')}' has {ndim} axes; NIfTI files are written from 2D to 4D images.")
+        raise WriteError(f"'{attributes.get('name')}' has {ndim} axes; NIfTI files are written from 2D to 4D images.")
     known = {"scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "name"}
     layer = Image(
         data,
@@ -109,7 +114,7 @@ def write_gaussian_layer(path: str, data: Any, attributes: dict[str, Any]) -> li
     """Write the Gaussians of a surface or points layer; of points, those that are still there."""
     gaussians = gaussians_of(attributes.get("metadata") or {})
     if gaussians is None:
-        raise ValueError(
+        raise WriteError(
             f"'{attributes.get('name')}' holds no Gaussians; save a layer '... · gaussians' that a fit made."
         )
     features = attributes.get("features")

@@ -263,6 +263,8 @@ def ellipsoids(gaussians: GaussianVolume) -> tuple[NDArray[np.float32], NDArray[
     vertices = np.einsum("nba,vb->nva", inverse, _ELLIPSOID_SIGMAS * unit) + gaussians.means.numpy()[:, None]
     n = len(gaussians)
     faces = triangles[None] + len(unit) * np.arange(n)[:, None, None]
+    mirrored = np.linalg.det(inverse) < 0  # turns triangles inside out
+    faces[mirrored] = faces[mirrored][:, :, ::-1]
     owner = np.repeat(np.arange(n), len(unit))
     return vertices.reshape(-1, gaussians.ndim).astype(np.float32), faces.reshape(-1, 3), owner
 

@@ -26,6 +26,8 @@ _MOMENTUM = 0.9
 _SECOND_MOMENTUM = 0.99
 _POWER_ITERATIONS = 8
 _EVALUATE_EVERY = 10
+_GROWN_UP = 50
+"""Iterations before a Gaussian that began with weight 0 can be called useless."""
 
 
 class FirstOrder:
@@ -56,6 +58,7 @@ class FirstOrder:
         # Running means of the gradient and its square (N, K), and iterations since birth (N, 1); none yet.
         self.first, self.second, self.age = torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0, 1)
         self.sgd_rate: float | None = None
+        self.evaluated = True  # whether the loss is that of the newest Gaussians
 
     def population_changed(self, kept: Tensor, born: int) -> None:
         """Keep the moments of the Gaussians that stay, start those of new ones at zero."""
@@ -65,6 +68,10 @@ class FirstOrder:
         self.first, self.second, self.age = (
             torch.cat([t[kept], t.new_zeros(born, t.shape[1])]) for t in (self.first, self.second, self.age)
         )
+
+    def settled(self, count: int) -> Tensor:
+        """Return which of `count` Gaussians are old enough to be judged."""
+        return self.age[:, 0] >= _GROWN_UP if len(self.age) == count else torch.zeros(count, dtype=torch.bool)
 
     def iterate(
         self, gaussians: Gaussians, residual: Tensor, loss: float, target: Target, progress: float
@@ -84,7 +91,8 @@ class FirstOrder:
         else:
             gaussians = self._adam(gaussians, gradient, rate)
         self.iteration += 1
-        if self._stride(target) == 1 or self.iteration % _EVALUATE_EVERY == 0:
+        self.evaluated = self._stride(target) == 1 or self.iteration % _EVALUATE_EVERY == 0
+        if self.evaluated:
             residual = target.residual(predict(gaussians, residual.shape))
             loss = target.mean_square(residual)
         return gaussians, residual, loss
@@ -106,7 +114,7 @@ class FirstOrder:
         scaled = blocks.solve(gradient)
         if self.sgd_rate is None:
             self.sgd_rate = 1 / _largest_eigenvalue(blocks, Curvature(gaussians, residual.shape, exact=False), scaled)
-        self.first = _MOMENTUM * self.first + (1 - _MOMENTUM) * scaled
+        self.first = _MOMENTUM * self.first + scaled
         step = rate * self.sgd_rate * self.first
         return gaussians.moved(shortened(step, shape_change(step, residual.ndim)))
 

@@ -130,6 +130,7 @@ class GaussNewton:
         Asked between kernels; once it returns True the present iteration ends where it began.
     """
 
+    evaluated = True  # the loss is always that of the newest Gaussians
     converged_db = 0.01
     """Ten iterations of a complete population that gain less, all together, are the last."""
 
@@ -144,6 +145,10 @@ class GaussNewton:
     def stuck(self) -> bool:
         """Whether no step, however short, decreased the loss any more."""
         return self.damping >= DAMPING_RANGE[1]
+
+    def settled(self, count: int) -> Tensor:
+        """Return which of `count` Gaussians are old enough to be judged: all, one iteration solves for the weights."""
+        return torch.ones(count, dtype=torch.bool)
 
     def population_changed(self, kept: Tensor, born: int) -> None:
         """Follow the Gaussians that stay, and start afresh with the new ones."""

@@ -21,7 +21,7 @@ from .first_order import FirstOrder
 from .gauss_newton import GaussNewton
 from .metrics import psnr_db, ssim
 from .population import Plan, births, make_plan, seeds, useful
-from .settings import FitSettings
+from .settings import FitSettings, make_settings
 from .target import Target, check_volume, make_target
 
 
@@ -91,7 +91,9 @@ class FitStep:
         """Return what is worth keeping of a fit that ended here; computes the SSIM."""
         t = self.target
         reconstruction = self.reconstruction()
-        similarity = ssim(t.values.cpu().numpy(), (reconstruction - t.background) / t.data_range, 1.0)
+        volume = t.values.cpu().numpy() * np.float32(t.data_range) + np.float32(t.background)
+        valid = None if t.valid is None else t.valid.cpu().numpy()
+        similarity = ssim(volume, reconstruction, t.data_range, valid)
         gaussians = self.gaussians
         gaussians.metadata["metrics"]["ssim"] = similarity
         return FitResult(
@@ -217,7 +219,7 @@ def fit_steps(
     ------
     FitStep
     """
-    options = FitSettings(**settings)
+    options = make_settings(**settings)
     array = check_volume(volume)
     if affine is not None and grid is not None:
         raise ValueError("Give an affine or a grid, not both.")
@@ -286,7 +288,8 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
         before, began = loss, clock()
         state, residual, loss = solver.iterate(state, residual, loss, target, progress())
         iteration += 1
-        gains.append(psnr_db(loss) - psnr_db(before))
+        if solver.evaluated:
+            gains.append(psnr_db(loss) - psnr_db(before))
 
         if stop():
             ended = "Stopped."
@@ -303,7 +306,7 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
 
     # Afresh: with batches the loss may be some iterations old.
     loss = target.mean_square(target.residual(predict(state, target.grid.shape)))
-    keep = useful(state, loss, target.n_valid, target.grid.shape)
+    keep = useful(state, loss, target.n_valid, target.grid.shape) | ~solver.settled(len(state.weights))
     if not keep.all():
         thinned = state.select(keep)
         residual = target.residual(predict(thinned, target.grid.shape))
@@ -334,7 +337,7 @@ def _grow(
     """Return the useful ones of the Gaussians, and as many new ones as make `wanted`."""
     if not len(state.weights):
         return seeds(target.values, wanted, random)
-    keep = useful(state, loss, target.n_valid, target.grid.shape)
+    keep = useful(state, loss, target.n_valid, target.grid.shape) | ~solver.settled(len(state.weights))
     kept = state.select(keep)
     born = births(residual, wanted - len(kept.weights), len(kept.weights), random)
     solver.population_changed(keep, len(born.weights))

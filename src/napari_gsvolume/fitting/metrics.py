@@ -13,10 +13,16 @@ def psnr_db(mean_square: float) -> float:
     return -10 * math.log10(max(mean_square, 1e-20))
 
 
-def ssim(volume: NDArray[np.float32], reconstruction: NDArray[np.float32], data_range: float) -> float | None:
+def ssim(
+    volume: NDArray[np.float32],
+    reconstruction: NDArray[np.float32],
+    data_range: float,
+    valid: NDArray[np.bool_] | None = None,
+) -> float | None:
     """Return the mean structural similarity (Wang et al. 2004), 7-voxel windows, or None where none fits.
 
-    Axes one voxel thick are left out; on small volumes the window shrinks to the largest odd one that fits.
+    Axes one voxel thick are left out; on small volumes the window shrinks to the largest odd one that fits. Voxels that
+    are not valid count as reconstructed in their neighbours' windows, and do not count in the mean.
     """
     from skimage.metrics import structural_similarity
 
@@ -25,4 +31,8 @@ def ssim(volume: NDArray[np.float32], reconstruction: NDArray[np.float32], data_
     window -= 1 - window % 2
     if a.ndim == 0 or window < 3:
         return None
-    return float(structural_similarity(a, b, data_range=data_range, win_size=window))
+    if valid is None:
+        return float(structural_similarity(a, b, data_range=data_range, win_size=window))
+    inside = valid.squeeze()
+    _, each = structural_similarity(np.where(inside, a, b), b, data_range=data_range, win_size=window, full=True)
+    return float(each[inside].mean())

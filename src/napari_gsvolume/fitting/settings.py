@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def make_settings(**values: Any) -> FitSettings:
+    """Return the settings; raise ValueError, in one sentence naming the field, if a value does not fit."""
+    try:
+        return FitSettings(**values)
+    except ValidationError as error:
+        raise ValueError(one_sentence(error)) from error
+
+
+def one_sentence(error: ValidationError, label: Callable[[str], str] = str) -> str:
+    """Return what is wrong with the first value that does not fit; `label` names its field to the user."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][:1])
+    return f"{label(where)}: {first['msg'].rstrip('.')} (it is {first['input']!r})."
 
 
 class FitSettings(BaseModel):

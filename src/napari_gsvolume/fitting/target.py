@@ -77,37 +77,44 @@ def check_volume(volume: ArrayLike, *, free_bytes: int | None = None) -> NDArray
 def make_target(volume: ArrayLike, grid: Grid, device: str = "cpu") -> Target:
     """Return the volume scaled for the solvers; see `check_volume` for what is raised."""
     array = check_volume(volume)
-    values = np.array(array, dtype=np.float32)  # a copy: it is scaled in place
+    if array.size < 2:
+        raise ValueError("The volume is a single voxel: there is nothing to fit.")
     notes: list[str] = []
-    valid = np.isfinite(values)
+    valid = np.isfinite(array)
     n_valid = int(valid.sum())
     if n_valid < 2:
         raise ValueError("The volume has no finite voxels to fit (NaN or infinite everywhere).")
-    mask = None
-    if n_valid < values.size:
-        notes.append(f"{values.size - n_valid:,} voxels are NaN or infinite; they are left out of the fit.")
-        mask = torch.from_numpy(valid)
-    finite = values[valid] if mask is not None else values.reshape(-1)
-    # In float64: integers of 32 bits and more do not fit float32's 24.
+    missing = array.size - n_valid
+    if missing:
+        notes.append(f"{missing:,} voxels are NaN or infinite; they are left out of the fit.")
+    finite = array[valid] if missing else array
     low, high = float(finite.min()), float(finite.max())
     if not high > low:
         raise ValueError(f"The volume is constant (every voxel is {low:g}): there is nothing to fit.")
-    if not np.isfinite(np.float32(high) - np.float32(low)):
+    if not high - low < np.finfo(np.float32).max:
         raise ValueError(f"The intensities span {low:g} to {high:g}, more than float32 holds; scale the volume first.")
-    background = _most_common(finite, low, high)
-    values -= np.float32(background)
+    # To [0, 1] in float64, a buffer at a time: large integers and offsets do not survive float32.
+    values = np.zeros(array.shape, np.float32)
+    np.subtract(array, low, out=values, dtype=np.float64, casting="same_kind", where=valid)
     values /= np.float32(high - low)
-    if mask is not None:
-        values[~valid] = 0
+    background = _most_common(values[valid] if missing else values)
+    values -= np.float32(background)
+    values[~valid] = 0
+    mask = torch.from_numpy(valid).to(device) if missing else None
     return Target(
-        torch.from_numpy(values).to(device), mask if mask is None else mask.to(device), n_valid, background, high - low,
-        grid, tuple(notes),
-    )  # fmt: skip
+        torch.from_numpy(values).to(device),
+        mask,
+        n_valid,
+        low + background * (high - low),
+        high - low,
+        grid,
+        tuple(notes),
+    )
 
 
-def _most_common(finite: NDArray[np.float32], low: float, high: float) -> float:
-    """Return the median intensity of the fullest of 256 bins."""
-    counts, edges = np.histogram(finite, bins=256, range=(low, high))
+def _most_common(values: NDArray[np.float32]) -> float:
+    """Return the median of the fullest of 256 bins of [0, 1]."""
+    counts, edges = np.histogram(values, bins=256, range=(0, 1))
     fullest = int(counts.argmax())
-    inside = finite[(finite >= edges[fullest]) & (finite <= edges[fullest + 1])]
-    return float(np.median(inside)) if len(inside) else (low + high) / 2
+    inside = values[(values >= edges[fullest]) & (values <= edges[fullest + 1])]
+    return float(np.median(inside)) if len(inside) else 0.5

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from qtpy.QtCore import QSettings
 from superqt import QCollapsible
 
+from ..fitting.settings import one_sentence
+
 Model = TypeVar("Model", bound=BaseModel)
 _LARGEST = 10_000_000
 
@@ -94,9 +96,7 @@ class SettingsForm(Generic[Model]):
         try:
             settings = self.model(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            row = str(first["loc"][0]) if first["loc"] else ""
-            raise ValueError(f"{_label(row)}: {first['msg']} (it is {first['input']}).") from error
+            raise ValueError(one_sentence(error, _label)) from error
         _store().setValue(self.model.__name__, json.dumps(settings.model_dump()))
         return settings
 
