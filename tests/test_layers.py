@@ -324,18 +324,7 @@ class TestEllipsoids:
         assert set(edges.values()) == {1}  # once in each direction: twice in all
         assert all((b, a) in edges for a, b in edges)
 
-    @pytest.mark.parametrize(
-        "mirrored",
-        [
-            False,
-            pytest.param(
-                True,
-                marks=pytest.mark.xfail(
-                    strict=True, reason="factors of negative determinant turn triangles inside out"
-                ),
-            ),
-        ],
-    )
+    @pytest.mark.parametrize("mirrored", [False, True])
     def test_normals_point_outwards(self, mirrored):
         model = gaussians(20, mirrored=mirrored)
         vertices, faces, owner = ellipsoids(model)

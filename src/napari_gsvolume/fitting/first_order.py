@@ -25,7 +25,7 @@ _FINAL_RATE = 0.05
 _MOMENTUM = 0.9
 _SECOND_MOMENTUM = 0.99
 _POWER_ITERATIONS = 8
-_EVALUATE_EVERY = 10
+_EVALUATE_EVERY = 5
 _GROWN_UP = 50
 """Iterations before a Gaussian that began with weight 0 can be called useless."""
 
@@ -58,6 +58,7 @@ class FirstOrder:
         # Running means of the gradient and its square (N, K), and iterations since birth (N, 1); none yet.
         self.first, self.second, self.age = torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0, 1)
         self.sgd_rate: float | None = None
+        self.caution = 1.0
         self.evaluated = True  # whether the loss is that of the newest Gaussians
 
     def population_changed(self, kept: Tensor, born: int) -> None:
@@ -87,14 +88,21 @@ class FirstOrder:
         falling = _FINAL_RATE + (1 - _FINAL_RATE) * (1 + math.cos(math.pi * min(progress, 1))) / 2
         rate = self.settings.learning_rate * falling
         if self.settings.solver == "sgd":
-            gaussians = self._sgd(gaussians, gradient, rate, residual)
+            stride = self._stride(target)
+            # A batch's gradient is noisier by its stride's power, and momentum adds up ten of them.
+            calm = 1.0 if stride == 1 else 1 / (4 * stride**residual.ndim)
+            gaussians = self._sgd(gaussians, gradient, rate * calm, residual)
         else:
             gaussians = self._adam(gaussians, gradient, rate)
         self.iteration += 1
         self.evaluated = self._stride(target) == 1 or self.iteration % _EVALUATE_EVERY == 0
         if self.evaluated:
+            before = loss
             residual = target.residual(predict(gaussians, residual.shape))
             loss = target.mean_square(residual)
+            if self.settings.solver == "sgd" and loss > 1.02 * before:  # it begins to swing
+                self.caution /= 2
+                self.first = torch.zeros_like(self.first)
         return gaussians, residual, loss
 
     def _adam(self, gaussians: Gaussians, gradient: Tensor, rate: float) -> Gaussians:
@@ -112,10 +120,10 @@ class FirstOrder:
     def _sgd(self, gaussians: Gaussians, gradient: Tensor, rate: float, residual: Tensor) -> Gaussians:
         blocks = GaussianBlocks(gaussians)
         scaled = blocks.solve(gradient)
-        if self.sgd_rate is None:
+        if self.sgd_rate is None or self.iteration % _EVALUATE_EVERY == 0:  # weights grow, and curvature with them
             self.sgd_rate = 1 / _largest_eigenvalue(blocks, Curvature(gaussians, residual.shape, exact=False), scaled)
         self.first = _MOMENTUM * self.first + scaled
-        step = rate * self.sgd_rate * self.first
+        step = rate * self.caution * self.sgd_rate * self.first
         return gaussians.moved(shortened(step, shape_change(step, residual.ndim)))
 
     def _stride(self, target: Target) -> int:

@@ -91,7 +91,9 @@ def make_target(volume: ArrayLike, grid: Grid, device: str = "cpu") -> Target:
     low, high = float(finite.min()), float(finite.max())
     if not high > low:
         raise ValueError(f"The volume is constant (every voxel is {low:g}): there is nothing to fit.")
-    if not high - low < np.finfo(np.float32).max:
+    with np.errstate(over="ignore"):
+        span = np.float64(high) - np.float64(low)
+    if not span < np.finfo(np.float32).max:
         raise ValueError(f"The intensities span {low:g} to {high:g}, more than float32 holds; scale the volume first.")
     # To [0, 1] in float64, a buffer at a time: large integers and offsets do not survive float32.
     values = np.zeros(array.shape, np.float32)
