@@ -74,10 +74,12 @@ def main() -> None:
         numbers["fits"] = {name: fits(name, volume, options) for name, volume in volumes.items()}
     if options.memory:
         numbers["memory"] = memory(options.iterations)
-    plot(numbers, options.out)
+    if "kernels" in numbers or "fits" in numbers:
+        plot(numbers, options.out)
+        console.print(f"Wrote {options.out}")
     written = options.out.with_suffix(".json")
     written.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    console.print(f"Wrote {options.out} and {written}")
+    console.print(f"Wrote {written}")
 
 
 def read(path: Path, size: int) -> NDArray[np.float32]:
