@@ -250,8 +250,9 @@ class FitWidget(Container[Any]):
     def _take_turns(self) -> None:
         """Draw one thing, then let the viewer breathe before the next."""
         if self._turns:
-            self._turns.popleft()()
-            QTimer.singleShot(0, self._take_turns)
+            turn = self._turns.popleft()
+            QTimer.singleShot(0, self._take_turns)  # first: should this turn fail, the others still have theirs
+            turn()
 
     def _images(self, preview: Preview) -> list[Callable[[], None]]:
         """Return the calls that show density and residual."""
