@@ -16,16 +16,13 @@ from ..splat import gather
 from .settings import FitSettings
 
 DEFAULT_COUNT = 2000
-BIRTHS_UNTIL = 0.5
-"""A fixed count is complete after this share of the fit: the rest of it only improves what is there."""
+BIRTHS_UNTIL = {"gauss-newton": 0.12, "first-order": 0.5}
+"""A fixed count is complete after this share of the fit; Gauss-Newton is through with a round in a few iterations."""
 GROWTH = 1.5
 """How much larger each round makes a population whose final size is open."""
 _FIRST_COUNT = 200
 _SLOW = 0.15
-"""An open population grows when an iteration gained less than this share of the mean gain since its last round."""
-
-_STALLED_DB = 0.02
-"""A round of a fixed count is over early when five iterations together gained less than this."""
+"""A round has given what it can when an iteration gains less than this share of the mean gain since it began."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,14 @@ class Plan:
         Number of rounds to a fixed count.
     open_ended : bool
         Whether the number is to be found: it then grows whenever the present Gaussians have about given what they can.
+    births_until : float
+        The share of the fit after which a fixed count is complete.
     """
 
     final: int
     rounds: int
     open_ended: bool
+    births_until: float
 
     @property
     def start(self) -> int:
@@ -68,9 +68,7 @@ class Plan:
             return min(self.final, math.ceil(GROWTH * present)) if slow else present
         if present >= self.final:
             return self.final
-        due = 1 + int(progress / BIRTHS_UNTIL * (self.rounds - 1))
-        if len(gains) >= 5 and sum(gains[-5:]) < _STALLED_DB:
-            due += 1  # this round has given all it can: the next need not wait
+        due = 1 + int(progress / self.births_until * (self.rounds - 1))
         return max(present, min(self.final, math.ceil(self.final * due / self.rounds)))
 
 
@@ -82,18 +80,19 @@ def make_plan(settings: FitSettings, n_valid: int) -> Plan:
     ValueError
         If more Gaussians than voxels are asked for.
     """
+    births_until = BIRTHS_UNTIL["gauss-newton" if settings.solver == "gauss-newton" else "first-order"]
     if settings.gaussians is not None:
         if settings.gaussians > n_valid:
             raise ValueError(
                 f"{settings.gaussians:,} Gaussians are more than the {n_valid:,} voxels there are to fit; "
                 "ask for fewer."
             )
-        return Plan(settings.gaussians, min(settings.rounds, settings.gaussians), open_ended=False)
+        return Plan(settings.gaussians, min(settings.rounds, settings.gaussians), False, births_until)
     # A 3D Gaussian has ten numbers: beyond a tenth of the voxels a sum of them is no shorter than the volume.
     most = max(1, n_valid // 10)
     if settings.target_psnr is None and settings.time_limit is None:
-        return Plan(min(DEFAULT_COUNT, most), settings.rounds, open_ended=False)
-    return Plan(most, 1, open_ended=True)
+        return Plan(min(DEFAULT_COUNT, most), settings.rounds, False, births_until)
+    return Plan(most, 1, True, births_until)
 
 
 def spacing(n_voxels: int, count: int, ndim: int) -> float:
