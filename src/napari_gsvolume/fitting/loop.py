@@ -274,7 +274,7 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
             shares.append((psnr_db(loss) - psnr_db(first_loss)) / max(settings.target_psnr - psnr_db(first_loss), 1e-9))
         return min(1.0, max(shares))
 
-    yield step("Loading the kernels (compiled the very first time: about 20 s)")
+    yield step("Loading the kernels (compiled the very first time: some seconds)")
     prepare(target.values.device)
 
     ended = ""
