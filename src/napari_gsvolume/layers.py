@@ -192,8 +192,6 @@ def gaussian_layer(name: str, gaussians: GaussianVolume, placement: dict[str, An
     metadata, so that saving the layer loses nothing.
     """
     place = grid_placement(gaussians.grid) if placement is None else placement
-    metadata = {METADATA_KEY: {"gaussians": gaussians, **gaussians.metadata}}
-    common = {"name": f"{name} · gaussians", "metadata": metadata, **place}
     if len(gaussians) > MOST_ELLIPSOIDS or not len(gaussians):
         return points_layer(name, gaussians, place, kind="gaussians")
     vertices, faces, owner = ellipsoids(gaussians)
@@ -202,7 +200,8 @@ def gaussian_layer(name: str, gaussians: GaussianVolume, placement: dict[str, An
     data = (vertices, faces, gaussians.weights.numpy()[owner])
     # Red adds, blue takes away, as in the residual.
     look = {"colormap": "coolwarm", "contrast_limits": (-limit, limit), "opacity": 0.7, "shading": "smooth"}
-    return data, {**common, **look, "features": features}, "surface"
+    options = {"name": f"{name} · gaussians", **place, **look, "features": features}
+    return data, {**options, "metadata": _gaussian_metadata(gaussians)}, "surface"
 
 
 def points_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any], kind: str = "centres") -> LayerData:
@@ -217,13 +216,13 @@ def points_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any]
     }
     if len(gaussians):
         look |= {"face_color": "weight", "face_colormap": "coolwarm", "face_contrast_limits": (-limit, limit)}
-    metadata = {METADATA_KEY: {"gaussians": gaussians, **gaussians.metadata}}
-    means = gaussians.means.numpy().reshape(-1, gaussians.ndim)
-    return (
-        means,
-        {"name": f"{name} · {kind}", **placement, **look, "features": features, "metadata": metadata},
-        "points",
-    )
+    options = {"name": f"{name} · {kind}", **placement, **look, "features": features}
+    return gaussians.means.numpy(), {**options, "metadata": _gaussian_metadata(gaussians)}, "points"
+
+
+def _gaussian_metadata(gaussians: GaussianVolume) -> dict[str, Any]:
+    """Return what `gaussians_of` finds the Gaussians by."""
+    return {METADATA_KEY: {"gaussians": gaussians, **gaussians.metadata}}
 
 
 def _weight_limit(gaussians: GaussianVolume) -> float:

@@ -306,7 +306,7 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
 
     # Afresh: with batches the loss may be some iterations old.
     loss = target.mean_square(target.residual(predict(state, target.grid.shape)))
-    keep = useful(state, loss, target.n_valid, target.grid.shape) | ~solver.settled(len(state.weights))
+    keep = _worth_keeping(state, loss, target, solver)
     if not keep.all():
         thinned = state.select(keep)
         residual = target.residual(predict(thinned, target.grid.shape))
@@ -330,6 +330,11 @@ def _nothing(target: Target) -> Gaussians:
     return Gaussians(zeros(0, ndim), zeros(0, ndim, ndim), zeros(0))
 
 
+def _worth_keeping(state: Gaussians, loss: float, target: Target, solver: GaussNewton | FirstOrder) -> Tensor:
+    """Return a mask of the Gaussians that are useful, or too young to tell."""
+    return useful(state, loss, target.n_valid, target.grid.shape) | ~solver.settled(len(state.weights))
+
+
 def _grow(
     state: Gaussians, residual: Tensor, loss: float, wanted: int, target: Target, random: np.random.Generator,
     solver: GaussNewton | FirstOrder,
@@ -337,7 +342,7 @@ def _grow(
     """Return the useful ones of the Gaussians, and as many new ones as make `wanted`."""
     if not len(state.weights):
         return seeds(target.values, wanted, random)
-    keep = useful(state, loss, target.n_valid, target.grid.shape) | ~solver.settled(len(state.weights))
+    keep = _worth_keeping(state, loss, target, solver)
     kept = state.select(keep)
     born = births(residual, wanted - len(kept.weights), len(kept.weights), random)
     solver.population_changed(keep, len(born.weights))
