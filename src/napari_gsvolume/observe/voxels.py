@@ -43,6 +43,11 @@ class Gaussians(NamedTuple):
         return Gaussians(self.means + shift, self.factors @ torch.linalg.matrix_exp(-B / 2), self.weights + step[:, 0])
 
 
+def empty(ndim: int) -> Gaussians:
+    """Return no Gaussians."""
+    return Gaussians(torch.zeros(0, ndim), torch.zeros(0, ndim, ndim), torch.zeros(0))
+
+
 def predict(gaussians: Gaussians, shape: Sequence[int]) -> Tensor:
     """Return the sum of the Gaussians at every voxel."""
     coefficients = gaussians.weights.new_zeros(len(gaussians.weights), n_monomials(len(shape)))

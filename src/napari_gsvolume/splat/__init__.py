@@ -1,4 +1,4 @@
-"""The two kernels everything else is made of: `splat` and its transpose `gather`.
+"""The kernels everything else is made of: `splat` and its transpose `gather`.
 
 With ``e_i(x) = exp(-|y|^2 / 2)``, ``y = W_i^T (x - mu_i)``, cut to zero where ``|y| >= SUPPORT``, and the monomials
 ``(1, d, d d^T)`` of ``d = x - mu_i``, `splat` sums ``e_i(x)`` times a quadratic polynomial in ``d`` over the
@@ -8,10 +8,14 @@ directional derivative of a sum of Gaussians is one of the two followed by small
 
 Monomials are ordered ``1, d_0 .. d_D-1``, then the upper triangle of ``d d^T`` row by row, each product once: ten of
 them in 3D ``(1, z, y, x, zz, zy, zx, yy, yx, xx)``, six in 2D ``(1, y, x, yy, yx, xx)``.
+
+`splat_flat` and `gather_flat` are a second such pair, with the ellipsoids ``1_i(x) = [|y| < support]`` in place of the
+Gaussians.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,7 +50,9 @@ def n_monomials(ndim: int) -> int:
     return (ndim + 1) * (ndim + 2) // 2
 
 
-def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
+def splat(
+    means: Tensor, factors: Tensor, coefficients: Tensor, shape: Sequence[int], *, support: float = SUPPORT
+) -> Tensor:
     """Sum Gaussians times quadratic polynomials over a grid.
 
     Parameters
@@ -59,6 +65,8 @@ def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: Sequence[
         Coefficients of the monomials of ``x - mu``; K as `n_monomials` says.
     shape : sequence of int
         Shape of the grid, D axes.
+    support : float
+        Radius in standard deviations at which e_i is cut, at most `SUPPORT`.
 
     Returns
     -------
@@ -68,9 +76,10 @@ def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: Sequence[
     Raises
     ------
     ValueError
-        If the shapes do not fit each other, or a mean, factor or coefficient is not finite.
+        If the shapes do not fit each other, a mean, factor or coefficient is not finite, or `support` is out of range.
     """
     _check(means, factors, len(shape))
+    _check_support(support)
     if coefficients.shape != (len(means), n_monomials(len(shape))):
         raise ValueError(
             f"{len(means)} Gaussians in {len(shape)}D need coefficients of shape "
@@ -80,10 +89,10 @@ def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: Sequence[
         raise ValueError("A coefficient is NaN or infinite.")
     from . import cpu
 
-    return cpu.splat(means, factors, coefficients, tuple(shape))
+    return cpu.splat(means, factors, coefficients, tuple(shape), support)
 
 
-def gather(means: Tensor, factors: Tensor, grid: Tensor) -> Tensor:
+def gather(means: Tensor, factors: Tensor, grid: Tensor, *, support: float = SUPPORT) -> Tensor:
     """Sum a grid times Gaussians times monomials; the transpose of `splat`.
 
     Parameters
@@ -92,6 +101,8 @@ def gather(means: Tensor, factors: Tensor, grid: Tensor) -> Tensor:
         As in `splat`.
     grid : Tensor, D axes, float32
         One number a voxel.
+    support : float
+        As in `splat`.
 
     Returns
     -------
@@ -101,12 +112,76 @@ def gather(means: Tensor, factors: Tensor, grid: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes do not fit each other, or a mean or factor is not finite.
+        If the shapes do not fit each other, a mean or factor is not finite, or `support` is out of range.
     """
     _check(means, factors, grid.ndim)
+    _check_support(support)
     from . import cpu
 
-    return cpu.gather(means, factors, grid)
+    return cpu.gather(means, factors, grid, support)
+
+
+def splat_flat(means: Tensor, factors: Tensor, values: Tensor, shape: Sequence[int], support: float) -> Tensor:
+    """Sum constants over ellipsoids.
+
+    Parameters
+    ----------
+    means, factors : Tensor, (N, D), (N, D, D)
+        As in `splat`.
+    values : Tensor, (N,)
+        One number an ellipsoid. Of integers the sums are exact, modulo 2^64.
+    shape : sequence of int
+        Shape of the grid, D axes.
+    support : float
+        Radius of the ellipsoids in standard deviations; may exceed `SUPPORT`. Rounding decides about voxels right on
+        the surface.
+
+    Returns
+    -------
+    Tensor, `shape`, float32, or int64 if `values` are integers
+        ``sum_i values[i] 1_i(x)``, ``1_i(x) = [|W_i^T (x - mu_i)| < support]``, at each voxel.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other, a mean, factor or value is not finite, or `support` is out of range.
+    """
+    _check(means, factors, len(shape))
+    _check_support(support, math.inf)
+    if values.shape != (len(means),):
+        raise ValueError(f"{len(means)} ellipsoids need as many values; got values of shape {tuple(values.shape)}.")
+    if not torch.isfinite(values).all():
+        raise ValueError("A value is NaN or infinite.")
+    from . import cpu
+
+    return cpu.splat_flat(means, factors, values, tuple(shape), support)
+
+
+def gather_flat(means: Tensor, factors: Tensor, grid: Tensor, support: float) -> Tensor:
+    """Sum a grid over ellipsoids; the transpose of `splat_flat`.
+
+    Parameters
+    ----------
+    means, factors, support
+        As in `splat_flat`.
+    grid : Tensor, D axes, float32
+        One number a voxel.
+
+    Returns
+    -------
+    Tensor, (N,), float32
+        ``sum_x grid(x) 1_i(x)``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other, a mean or factor is not finite, or `support` is out of range.
+    """
+    _check(means, factors, grid.ndim)
+    _check_support(support, math.inf)
+    from . import cpu
+
+    return cpu.gather_flat(means, factors, grid, support)
 
 
 def _check(means: Tensor, factors: Tensor, ndim: int) -> None:
@@ -120,3 +195,9 @@ def _check(means: Tensor, factors: Tensor, ndim: int) -> None:
         )
     if not (torch.isfinite(means).all() and torch.isfinite(factors).all()):
         raise ValueError("A Gaussian's mean or factor is NaN or infinite.")
+
+
+def _check_support(support: float, most: float = SUPPORT) -> None:
+    if not (0 < support <= most and math.isfinite(support)):
+        limit = "" if math.isinf(most) else f" and at most {most:g}"
+        raise ValueError(f"The support has to be positive{limit}; got {support:g}.")

@@ -3,7 +3,8 @@
 A Gaussian's support is an ellipsoid; it is walked plane by plane and row by row, the bounds of each being the roots
 of a quadratic, so that hardly a voxel outside is touched. Rows are worked on in chunks of `LANES` voxels, a fixed trip
 count that the compiler turns into straight vector code. `splat` gives each task a slab of the grid and `gather` a run
-of Gaussians: nothing is written by two tasks, so there are no atomics and sums come out the same every time.
+of Gaussians: nothing is written by two tasks, so there are no atomics and sums come out the same every time. The flat
+kernels walk the same rows.
 
 Images are volumes of shape (Y, 1, X) here: a Gaussian of any thickness centred on that one middle row is a 2D one.
 """
@@ -24,7 +25,6 @@ from . import SUPPORT
 
 LANES = 16
 _LANES_U = np.uint64(LANES)
-_K2 = SUPPORT**2
 _f4 = np.float32
 _STEEPEST = 1e30  # keeps float32 finite; such a Gaussian touches at most the voxel it is centred on
 # Reassociation lets sums vectorise. "nnan" and "ninf" stay out: lanes beyond the support may overflow before they are
@@ -36,7 +36,7 @@ _launch = threading.Lock()
 _MONOMIALS_2D = [0, 1, 3, 4, 6, 9]  # where (1, y, x, yy, yx, xx) stand among the ten of a (Y, 1, X) volume
 
 
-def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: tuple[int, ...]) -> Tensor:
+def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: tuple[int, ...], support: float) -> Tensor:
     """Run `napari_gsvolume.splat.splat` on the CPU."""
     mu, W = _as_volume(means, factors)
     C = np.zeros((len(mu), 10), np.float32)
@@ -45,32 +45,75 @@ def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: tuple[int
     out = np.zeros((nz, ny, max(nx, LANES)), np.float32)  # a row holds at least one chunk
     if len(mu):
         with _launch:
-            ellipsoids = _ellipsoids(mu, W)
-            first, last = _extent(ellipsoids, nz)
-            slabs = _equal_cuts(_cost_of_planes(ellipsoids, first, last, nz), numba.get_num_threads())
-            # Along z, so that neighbours in the list are neighbours in memory.
-            order = np.argsort(first, kind="stable")
-            _splat(ellipsoids[order], C[order], first[order], last[order], slabs, out.reshape(-1), ny, nx, out.shape[2])
+            E, order, first, last, slabs = _in_slabs(mu, W, nz, support)
+            _splat(E, C[order], first, last, slabs, out.reshape(-1), ny, nx, out.shape[2], support**2)
     return torch.from_numpy(np.ascontiguousarray(out[:, :, :nx])).reshape(shape)
 
 
-def gather(means: Tensor, factors: Tensor, grid: Tensor) -> Tensor:
+def gather(means: Tensor, factors: Tensor, grid: Tensor, support: float) -> Tensor:
     """Run `napari_gsvolume.splat.gather` on the CPU."""
     mu, W = _as_volume(means, factors)
-    volume = np.ascontiguousarray(grid.detach().numpy(), np.float32)
-    if volume.ndim == 2:
-        volume = volume[:, None, :]
+    volume = _grid_as_volume(grid)
     nz, ny, nx = volume.shape
     if nx < LANES:
         volume = np.pad(volume, ((0, 0), (0, 0), (0, LANES - nx)))
     moments = np.zeros((len(mu), 10), np.float32)
     if len(mu):
         with _launch:
-            ellipsoids = _ellipsoids(mu, W)
-            first, last = _extent(ellipsoids, nz)
-            runs = _equal_cuts(_cost_of_gaussians(ellipsoids, first, last), numba.get_num_threads())
-            _gather(ellipsoids, first, last, runs, volume.reshape(-1), ny, nx, volume.shape[2], moments)
+            E, first, last, runs = _in_runs(mu, W, nz, support)
+            _gather(E, first, last, runs, volume.reshape(-1), ny, nx, volume.shape[2], support**2, moments)
     return torch.from_numpy(moments[:, _MONOMIALS_2D] if grid.ndim == 2 else moments)
+
+
+def splat_flat(means: Tensor, factors: Tensor, values: Tensor, shape: tuple[int, ...], support: float) -> Tensor:
+    """Run `napari_gsvolume.splat.splat_flat` on the CPU."""
+    mu, W = _as_volume(means, factors)
+    nz, ny, nx = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+    amounts = values.detach().numpy().astype(np.float32 if values.is_floating_point() else np.int64)
+    out = np.zeros((nz, ny, nx), amounts.dtype)
+    if len(mu):
+        with _launch:
+            E, order, first, last, slabs = _in_slabs(mu, W, nz, support)
+            _splat_flat(E, amounts[order], first, last, slabs, out.reshape(-1), ny, nx, support**2)
+    return torch.from_numpy(out).reshape(shape)
+
+
+def gather_flat(means: Tensor, factors: Tensor, grid: Tensor, support: float) -> Tensor:
+    """Run `napari_gsvolume.splat.gather_flat` on the CPU."""
+    mu, W = _as_volume(means, factors)
+    volume = _grid_as_volume(grid)
+    nz, ny, nx = volume.shape
+    sums = np.zeros(len(mu), np.float32)
+    if len(mu):
+        with _launch:
+            E, first, last, runs = _in_runs(mu, W, nz, support)
+            _gather_flat(E, first, last, runs, volume.reshape(-1), ny, nx, support**2, sums)
+    return torch.from_numpy(sums)
+
+
+def _grid_as_volume(grid: Tensor) -> NDArray[np.float32]:
+    volume = np.ascontiguousarray(grid.detach().numpy(), np.float32)
+    return volume[:, None, :] if volume.ndim == 2 else volume
+
+
+def _in_slabs(
+    mu: NDArray[np.float32], W: NDArray[np.float32], nz: int, support: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ellipsoids along z, their order, first and last planes, and the cuts between slabs of equal work."""
+    E = _ellipsoids(mu, W)
+    first, last = _extent(E, nz, support)
+    slabs = _equal_cuts(_cost_of_planes(E, first, last, nz, support), numba.get_num_threads())
+    order = np.argsort(first, kind="stable")  # so that neighbours in the list are neighbours in memory
+    return E[order], order, first[order], last[order], slabs
+
+
+def _in_runs(
+    mu: NDArray[np.float32], W: NDArray[np.float32], nz: int, support: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ellipsoids as they come, their first and last planes, and the cuts between runs of equal work."""
+    E = _ellipsoids(mu, W)
+    first, last = _extent(E, nz, support)
+    return E, first, last, _equal_cuts(_cost_of_gaussians(E, first, last, support), numba.get_num_threads())
 
 
 def _as_volume(means: Tensor, factors: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -118,40 +161,40 @@ def _bounds(centre, radius, n):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _extent(E, nz):  # type: ignore[no-untyped-def]
+def _extent(E, nz, support):  # type: ignore[no-untyped-def]
     """Return the first and last plane of each ellipsoid."""
     first, last = np.empty(len(E), np.int64), np.empty(len(E), np.int64)
     for i in range(len(E)):
         # A singular factor has no A, B, C > 0 (numbers or NaN): such a Gaussian touches nothing.
         if E[i, 3] > 0 and E[i, 6] > 0 and E[i, 8] > 0:
-            first[i], last[i] = _bounds(E[i, 0], SUPPORT / sqrt(E[i, 8]), nz)
+            first[i], last[i] = _bounds(E[i, 0], support / sqrt(E[i, 8]), nz)
         else:
             first[i], last[i] = 0, -1
     return first, last
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _plane_cost(E, i):  # type: ignore[no-untyped-def]
+def _plane_cost(E, i, support):  # type: ignore[no-untyped-def]
     """Return about the work of one plane of ellipsoid `i`: chunks of voxels, and a row's overhead."""
-    width, height = 2 * SUPPORT / sqrt(E[i, 3]), 2 * SUPPORT / sqrt(E[i, 6])
+    width, height = 2 * support / sqrt(E[i, 3]), 2 * support / sqrt(E[i, 6])
     return (height + 1) * (width + 2 * LANES)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _cost_of_planes(E, first, last, nz):  # type: ignore[no-untyped-def]
+def _cost_of_planes(E, first, last, nz, support):  # type: ignore[no-untyped-def]
     cost = np.zeros(nz)
     for i in range(len(E)):
         for z in range(first[i], last[i] + 1):
-            cost[z] += _plane_cost(E, i)
+            cost[z] += _plane_cost(E, i, support)
     return cost
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _cost_of_gaussians(E, first, last):  # type: ignore[no-untyped-def]
+def _cost_of_gaussians(E, first, last, support):  # type: ignore[no-untyped-def]
     cost = np.zeros(len(E))
     for i in range(len(E)):
         if last[i] >= first[i]:
-            cost[i] = (last[i] - first[i] + 1) * _plane_cost(E, i)
+            cost[i] = (last[i] - first[i] + 1) * _plane_cost(E, i, support)
     return cost
 
 
@@ -163,7 +206,7 @@ def _equal_cuts(cost: NDArray[np.float64], parts: int) -> NDArray[np.int64]:
     return cuts.astype(np.int64)
 
 
-_MIDDLE = _K2 / 64
+_MIDDLE = SUPPORT**2 / 64
 _Q1 = exp(-_MIDDLE)  # also the constant term
 _Q2, _Q3, _Q4 = _Q1 / 2, _Q1 / 6, _Q1 / 24
 
@@ -217,7 +260,7 @@ def _gather_chunk(grid, start, skip, length, alpha, u0, beta, d0):  # type: igno
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
-def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride):  # type: ignore[no-untyped-def]
+def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride, k2):  # type: ignore[no-untyped-def]
     for task in prange(len(slabs) - 1):
         for i in range(len(E)):
             my, mx = E[i, 1], E[i, 2]
@@ -226,7 +269,7 @@ def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride):  # type: i
             alpha, p2 = _f4(-min(A, _STEEPEST) / 32), q[9]
             for z in range(max(first[i], slabs[task]), min(last[i] + 1, slabs[task + 1])):
                 dz = z - E[i, 0]
-                left_plane = _K2 - C * dz * dz  # what is left of the squared radius for y and x
+                left_plane = k2 - C * dz * dz  # what is left of the squared radius for y and x
                 centre_y = my - c * dz
                 y0, y1 = _bounds(centre_y, sqrt(max(left_plane, 0.0) / B), ny)
                 for y in range(y0, y1 + 1):
@@ -234,7 +277,7 @@ def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride):  # type: i
                     left_row = left_plane - B * (y - centre_y) ** 2
                     centre = mx - a * dy - b * dz
                     x0, x1 = _bounds(centre, sqrt(max(left_row, 0.0) / A), nx)
-                    beta = _f4((left_row - _K2) / 32)
+                    beta = _f4((left_row - k2) / 32)
                     p0 = _f4(q[0] + dz * (q[1] + dz * q[4] + dy * q[5]) + dy * (q[2] + dy * q[7]))
                     p1 = _f4(q[3] + dz * q[6] + dy * q[8])
                     for x in range(x0, x1 + 1, LANES):
@@ -246,7 +289,7 @@ def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride):  # type: i
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
-def _gather(E, first, last, runs, grid, ny, nx, stride, moments):  # type: ignore[no-untyped-def]
+def _gather(E, first, last, runs, grid, ny, nx, stride, k2, moments):  # type: ignore[no-untyped-def]
     for task in prange(len(runs) - 1):
         for i in range(runs[task], runs[task + 1]):
             my, mx = E[i, 1], E[i, 2]
@@ -255,7 +298,7 @@ def _gather(E, first, last, runs, grid, ny, nx, stride, moments):  # type: ignor
             m, mz, my_, mx_, mzz, mzy, mzx, myy, myx, mxx = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for z in range(first[i], last[i] + 1):
                 dz = z - E[i, 0]
-                left_plane = _K2 - C * dz * dz
+                left_plane = k2 - C * dz * dz
                 centre_y = my - c * dz
                 y0, y1 = _bounds(centre_y, sqrt(max(left_plane, 0.0) / B), ny)
                 r, ry, rx, ryy, ryx, rxx = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0  # the moments of this plane
@@ -264,7 +307,7 @@ def _gather(E, first, last, runs, grid, ny, nx, stride, moments):  # type: ignor
                     left_row = left_plane - B * (y - centre_y) ** 2
                     centre = mx - a * dy - b * dz
                     x0, x1 = _bounds(centre, sqrt(max(left_row, 0.0) / A), nx)
-                    beta = _f4((left_row - _K2) / 32)
+                    beta = _f4((left_row - k2) / 32)
                     for x in range(x0, x1 + 1, LANES):
                         start = min(x, stride - LANES)
                         s0, s1, s2 = _gather_chunk(
@@ -290,3 +333,46 @@ def _gather(E, first, last, runs, grid, ny, nx, stride, moments):  # type: ignor
             o = moments[i]
             o[0], o[1], o[2], o[3] = m, mz, my_, mx_
             o[4], o[5], o[6], o[7], o[8], o[9] = mzz, mzy, mzx, myy, myx, mxx
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
+def _splat_flat(E, values, first, last, slabs, out, ny, nx, k2):  # type: ignore[no-untyped-def]
+    for task in prange(len(slabs) - 1):
+        for i in range(len(E)):
+            A, a, b, B, c, C = E[i, 3], E[i, 4], E[i, 5], E[i, 6], E[i, 7], E[i, 8]
+            value = values[i]
+            for z in range(max(first[i], slabs[task]), min(last[i] + 1, slabs[task + 1])):
+                dz = z - E[i, 0]
+                left_plane = k2 - C * dz * dz
+                centre_y = E[i, 1] - c * dz
+                y0, y1 = _bounds(centre_y, sqrt(max(left_plane, 0.0) / B), ny)
+                for y in range(y0, y1 + 1):
+                    left_row = left_plane - B * (y - centre_y) ** 2
+                    centre = E[i, 2] - a * (y - E[i, 1]) - b * dz
+                    x0, x1 = _bounds(centre, sqrt(max(left_row, 0.0) / A), nx)
+                    start = np.uint64((z * ny + y) * nx + x0)
+                    for j in range(np.uint64(max(x1 + 1 - x0, 0))):
+                        out[start + j] += value
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
+def _gather_flat(E, first, last, runs, grid, ny, nx, k2, sums):  # type: ignore[no-untyped-def]
+    for task in prange(len(runs) - 1):
+        for i in range(runs[task], runs[task + 1]):
+            A, a, b, B, c, C = E[i, 3], E[i, 4], E[i, 5], E[i, 6], E[i, 7], E[i, 8]
+            total = np.float64(0)
+            for z in range(first[i], last[i] + 1):
+                dz = z - E[i, 0]
+                left_plane = k2 - C * dz * dz
+                centre_y = E[i, 1] - c * dz
+                y0, y1 = _bounds(centre_y, sqrt(max(left_plane, 0.0) / B), ny)
+                for y in range(y0, y1 + 1):
+                    left_row = left_plane - B * (y - centre_y) ** 2
+                    centre = E[i, 2] - a * (y - E[i, 1]) - b * dz
+                    x0, x1 = _bounds(centre, sqrt(max(left_row, 0.0) / A), nx)
+                    start = np.uint64((z * ny + y) * nx + x0)
+                    row = _f4(0)
+                    for j in range(np.uint64(max(x1 + 1 - x0, 0))):
+                        row += grid[start + j]
+                    total += row
+            sums[i] = total
