@@ -1,0 +1,192 @@
+"""Pairs of Gaussians near each other, found with a k-d tree, how much they overlap and how they are spaced.
+
+Pairs are unordered, each listed once, as the columns ``(i, j)`` of an int64 tensor ``(2, M)``; ``d = mu_j - mu_i``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from ..observe.voxels import Gaussians, upper
+
+THRESHOLD = 1e-3
+"""Pairs that overlap less are left out."""
+_CANDIDATES = 1 << 19
+"""Pairs looked at together: it bounds the memory that a few huge Gaussians take."""
+_SOFTENING = 1e-6
+"""Added in squares to distances in radii, so that coincident centres have a slope: zero."""
+
+
+class Overlaps(NamedTuple):
+    """Of M pairs: the overlap o and what its derivatives are made of, with ``A = S_i + S_j``."""
+
+    overlap: Tensor
+    """o, (M,)."""
+    squared_distance: Tensor
+    """h = d^T A^-1 d, (M,)."""
+    pull: Tensor
+    """A^-1 d, (D, M)."""
+    inverse: Tensor
+    """Upper triangle of A^-1 row by row, (D (D + 1) / 2, M)."""
+
+
+def overlap_table(gaussians: Gaussians) -> Tensor:
+    """Return what `overlaps` needs of each Gaussian, in float64: rows mu, upper triangle of S, log |det W|."""
+    means, factors = gaussians.means.detach().double(), gaussians.factors.detach().double()
+    inverse = torch.linalg.inv(factors)
+    S = inverse.mT @ inverse
+    return torch.cat([means, upper(S), torch.linalg.slogdet(factors)[1][:, None]], 1).T.contiguous()
+
+
+def overlaps(table: Tensor, pairs: Tensor) -> Overlaps:
+    """Return the normalised overlaps of pairs ``(2, M)`` of the Gaussians of an `overlap_table`.
+
+    With ``e_i = exp(-|W_i^T (x - mu_i)|^2 / 2)``, ``o_ij = int e_i e_j / (int e_i^2 int e_j^2)^(1/2)``, in (0, 1] and
+    1 for identical Gaussians::
+
+        o_ij = (2^D / (|det W_i| |det W_j| det(S_i + S_j)))^(1/2) exp(-d^T (S_i + S_j)^-1 d / 2)
+    """
+    ndim = 2 if len(table) == 6 else 3
+    first, second = table.index_select(1, pairs[0]), table.index_select(1, pairs[1])
+    d = second[:ndim] - first[:ndim]
+    both = first[ndim:] + second[ndim:]
+    inverse, determinant = _inverse(both[:-1])
+    if ndim == 2:
+        a, b, c = inverse
+        pull = torch.stack([a * d[0] + b * d[1], b * d[0] + c * d[1]])
+    else:
+        a, b, c, e, f, g = inverse
+        x, y, z = d
+        pull = torch.stack([a * x + b * y + c * z, b * x + e * y + f * z, c * x + f * y + g * z])
+    squared = (d * pull).sum(0)
+    overlap = 2 ** (ndim / 2) * torch.exp(-(squared + both[-1]) / 2) / determinant.sqrt()
+    return Overlaps(overlap, squared, pull, inverse)
+
+
+class Spacings(NamedTuple):
+    """Of M pairs: the spacing s and its slopes by the whitened steps of i and j."""
+
+    spacing: Tensor
+    """s, (M,)."""
+    slopes: Tensor
+    """(2, M, K)."""
+
+
+def spacings(gaussians: Gaussians, pairs: Tensor, k: float) -> Spacings:
+    """Return the spacings of pairs ``(2, M)``, in float64.
+
+    With n along d, ``r_i = k / (n^T P_i n)^(1/2)`` is the radius at k standard deviations of Gaussian i towards the
+    other, and ``s = |d| / (r_i + r_j)``. By the distances in radii ``rho_i = |y_i|``, ``y_i = W_i^T d``, that is
+    ``s = rho_i rho_j / (k (rho_i + rho_j))``, which needs no n. As d changes by v, and by a step of i, rho_i does by
+    ``y_i^T (W_i^T v - B_i y_i / 2) / rho_i``.
+    """
+    W = gaussians.factors.detach().double()
+    C, means = torch.linalg.inv(W), gaussians.means.detach().double()
+    d = means[pairs[1]] - means[pairs[0]]
+    y = [(W[i] * d[:, :, None]).sum(1) for i in pairs]
+    rho = [(v.square().sum(1, keepdim=True) + _SOFTENING**2).sqrt() for v in y]  # (M, 1)
+    both = rho[0] + rho[1]
+    # The slope of s by rho, along y / rho: s changes by u_i . (W_i^T v - B_i y_i / 2), and by the same of j.
+    u = [y[0] * (rho[1] / both) ** 2 / (k * rho[0]), y[1] * (rho[0] / both) ** 2 / (k * rho[1])]
+    by_d = _times(W[pairs[0]], u[0]) + _times(W[pairs[1]], u[1])
+    rows, columns = torch.triu_indices(d.shape[1], d.shape[1])
+    half = multiplicity(d.shape[1]).to(d) / 2
+    slopes = [
+        torch.cat([torch.zeros_like(both), sign * _times(C[i], by_d), -half * v[:, rows] * w[:, columns]], 1)
+        for sign, i, v, w in zip((-1, 1), pairs, u, y, strict=True)
+    ]
+    return Spacings((rho[0] * rho[1] / (k * both))[:, 0], torch.stack(slopes))
+
+
+def overlapping_pairs(gaussians: Gaussians, threshold: float = THRESHOLD) -> Tensor:
+    """Return all pairs with ``o_ij >= threshold`` and no others, ``(2, M)``.
+
+    With R^2 the largest eigenvalue of S, ``o_ij <= exp(-|d|^2 / (2 (R_i^2 + R_j^2)))``. So each Gaussian looks for
+    those not larger than itself within ``2 (-log threshold)^(1/2) R_i``; then bounding boxes are compared, and o itself
+    is computed for the pairs that are left. At constant density the work is in proportion to N, plus N for each
+    Gaussian that reaches everywhere; memory is bounded but for the result.
+    """
+    table = overlap_table(gaussians).cpu()
+    ndim, n = gaussians.means.shape[1], table.shape[1]
+    found = [torch.zeros(2, 0, dtype=torch.int64)]
+    if n > 1:
+        inverse = torch.linalg.inv(gaussians.factors.detach().double().cpu())
+        squares = (inverse * inverse).sum(1).T.numpy()  # diagonals of S, (D, N)
+        largest = torch.linalg.eigvalsh(inverse.mT @ inverse)[:, -1].numpy()
+        cut = -2 * math.log(threshold)
+        for i, j in _within(table[:ndim].T.numpy(), np.sqrt(2 * cut * largest)):
+            near = np.ones(len(i), bool)
+            for x, square in zip(table[:ndim].numpy(), squares, strict=True):
+                # d^T A^-1 d >= d_k^2 / A_kk along each axis k.
+                near &= (x[i] - x[j]) ** 2 <= cut * (square[i] + square[j])
+            pairs = torch.from_numpy(np.stack([i[near], j[near]]))
+            found.append(pairs[:, overlaps(table, pairs).overlap >= threshold])
+    return torch.cat(found, 1).to(gaussians.means.device)
+
+
+def nearest_pairs(means: Tensor, n_neighbours: int) -> Tensor:
+    """Return the pairs of which one is among the `n_neighbours` nearest centres of the other, ``(2, M)``."""
+    n = len(means)
+    k = min(n_neighbours + 1, n)
+    if k < 2:
+        return torch.zeros(2, 0, dtype=torch.int64, device=means.device)
+    centres = means.detach().double().cpu().numpy()
+    j = cKDTree(centres).query(centres, k=k)[1].ravel()
+    i = np.repeat(np.arange(n), k)
+    other = i != j  # mostly the first, but not always among coincident centres
+    low, high = np.minimum(i, j)[other], np.maximum(i, j)[other]
+    unique = np.unique(low * n + high)
+    return torch.from_numpy(np.stack([unique // n, unique % n])).to(means.device)
+
+
+def _within(centres: NDArray[np.float64], radius: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
+    """Yield arrays i, j of all pairs with the centre of j in the ball of i, and the ball of i no smaller than j's."""
+    n = len(centres)
+    rank = np.empty(n, np.int64)
+    rank[np.argsort(radius, kind="stable")] = np.arange(n)
+    tree = cKDTree(centres)
+    counts = tree.query_ball_point(centres, radius, return_length=True)
+    batch = np.cumsum(counts) // _CANDIDATES
+    for members in np.split(np.arange(n), np.flatnonzero(np.diff(batch)) + 1):
+        lists = tree.query_ball_point(centres[members], radius[members], return_sorted=False)
+        i = np.repeat(members, counts[members])
+        j = np.fromiter(chain.from_iterable(lists), np.int64, count=len(i))
+        smaller = rank[j] < rank[i]
+        yield i[smaller], j[smaller]
+
+
+def multiplicity(ndim: int) -> Tensor:
+    """Return how often each entry of an upper triangle stands in the full matrix, 1 or 2."""
+    rows, columns = torch.triu_indices(ndim, ndim)
+    return torch.where(rows == columns, 1.0, 2.0)
+
+
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    return (matrices * vectors[:, None, :]).sum(2)
+
+
+def _inverse(triangle: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inverses (likewise) and determinants of symmetric matrices, rows of upper triangles ``(3 or 6, M)``.
+
+    By cofactors: torch.linalg takes many times as long for matrices this small.
+    """
+    if len(triangle) == 3:
+        a, b, c = triangle
+        cofactors = torch.stack([c, -b, a])
+        determinant = a * c - b * b
+    else:
+        a, b, c, d, e, f = triangle
+        cofactors = torch.stack(
+            [d * f - e * e, c * e - b * f, b * e - c * d, a * f - c * c, b * c - a * e, a * d - b * b]
+        )
+        determinant = a * cofactors[0] + b * cofactors[1] + c * cofactors[2]
+    return cofactors / determinant, determinant
