@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from napari_gsvolume import GaussianVolume, Grid
 from napari_gsvolume.files import FileFormatError
-from napari_gsvolume.files.gaussians import read_gaussians, write_gaussians
+from napari_gsvolume.files import read_gaussians, write_gaussians
 from napari_gsvolume.splat import reference
 
 # Voxels as scanners leave them: anisotropic, oblique, away from the origin.
@@ -381,7 +381,9 @@ class TestSaveAndLoad:
 
     @pytest.mark.parametrize("name", ["a.npz", "a.safetensors.gz", "a", "safetensors"])
     def test_names(self, tmp_path: Path, model: GaussianVolume, name: str) -> None:
-        with pytest.raises(ValueError, match=r"ends in \.safetensors; got " + re.escape(name)) as caught:
+        with pytest.raises(
+            ValueError, match=r"ends in \.safetensors, \.gsv or \.ply; got " + re.escape(name)
+        ) as caught:
             model.save(tmp_path / name)
         assert_one_sentence(caught.value)
         assert not list(tmp_path.iterdir())

@@ -190,14 +190,28 @@ class GaussianVolume:
         return replace(self, means=_tensor(means).to(device), factors=_tensor(factors).to(device), grid=grid)
 
     def save(self, path: str | Path) -> None:
-        """Write the Gaussians, their grid and metadata to a ``.safetensors`` file, losslessly (docs/formats.md)."""
-        from .files.gaussians import write_gaussians
+        """Write the Gaussians to a file of the kind that its name ends in (docs/formats.md).
+
+        Parameters
+        ----------
+        path : str or Path
+            ``.safetensors`` for everything without loss, ``.gsv`` for few bytes, ``.ply`` for viewers of Gaussian
+            splats, which `load` does not read.
+
+        Raises
+        ------
+        ValueError
+            If the name ends otherwise, or the Gaussians cannot be written to such a file.
+        OSError
+            If the file cannot be written.
+        """
+        from .files import write_gaussians
 
         write_gaussians(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> GaussianVolume:
-        """Read what `save` wrote.
+        """Read a ``.safetensors`` or ``.gsv`` file that `save` wrote.
 
         Raises
         ------
@@ -206,7 +220,7 @@ class GaussianVolume:
         napari_gsvolume.files.FileFormatError
             If the file is damaged, or is not one of ours.
         """
-        from .files.gaussians import read_gaussians
+        from .files import read_gaussians
 
         return read_gaussians(path)
 
