@@ -157,9 +157,10 @@ class TestFigures:
         for key in ("psnr_db", "ssim", "n_gaussians", "seconds"):
             assert report[key] == getattr(result, key)
         assert report["solver"] == "gauss-newton"
+        assert report["terms"] == {"data": pytest.approx(10 ** (-report["psnr_db"] / 10))}
         assert len(report["history"]) == len(result.history)
         for point in report["history"]:
-            assert set(point) == {"seconds", "psnr_db", "n_gaussians"}
+            assert set(point) == {"seconds", "psnr_db", "n_gaussians", "terms"}
         assert FitSettings(**report["settings"]) == result.settings
 
     def test_gaussians_carry_settings_and_figures_through_a_file(self, result, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from napari_gsvolume.fitting.gauss_newton import Curvature, GaussianBlocks
+from napari_gsvolume.fitting.curvature import Curvature, GaussianBlocks
 from napari_gsvolume.observe.voxels import (
     Gaussians,
     derivative,

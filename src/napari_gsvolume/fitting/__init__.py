@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from .settings import FitSettings
 
 if TYPE_CHECKING:
-    from .loop import FitResult, FitStep, HistoryPoint, fit, fit_steps
+    from .loop import fit, fit_steps
+    from .result import FitResult, FitStep, HistoryPoint
 
 __all__ = ["FitResult", "FitSettings", "FitStep", "HistoryPoint", "fit", "fit_steps"]
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..observe.voxels import Gaussians, predict, symmetric, transposed_derivative
-from .gauss_newton import Curvature, GaussianBlocks, shape_change, shortened
+from .gauss_newton import shape_change, shortened
+from .objective import Evaluation, Linear, Objective
 from .settings import FitSettings
 from .target import Target
 
@@ -75,35 +76,39 @@ class FirstOrder:
         return self.age[:, 0] >= _GROWN_UP if len(self.age) == count else torch.zeros(count, dtype=torch.bool)
 
     def iterate(
-        self, gaussians: Gaussians, residual: Tensor, loss: float, target: Target, progress: float
-    ) -> tuple[Gaussians, Tensor, float]:
-        """Return the Gaussians after one iteration, and the newest full residual and loss there are."""
+        self, gaussians: Gaussians, now: Evaluation, objective: Objective, progress: float
+    ) -> tuple[Gaussians, Evaluation]:
+        """Return the Gaussians after one iteration, and the newest full evaluation there is."""
         if self.stop():
-            return gaussians, residual, loss
-        gradient = self._gradient(gaussians, residual, target)  # of half the squared error, downhill
+            return gaussians, now
+        target = objective.target
+        stride = self._stride(target)
+        linear = objective.linearise(gaussians, exact=False)
+        data_gradient = (
+            linear.gradient(now.residual) if stride == 1 else self._batch_gradient(gaussians, target, stride)
+        )
+        downhill = objective.downhill(gaussians, data_gradient)
         if not len(self.age):
-            self.first, self.second = torch.zeros_like(gradient), torch.zeros_like(gradient)
-            self.age = gradient.new_zeros(len(gradient), 1)
+            self.first, self.second = torch.zeros_like(downhill), torch.zeros_like(downhill)
+            self.age = downhill.new_zeros(len(downhill), 1)
         self.age = self.age + 1
         falling = _FINAL_RATE + (1 - _FINAL_RATE) * (1 + math.cos(math.pi * min(progress, 1))) / 2
         rate = self.settings.learning_rate * falling
         if self.settings.solver == "sgd":
-            stride = self._stride(target)
             # A batch's gradient is noisier by its stride's power, and momentum adds up ten of them.
-            calm = 1.0 if stride == 1 else 1 / (4 * stride**residual.ndim)
-            gaussians = self._sgd(gaussians, gradient, rate * calm, residual)
+            calm = 1.0 if stride == 1 else 1 / (4 * stride**target.values.ndim)
+            moved = self._sgd(gaussians, linear, downhill, rate * calm)
         else:
-            gaussians = self._adam(gaussians, gradient, rate)
+            moved = self._adam(gaussians, downhill, rate)
+        moved = objective.kept_in_orthant(gaussians, moved, downhill)
         self.iteration += 1
-        self.evaluated = self._stride(target) == 1 or self.iteration % _EVALUATE_EVERY == 0
+        self.evaluated = stride == 1 or self.iteration % _EVALUATE_EVERY == 0
         if self.evaluated:
-            before = loss
-            residual = target.residual(predict(gaussians, residual.shape))
-            loss = target.mean_square(residual)
-            if self.settings.solver == "sgd" and loss > 1.02 * before:  # it begins to swing
+            before, now = now, objective.evaluate(moved)
+            if self.settings.solver == "sgd" and now.loss > 1.02 * before.loss:  # it begins to swing
                 self.caution /= 2
                 self.first = torch.zeros_like(self.first)
-        return gaussians, residual, loss
+        return moved, now
 
     def _adam(self, gaussians: Gaussians, gradient: Tensor, rate: float) -> Gaussians:
         gradient = plain_gradient(gaussians, gradient)
@@ -117,23 +122,19 @@ class FirstOrder:
             step[:, columns] *= factor
         return plainly_moved(gaussians, step)
 
-    def _sgd(self, gaussians: Gaussians, gradient: Tensor, rate: float, residual: Tensor) -> Gaussians:
-        blocks = GaussianBlocks(gaussians)
-        scaled = blocks.solve(gradient)
+    def _sgd(self, gaussians: Gaussians, linear: Linear, gradient: Tensor, rate: float) -> Gaussians:
+        scaled = linear.blocks.solve(gradient)
         if self.sgd_rate is None or self.iteration % _EVALUATE_EVERY == 0:  # weights grow, and curvature with them
-            self.sgd_rate = 1 / _largest_eigenvalue(blocks, Curvature(gaussians, residual.shape, exact=False), scaled)
+            self.sgd_rate = 1 / _largest_eigenvalue(linear, scaled)
         self.first = _MOMENTUM * self.first + scaled
         step = rate * self.caution * self.sgd_rate * self.first
-        return gaussians.moved(shortened(step, shape_change(step, residual.ndim)))
+        return gaussians.moved(shortened(step, shape_change(step, gaussians.means.shape[1])))
 
     def _stride(self, target: Target) -> int:
         return max(1, round(float(self.settings.batch_fraction ** (-1 / target.values.ndim))))
 
-    def _gradient(self, gaussians: Gaussians, residual: Tensor, target: Target) -> Tensor:
-        """Return J^T residual, from a batch scaled up to the whole where there are batches."""
-        stride = self._stride(target)
-        if stride == 1:
-            return transposed_derivative(gaussians, residual)
+    def _batch_gradient(self, gaussians: Gaussians, target: Target, stride: int) -> Tensor:
+        """Return J^T residual of a batch, scaled up to the whole."""
         shape = target.values.shape
         strides = torch.tensor([min(stride, n) for n in shape])
         offsets = (torch.rand(len(shape), generator=self.random) * strides).long()
@@ -151,12 +152,12 @@ class FirstOrder:
         return transposed_derivative(thinned, error) * float(strides.prod())
 
 
-def _largest_eigenvalue(blocks: GaussianBlocks, curvature: Curvature, start: Tensor) -> float:
+def _largest_eigenvalue(linear: Linear, start: Tensor) -> float:
     """Return the largest eigenvalue of the curvature scaled by the blocks, by power iteration."""
     v, value = start, 1.0
     for _ in range(_POWER_ITERATIONS):
         v = v / v.norm().clamp_min(1e-30)
-        v = blocks.solve(curvature.times(v))
+        v = linear.blocks.solve(linear.times(v))
         value = float(v.norm())
     return max(value, 1.0)  # 1 is what a lone Gaussian has
 

@@ -1,118 +1,25 @@
-"""Gauss-Newton in whitened coordinates: the default solver.
-
-In these coordinates (see `napari_gsvolume.observe.voxels`) a Gaussian's own block of ``J^T J`` is, but for the factor
-``c = int e^2 = pi^(D/2) / |det W|`` and powers of its weight, the same for all: omega-omega 1; a-a w^2/2; off-diagonal
-B w^2/4; omega-B_ii w/4; B_ii-B_ii 3w^2/16; B_ii-B_jj w^2/16. The diagonal of B splits into its trace, which couples
-with omega in a 2x2 matrix, and the rest, which couples with nothing; so the block inverts in closed form.
-"""
+"""Gauss-Newton in whitened coordinates: the default solver."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, derivative, predict, symmetric, transposed_derivative
-from .target import Target
+from ..observe.voxels import Gaussians, symmetric
+from .curvature import Blocks
+from .objective import Evaluation, Linear, Objective
 
-WEIGHT_FLOOR = 0.02
-"""Weights, relative to the data range, count as at least this much: it keeps new Gaussians of weight 0 well behaved."""
 TRUST_RADIUS = 0.5
 """Longest step of a mean in its own radii, and largest relative change of squared axes, an iteration."""
 DAMPING_RANGE = (1e-4, 1e4)
 _OWN_DAMPING_RANGE = (1.0, 1e3)
 _BACKTRACKS = 2
-COARSEST_SPACING = 4.0
-THINNEST = 0.6
-"""Radius, in spacings of the curvature's lattice, that it resolves; half of the Gaussians are no thinner."""
 EXACT_FROM = 0.7
 """After this share of a fit curvature is taken on the voxels themselves: what is left to gain is in the details."""
 _SLOW = 3e-4
 """And from the iteration on that lowered the loss by less than this share, until the population changes."""
-
-
-class GaussianBlocks:
-    """The block diagonal of ``J^T J``, each Gaussian a block, and its inverse."""
-
-    def __init__(self, gaussians: Gaussians) -> None:
-        self.ndim = gaussians.means.shape[1]
-        self.overlap = math.pi ** (self.ndim / 2) / torch.linalg.det(gaussians.factors).abs()[:, None]  # c, (N, 1)
-        sign = torch.where(gaussians.weights < 0, -1.0, 1.0)
-        self.weight = (sign * gaussians.weights.abs().clamp_min(WEIGHT_FLOOR))[:, None]
-        rows, columns = torch.triu_indices(self.ndim, self.ndim)
-        self.diagonal = torch.nonzero(rows == columns).flatten() + 1 + self.ndim
-
-    def times(self, step: Tensor) -> Tensor:
-        """Return the blocks times a step ``(N, K)``."""
-        return self._apply(step, inverse=False)
-
-    def solve(self, gradient: Tensor) -> Tensor:
-        """Return the inverse blocks times a gradient ``(N, K)``."""
-        return self._apply(gradient, inverse=True)
-
-    def _apply(self, v: Tensor, *, inverse: bool) -> Tensor:
-        D, w = self.ndim, self.weight
-        power = -1 if inverse else 1
-        out: Tensor = torch.empty_like(v)
-        out[:, 1 : D + 1] = v[:, 1 : D + 1] * (w * w / 2) ** power
-        out[:, D + 1 :] = v[:, D + 1 :] * (w * w / 4) ** power
-        # The diagonal of B along its unit trace direction, and the rest.
-        omega, diagonal = v[:, :1], v[:, self.diagonal]
-        trace = diagonal.sum(1, keepdim=True) / math.sqrt(D)
-        rest = (diagonal - trace / math.sqrt(D)) * (w * w / 8) ** power
-        # Trace and omega share the 2x2 matrix ((1, coupling), (coupling, stiffness)).
-        coupling, stiffness = w * math.sqrt(D) / 4, w * w * (D + 2) / 16
-        if inverse:
-            determinant = stiffness - coupling**2  # w^2 / 8
-            new_omega = (stiffness * omega - coupling * trace) / determinant
-            new_trace = (trace - coupling * omega) / determinant
-        else:
-            new_omega = omega + coupling * trace
-            new_trace = coupling * omega + stiffness * trace
-        out[:, :1] = new_omega
-        out[:, self.diagonal] = rest + new_trace / math.sqrt(D)
-        out *= self.overlap**power
-        return out
-
-
-class Curvature:
-    """``J^T J``, by quadrature on a lattice that may be coarser than the voxels'.
-
-    Products of Gaussians are smooth: a lattice of spacing ``radius / THINNEST`` integrates them well enough, at a
-    fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so an error of
-    10 to 30 % does no harm while steps are long. Gaussians too thin for the lattice are thickened to `THINNEST`
-    spacings, their amplitude lowered so that their own block stays what it is.
-
-    Parameters
-    ----------
-    gaussians : Gaussians
-    shape : sequence of int
-        Of the voxels.
-    exact : bool
-        Use the voxels as they are.
-    """
-
-    def __init__(self, gaussians: Gaussians, shape: Sequence[int], *, exact: bool) -> None:
-        U, s, Vt = torch.linalg.svd(gaussians.factors)  # s: inverse radii, (N, D), largest first
-        spacing = (
-            1.0 if exact or not len(s) else min(max(float((1 / s[:, 0]).median()) / THINNEST, 1.0), COARSEST_SPACING)
-        )
-        self.shape = tuple(math.ceil(n / spacing) for n in shape)
-        spacings = torch.tensor([n / m for n, m in zip(shape, self.shape, strict=True)]).to(s)
-        resolved = s.clamp_max(1 / (THINNEST * spacing)) if spacing > 1 else s
-        means = (gaussians.means + 0.5) / spacings - 0.5
-        factors = spacings[:, None] * (U @ (resolved[:, :, None] * Vt))
-        self.gaussians = Gaussians(means, factors, gaussians.weights)
-        # Per Gaussian: the amplitude that keeps int e^2, times the square root of the lattice's cell volume.
-        self.amplitude = ((resolved / s).prod(1) * spacings.prod()).sqrt()[:, None]
-
-    def times(self, step: Tensor) -> Tensor:
-        """Return ``J^T J`` times a step ``(N, K)``."""
-        change = derivative(self.gaussians, self.amplitude * step, self.shape)
-        curved: Tensor = self.amplitude * transposed_derivative(self.gaussians, change)
-        return curved
 
 
 class GaussNewton:
@@ -120,7 +27,9 @@ class GaussNewton:
 
     The damping is a common factor, steered by whether the loss falls, times one of each Gaussian's own, which grows
     while the solution asks more of it than its trust radius allows, so that its neighbours' steps reckon with the
-    short one it takes.
+    short one it takes. Penalties add their gradient, and a diagonal bound of their curvature. Sparsity, which has a
+    kink at zero, is taken orthant by orthant (Andrew and Gao 2007, OWL-QN): within one it is linear, and a weight that
+    would cross zero stays there.
 
     Parameters
     ----------
@@ -152,52 +61,58 @@ class GaussNewton:
 
     def population_changed(self, kept: Tensor, born: int) -> None:
         """Follow the Gaussians that stay, and start afresh with the new ones."""
-        self.damping, self.slow = min(self.damping, 1e-2), False
-        self.own_damping = torch.cat([self.own_damping[kept], self.own_damping.new_ones(born, 1)])
+        if born:
+            self.damping, self.slow = min(self.damping, 1e-2), False
+        if len(self.own_damping):
+            self.own_damping = torch.cat([self.own_damping[kept], self.own_damping.new_ones(born, 1)])
 
     def iterate(
-        self, gaussians: Gaussians, residual: Tensor, loss: float, target: Target, progress: float
-    ) -> tuple[Gaussians, Tensor, float]:
-        """Return the Gaussians after one iteration, their residual and loss; the old ones if it did not get better."""
+        self, gaussians: Gaussians, now: Evaluation, objective: Objective, progress: float
+    ) -> tuple[Gaussians, Evaluation]:
+        """Return the Gaussians after one iteration and their evaluation; the old ones if it did not get better."""
         if not len(self.own_damping):
             self.own_damping = gaussians.weights.new_ones(len(gaussians.weights), 1)
-        step = self._direction(gaussians, residual, exact=self.slow or progress > EXACT_FROM)
+        linear = objective.linearise(gaussians, exact=self.slow or progress > EXACT_FROM)
+        downhill = objective.downhill(gaussians, linear.gradient(now.residual))
+        step = self._direction(linear, downhill, objective.stiffness(gaussians), objective.free)
         if self.stop():
-            return gaussians, residual, loss
-        step = self._within_trust(step, residual.ndim)
+            return gaussians, now
+        step = self._within_trust(step, now.residual.ndim)
         for backtrack in range(_BACKTRACKS + 1):
-            moved = gaussians.moved(step / 4**backtrack)
-            new_residual = target.residual(predict(moved, residual.shape))
-            new_loss = target.mean_square(new_residual)
-            if new_loss < loss:
-                self.slow |= new_loss > (1 - _SLOW) * loss
+            moved = objective.kept_in_orthant(gaussians, gaussians.moved(step / 4**backtrack), downhill)
+            new = objective.evaluate(moved)
+            if new.loss < now.loss:
+                self.slow |= new.loss > (1 - _SLOW) * now.loss
                 change = 2.0 if backtrack else 0.5
                 self.damping = min(max(change * self.damping, DAMPING_RANGE[0]), DAMPING_RANGE[1])
-                return moved, new_residual, new_loss
+                return moved, new
         self.slow = True
         self.damping = min(max(16 * self.damping, 1e-3), DAMPING_RANGE[1])
-        return gaussians, residual, loss
+        return gaussians, now
 
-    def _direction(self, gaussians: Gaussians, residual: Tensor, *, exact: bool) -> Tensor:
+    def _direction(self, linear: Linear, downhill: Tensor, stiffness: Tensor | None, free: Tensor | None) -> Tensor:
         """Run preconditioned conjugate gradients from zero; returns a step ``(N, K)``."""
-        blocks = GaussianBlocks(gaussians)
-        curvature = Curvature(gaussians, residual.shape, exact=exact)
         damping = self.damping * self.own_damping  # (N, 1)
-        left = transposed_derivative(gaussians, residual)
+        precondition = _preconditioner(linear.blocks, damping, stiffness, free)
+        left = downhill
         step = torch.zeros_like(left)
-        preconditioned = blocks.solve(left) / (1 + damping)
+        preconditioned = precondition(left)
         direction = preconditioned
         decrease = (left * preconditioned).sum()
         for _ in range(self.cg_steps):
             if self.stop():
                 break
-            curved = curvature.times(direction) + damping * blocks.times(direction)
+            curved = linear.times(direction) + damping * linear.blocks.times(direction)
+            if stiffness is not None:
+                curved = curved + stiffness * direction
+            if free is not None:
+                curved = curved * free
             length = decrease / (direction * curved).sum()
             if not torch.isfinite(length):  # the gradient is zero: nothing is left to gain
                 break
             step = step + length * direction
             left = left - length * curved
-            preconditioned = blocks.solve(left) / (1 + damping)
+            preconditioned = precondition(left)
             new_decrease = (left * preconditioned).sum()
             direction = preconditioned + (new_decrease / decrease) * direction
             decrease = new_decrease
@@ -209,6 +124,19 @@ class GaussNewton:
         factor = torch.where(length > TRUST_RADIUS, 4.0, 0.5)
         self.own_damping = (factor * self.own_damping).clamp(*_OWN_DAMPING_RANGE)
         return shortened(step, length)
+
+
+def _preconditioner(
+    blocks: Blocks, damping: Tensor, stiffness: Tensor | None, free: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """Return what about inverts damped blocks plus stiffness, symmetric and positive on the free columns."""
+    if stiffness is None:
+        scale = (1 + damping).rsqrt()
+    else:
+        scale = (1 + damping + stiffness / blocks.diagonal.clamp_min(1e-12)).rsqrt()
+    if free is not None:
+        scale = scale * free
+    return lambda gradient: scale * blocks.solve(scale * gradient)
 
 
 def shape_change(step: Tensor, ndim: int) -> Tensor:

@@ -2,158 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..gaussians import GaussianVolume
 from ..geometry import Grid
-from ..observe.voxels import Gaussians, predict
+from ..observe.voxels import Gaussians, empty
 from ..splat import available_device, prepare
+from .compress import compressed
 from .first_order import FirstOrder
-from .gauss_newton import GaussNewton
-from .metrics import psnr_db, ssim
-from .population import Plan, births, make_plan, seeds, useful
+from .gauss_newton import EXACT_FROM, GaussNewton
+from .merging import Change
+from .metrics import psnr_db
+from .objective import Evaluation, Objective
+from .population import Plan, make_plan, seeds, useful
+from .result import FitResult, FitStep, HistoryPoint
 from .settings import FitSettings, make_settings
-from .target import Target, check_volume, make_target
+from .strategies import Strategy, strategy
+from .target import check_volume, make_target
 
-
-@dataclass(frozen=True)
-class HistoryPoint:
-    """What was reached when."""
-
-    seconds: float
-    psnr_db: float
-    n_gaussians: int
-
-
-@dataclass(frozen=True, eq=False)
-class FitStep:
-    """The state of a fit after one iteration. Cheap: nothing is computed before it is asked for.
-
-    Attributes
-    ----------
-    iteration : int
-        Iterations done.
-    seconds : float
-        Time since the fit began, kernels' compilation included.
-    psnr_db : float
-        Over all valid voxels, with the data range max - min.
-    n_gaussians : int
-        Number of Gaussians now.
-    progress : float
-        About how much of the fit is over, 0 to 1.
-    message : str
-        What is going on, or why the fit ended.
-    """
-
-    iteration: int
-    seconds: float
-    psnr_db: float
-    n_gaussians: int
-    progress: float
-    message: str
-    settings: FitSettings
-    target: Target = field(repr=False)
-    state: Gaussians = field(repr=False)
-    history: tuple[HistoryPoint, ...] = field(repr=False)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences about the input the user should know."""
-        return self.target.notes
-
-    @property
-    def gaussians(self) -> GaussianVolume:
-        """The Gaussians now, in the intensities of the volume."""
-        t = self.target
-        metadata = {
-            "software": f"napari-gsvolume {importlib.metadata.version('napari-gsvolume')}",
-            "settings": self.settings.model_dump(),
-            "metrics": {"psnr_db": self.psnr_db, "seconds": self.seconds, "n_gaussians": self.n_gaussians},
-        }
-        means, factors, weights = (tensor.cpu() for tensor in self.state)
-        return GaussianVolume(means, factors, weights * t.data_range, t.grid, t.background, metadata)
-
-    def reconstruction(self) -> NDArray[np.float32]:
-        """Return f at every voxel of the volume, in its intensities, float32."""
-        values = predict(self.state, self.target.grid.shape).mul_(self.target.data_range).add_(self.target.background)
-        return values.cpu().numpy()
-
-    def result(self) -> FitResult:
-        """Return what is worth keeping of a fit that ended here; computes the SSIM."""
-        t = self.target
-        reconstruction = self.reconstruction()
-        volume = t.values.cpu().numpy() * np.float32(t.data_range) + np.float32(t.background)
-        valid = None if t.valid is None else t.valid.cpu().numpy()
-        similarity = ssim(volume, reconstruction, t.data_range, valid)
-        gaussians = self.gaussians
-        gaussians.metadata["metrics"]["ssim"] = similarity
-        return FitResult(
-            gaussians, reconstruction, self.psnr_db, similarity, self.seconds, self.settings, self.history, t.notes,
-            self.message,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class FitResult:
-    """A finished fit.
-
-    Attributes
-    ----------
-    gaussians : GaussianVolume
-        The Gaussians, in the intensities of the volume.
-    reconstruction : ndarray, float32
-        f at every voxel of the volume.
-    psnr_db, ssim : float
-        Against the volume, with the data range max - min; SSIM is None for volumes too small for its window.
-    seconds : float
-        Duration.
-    settings : FitSettings
-        What was asked for.
-    history : tuple of HistoryPoint
-        PSNR and N over time.
-    notes : tuple of str
-        Sentences about the input the user should know.
-    message : str
-        Why the fit ended.
-    """
-
-    gaussians: GaussianVolume
-    reconstruction: NDArray[np.float32] = field(repr=False)
-    psnr_db: float
-    ssim: float | None
-    seconds: float
-    settings: FitSettings
-    history: tuple[HistoryPoint, ...] = field(repr=False)
-    notes: tuple[str, ...]
-    message: str
-
-    @property
-    def n_gaussians(self) -> int:
-        """Number of Gaussians."""
-        return len(self.gaussians)
-
-    def report(self) -> dict[str, Any]:
-        """Return the figures of the fit, ready for JSON."""
-        return {
-            "psnr_db": self.psnr_db,
-            "ssim": self.ssim,
-            "n_gaussians": self.n_gaussians,
-            "seconds": self.seconds,
-            "solver": self.settings.solver,
-            "message": self.message,
-            "notes": list(self.notes),
-            "settings": self.settings.model_dump(),
-            "history": [vars(point) for point in self.history],
-        }
+REARRANGE_EVERY = 5
+"""Iterations between two rearrangements of a complete population, for strategies that have them."""
 
 
 def fit(volume: ArrayLike, *, affine: ArrayLike | None = None, grid: Grid | None = None, **settings: Any) -> FitResult:
@@ -227,7 +102,9 @@ def fit_steps(
     if grid.shape != array.shape:
         raise ValueError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
     target = make_target(array, grid, available_device(options.device))
-    return _saying_memory_ran_out(_steps(target, options, make_plan(options, target.n_valid), stop))
+    return _saying_memory_ran_out(
+        _steps(Objective(target, options), make_plan(options, target.n_valid, array.size, array.ndim), stop)
+    )
 
 
 def _saying_memory_ran_out(steps: Iterator[FitStep]) -> Iterator[FitStep]:
@@ -240,39 +117,54 @@ def _saying_memory_ran_out(steps: Iterator[FitStep]) -> Iterator[FitStep]:
         raise MemoryError("Memory ran out during the fit; crop the volume or ask for fewer Gaussians.") from error
 
 
-def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[], bool]) -> Iterator[FitStep]:
+def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterator[FitStep]:
     started = time.perf_counter()
+    target, settings = objective.target, objective.settings
     random = np.random.default_rng(settings.seed)
     solver = _solver(settings, stop)
-    state, residual = _nothing(target), target.values
-    loss = target.mean_square(residual)
-    first_loss = loss
+    places = strategy(settings.population)
+    state = empty(target.grid.ndim)
+    now = objective.evaluate(state)
+    first_psnr = psnr_db(now.mean_square)
+    # A file of a given size is made at the end, and takes its share of the time.
+    seconds = None if settings.time_limit is None else settings.time_limit * (FITTING_SHARE if plan.n_bytes else 1)
     history: list[HistoryPoint] = []
     iteration, size = 0, 0
-    gains: list[float] = []  # dB of each iteration since the last births
+    gains: list[float] = []  # dB of each iteration since the population last changed
+    rounding: float | None = None
 
     def clock() -> float:
         return time.perf_counter() - started
 
     def step(message: str) -> FitStep:
-        point = HistoryPoint(clock(), psnr_db(loss), len(state.weights))
+        point = HistoryPoint(clock(), psnr_db(now.mean_square), len(state.weights), now.terms)
         history.append(point)
         return FitStep(
-            iteration, point.seconds, point.psnr_db, point.n_gaussians, progress(), message, settings, target, state,
-            tuple(history),
+            iteration, point.seconds, point.psnr_db, point.n_gaussians, progress(), message, objective, state,
+            tuple(history), rounding,
         )  # fmt: skip
 
     def progress() -> float:
         shares = [0.0]
-        if settings.time_limit is not None:
-            shares.append(clock() / settings.time_limit)
+        if seconds is not None:
+            shares.append(clock() / seconds)
         # An open number of Gaussians ends by itself with gauss-newton, which converges; the others need a schedule.
-        scheduled = settings.time_limit is None and not (plan.open_ended and settings.solver == "gauss-newton")
+        scheduled = seconds is None and not (plan.open_ended and settings.solver == "gauss-newton")
         if settings.iterations is not None or scheduled:
             shares.append(iteration / settings.n_iterations)
         if plan.open_ended and settings.target_psnr is not None:
-            shares.append((psnr_db(loss) - psnr_db(first_loss)) / max(settings.target_psnr - psnr_db(first_loss), 1e-9))
+            shares.append((psnr_db(now.mean_square) - first_psnr) / max(settings.target_psnr - first_psnr, 1e-9))
         return min(1.0, max(shares))
+
+    def become(change: Change) -> None:
+        nonlocal state, now, gains
+        state, gains = change.gaussians, []
+        solver.population_changed(change.kept, change.born)
+        now = evaluated()
+
+    def evaluated() -> Evaluation:
+        objective.refresh(state)
+        return objective.evaluate(state)
 
     yield step("Loading the kernels (compiled the very first time: some seconds)")
     prepare(target.values.device)
@@ -281,21 +173,29 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
     while not ended:
         wanted = plan.wanted(size, progress(), gains) if size else plan.start
         if wanted > size:
-            state = _grow(state, residual, loss, wanted, target, random, solver)
-            residual = target.residual(predict(state, target.grid.shape))
-            loss = target.mean_square(residual)
-            size, gains = wanted, []
-        before, began = loss, clock()
-        state, residual, loss = solver.iterate(state, residual, loss, target, progress())
+            objective.set_count(wanted)
+            become(_grown(state, now.residual, now.mean_square, wanted, objective, random, solver, places))
+            size = wanted
+        elif size == plan.final and len(gains) >= REARRANGE_EVERY and progress() < EXACT_FROM:
+            change = places.rearrange(state, now.residual, random)
+            if change is not None:
+                become(change)
+        now = objective.refreshed(state, now)
+        before, began = now, clock()
+        state, now = solver.iterate(state, now, objective, progress())
         iteration += 1
         if solver.evaluated:
-            gains.append(psnr_db(loss) - psnr_db(before))
+            gains.append(psnr_db(now.mean_square) - psnr_db(before.mean_square))
+        idle = objective.idle(state, now.residual)
+        if idle.any():
+            state = state.select(~idle)
+            solver.population_changed(~idle, 0)
 
         if stop():
             ended = "Stopped."
-        elif settings.target_psnr is not None and psnr_db(loss) >= settings.target_psnr:
+        elif settings.target_psnr is not None and psnr_db(now.mean_square) >= settings.target_psnr:
             ended = "The target PSNR is reached."
-        elif settings.time_limit is not None and clock() + (clock() - began) / 2 > settings.time_limit:
+        elif seconds is not None and clock() + (clock() - began) / 2 > seconds:
             ended = "The time limit is reached."
         elif progress() >= 1 or iteration == settings.iterations:
             ended = "All iterations are done."
@@ -304,18 +204,28 @@ def _steps(target: Target, settings: FitSettings, plan: Plan, stop: Callable[[],
         else:
             yield step("Fitting")
 
-    # Afresh: with batches the loss may be some iterations old.
-    loss = target.mean_square(target.residual(predict(state, target.grid.shape)))
-    keep = _worth_keeping(state, loss, target, solver)
+    now = evaluated()  # afresh: with batches it may be some iterations old
+    keep = _worth_keeping(state, now.mean_square, objective, solver)
     if not keep.all():
         thinned = state.select(keep)
-        residual = target.residual(predict(thinned, target.grid.shape))
+        objective.refresh(thinned)
+        without = objective.evaluate(thinned)
         # A target that was reached stays reached: then the few useless ones may stay.
-        if settings.target_psnr is None or psnr_db(target.mean_square(residual)) >= min(
-            settings.target_psnr, psnr_db(loss)
+        if settings.target_psnr is None or psnr_db(without.mean_square) >= min(
+            settings.target_psnr, psnr_db(now.mean_square)
         ):
-            state, loss = thinned, target.mean_square(residual)
+            state, now = thinned, without
+    if plan.n_bytes:
+        whole = step("Rounding to the size of the file")
+        yield whole
+        left = None if settings.time_limit is None else settings.time_limit - clock()
+        state, rounding = compressed(objective, whole.gaussians, plan.n_bytes, left, stop)
+        now = evaluated()
     yield step(ended)
+
+
+FITTING_SHARE = 0.88
+"""Of the time for a file of a given size; the rest is for rounding and fitting again what is still free."""
 
 
 def _solver(settings: FitSettings, stop: Callable[[], bool]) -> GaussNewton | FirstOrder:
@@ -324,26 +234,34 @@ def _solver(settings: FitSettings, stop: Callable[[], bool]) -> GaussNewton | Fi
     return FirstOrder(settings, stop)
 
 
-def _nothing(target: Target) -> Gaussians:
-    ndim = target.grid.ndim
-    zeros = target.values.new_zeros
-    return Gaussians(zeros(0, ndim), zeros(0, ndim, ndim), zeros(0))
-
-
-def _worth_keeping(state: Gaussians, loss: float, target: Target, solver: GaussNewton | FirstOrder) -> Tensor:
+def _worth_keeping(
+    state: Gaussians, mean_square: float, objective: Objective, solver: GaussNewton | FirstOrder
+) -> Tensor:
     """Return a mask of the Gaussians that are useful, or too young to tell."""
-    return useful(state, loss, target.n_valid, target.grid.shape) | ~solver.settled(len(state.weights))
+    if objective.support is not None:  # without weights there is no telling
+        return torch.ones(len(state.weights), dtype=torch.bool)
+    target = objective.target
+    return useful(state, mean_square, target.n_valid, target.grid.shape) | ~solver.settled(len(state.weights))
 
 
-def _grow(
-    state: Gaussians, residual: Tensor, loss: float, wanted: int, target: Target, random: np.random.Generator,
-    solver: GaussNewton | FirstOrder,
-) -> Gaussians:  # fmt: skip
+def _grown(
+    state: Gaussians, residual: Tensor, mean_square: float, wanted: int, objective: Objective,
+    random: np.random.Generator, solver: GaussNewton | FirstOrder, places: Strategy,
+) -> Change:  # fmt: skip
     """Return the useful ones of the Gaussians, and as many new ones as make `wanted`."""
     if not len(state.weights):
-        return seeds(target.values, wanted, random)
-    keep = _worth_keeping(state, loss, target, solver)
-    kept = state.select(keep)
-    born = births(residual, wanted - len(kept.weights), len(kept.weights), random)
-    solver.population_changed(keep, len(born.weights))
-    return kept.join(born)
+        change = Change(torch.zeros(0, dtype=torch.bool), seeds(objective.target.values, wanted, random))
+    else:
+        keep = _worth_keeping(state, mean_square, objective, solver)
+        grown = places.grow(state.select(keep), residual, wanted, random)
+        kept = keep.clone()
+        kept[keep] = grown.kept
+        change = Change(kept, grown.gaussians)
+    if objective.support is None:
+        return change
+    # Without weights: every Gaussian counts once, and a new one must not be too much from the start.
+    means, factors, _ = change.gaussians
+    n, sigma = len(means), objective.support.initial_sigma(residual.numel(), wanted, residual.ndim)
+    new = torch.arange(n) >= n - change.born
+    round_ones = torch.eye(residual.ndim).div(max(sigma, 0.3)).expand_as(factors)
+    return Change(change.kept, Gaussians(means, torch.where(new[:, None, None], round_ones, factors), torch.ones(n)))

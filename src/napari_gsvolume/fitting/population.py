@@ -21,6 +21,9 @@ BIRTHS_UNTIL = {"gauss-newton": 0.12, "first-order": 0.5}
 GROWTH = 1.5
 """How much larger each round makes a population whose final size is open."""
 _FIRST_COUNT = 200
+BYTES_A_GAUSSIAN = {2: 4.5, 3: 6.2}
+"""In 2D and 3D: where a given size is spent best, on more, coarser Gaussians or fewer, finer ones; found by trial."""
+_HEADER_BYTES = 200
 _SLOW = 0.15
 """A round has given what it can when an iteration gains less than this share of the mean gain since it began."""
 
@@ -39,12 +42,15 @@ class Plan:
         Whether the number is to be found: it then grows whenever the present Gaussians have about given what they can.
     births_until : float
         The share of the fit after which a fixed count is complete.
+    n_bytes : int or None
+        The largest file the Gaussians may take.
     """
 
     final: int
     rounds: int
     open_ended: bool
     births_until: float
+    n_bytes: int | None = None
 
     @property
     def start(self) -> int:
@@ -72,7 +78,14 @@ class Plan:
         return max(present, min(self.final, math.ceil(self.final * due / self.rounds)))
 
 
-def make_plan(settings: FitSettings, n_valid: int) -> Plan:
+def file_size(settings: FitSettings, n_voxels: int) -> int | None:
+    """Return the bytes that a file of the Gaussians may have; None where that was not asked for."""
+    if settings.target_bytes is not None:
+        return settings.target_bytes
+    return None if settings.ratio is None else int(4 * n_voxels / settings.ratio)
+
+
+def make_plan(settings: FitSettings, n_valid: int, n_voxels: int, ndim: int) -> Plan:
     """Return the plan that the settings ask for on so many voxels.
 
     Raises
@@ -81,15 +94,19 @@ def make_plan(settings: FitSettings, n_valid: int) -> Plan:
         If more Gaussians than voxels are asked for.
     """
     births_until = BIRTHS_UNTIL["gauss-newton" if settings.solver == "gauss-newton" else "first-order"]
+    n_bytes = file_size(settings, n_voxels)
     if settings.gaussians is not None:
         if settings.gaussians > n_valid:
             raise ValueError(
                 f"{settings.gaussians:,} Gaussians are more than the {n_valid:,} voxels there are to fit; "
                 "ask for fewer."
             )
-        return Plan(settings.gaussians, min(settings.rounds, settings.gaussians), False, births_until)
+        return Plan(settings.gaussians, min(settings.rounds, settings.gaussians), False, births_until, n_bytes)
     # A 3D Gaussian has ten numbers: beyond a tenth of the voxels a sum of them is no shorter than the volume.
     most = max(1, n_valid // 10)
+    if n_bytes is not None:
+        count = min(most, max(1, int((n_bytes - _HEADER_BYTES) / BYTES_A_GAUSSIAN[ndim])))
+        return Plan(count, min(settings.rounds, count), False, births_until, n_bytes)
     if settings.target_psnr is None and settings.time_limit is None:
         return Plan(min(DEFAULT_COUNT, most), settings.rounds, False, births_until)
     return Plan(most, 1, True, births_until)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Population = Literal["residual", "gradient", "saddle", "mcmc", "merge"]
+Study = Literal["spacing", "penalties", "support", "population"]
+"""What `napari_gsvolume.studies` can vary."""
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def make_settings(**values: Any) -> FitSettings:
@@ -22,8 +26,9 @@ def make_settings(**values: Any) -> FitSettings:
 def one_sentence(error: ValidationError, label: Callable[[str], str] = str) -> str:
     """Return what is wrong with the first value that does not fit; `label` names its field to the user."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][:1])
-    return f"{label(where)}: {first['msg'].rstrip('.')} (it is {first['input']!r})."
+    if not first["loc"]:  # not one value, but how some go together
+        return first["msg"].removeprefix("Value error, ").rstrip(".").capitalize() + "."
+    return f"{label(str(first['loc'][0]))}: {first['msg'].rstrip('.')} (it is {first['input']!r})."
 
 
 class FitSettings(BaseModel):
@@ -43,6 +48,10 @@ class FitSettings(BaseModel):
         None, description="Number of Gaussians; as many as the other limits ask for if not given"
     )
     target_psnr: Positive | None = Field(None, description="Stop at this PSNR, in dB over the data range max - min")
+    ratio: Positive | None = Field(
+        None, description="Fit for a .gsv file so many times smaller than the volume in float32"
+    )
+    target_bytes: Count | None = Field(None, description="Fit for a .gsv file of at most so many bytes")
     time_limit: Positive | None = Field(None, description="Stop after this many seconds")
     solver: Literal["gauss-newton", "adam", "sgd"] = Field("gauss-newton", description="How the Gaussians are improved")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the random placement")
@@ -58,6 +67,38 @@ class FitSettings(BaseModel):
     batch_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of the voxels drawn at random for each iteration (adam, sgd)"
     )
+
+    population: Population = Field("residual", description="How places for new Gaussians are chosen")
+    lambda_sparsity: NotNegative = Field(0.0, description="Weight of the mean |weight|: useless Gaussians go")
+    lambda_overlap: NotNegative = Field(0.0, description="Weight of the mean overlap of a Gaussian with the others")
+    lambda_smoothness: NotNegative = Field(0.0, description="Weight of the mean squared gradient of the Gaussians")
+    lambda_spacing: NotNegative = Field(0.0, description="Weight of the squared deviation from the spacing asked for")
+    spacing: Positive = Field(
+        1.0,
+        description="Distance of neighbours over the sum of their radii: below 1 overlapping, 1 tangent",
+    )
+    spacing_radius: Annotated[float, Field(gt=0, le=10)] = Field(2.0, description="Radius for the spacing, in sigma")
+    data_term: Literal["weights", "neighbourhood", "ellipsoid"] = Field(
+        "weights", description="How Gaussians support a voxel: by learned weights, or by the voxels' own values"
+    )
+    normalised: bool = Field(False, description="Weights of the supporting voxels sum to one (not with 'weights')")
+    neighbourhood_radius: Annotated[float, Field(ge=0, le=16)] = Field(
+        2.0, description="Radius of a voxel's neighbourhood, in voxels"
+    )
+    ellipsoid_radius: Annotated[float, Field(gt=0, le=3.3)] = Field(3.0, description="Radius of an ellipsoid, in sigma")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.ratio is not None and self.target_bytes is not None:
+            raise ValueError("give a ratio or a number of bytes, not both")
+        if self.data_term != "weights":
+            if self.batch_fraction < 1:
+                raise ValueError(f"the data term '{self.data_term}' needs all voxels; leave the batch fraction at 1")
+            if self.lambda_sparsity > 0:
+                raise ValueError(f"the data term '{self.data_term}' has no weights that sparsity could lower")
+            if self.ratio is not None or self.target_bytes is not None:
+                raise ValueError(f"the data term '{self.data_term}' has no file of its own; leave ratio and bytes out")
+        return self
 
     @property
     def n_iterations(self) -> int:

@@ -1,0 +1,132 @@
+"""What the data term's second derivatives look like: the blocks of single Gaussians, and all of ``J^T J``.
+
+In whitened coordinates (see `napari_gsvolume.observe.voxels`) a Gaussian's own block of ``J^T J`` is, but for the
+factor ``c = int e^2 = pi^(D/2) / |det W|`` and powers of its weight, the same for all: omega-omega 1; a-a w^2/2;
+off-diagonal B w^2/4; omega-B_ii w/4; B_ii-B_ii 3w^2/16; B_ii-B_jj w^2/16.
+The diagonal of B splits into its trace, which couples with omega in a 2x2 matrix, and the rest, which couples with
+nothing; so the block inverts in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..observe.voxels import Gaussians, derivative, transposed_derivative
+
+WEIGHT_FLOOR = 0.02
+"""Weights, relative to the data range, count as at least this much: it keeps new Gaussians of weight 0 well behaved."""
+COARSEST_SPACING = 4.0
+THINNEST = 0.6
+"""Radius, in spacings of the curvature's lattice, that it resolves; half of the Gaussians are no thinner."""
+
+
+class Blocks(Protocol):
+    """A symmetric positive definite matrix of one block a Gaussian."""
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal, ``(N, K)``."""
+
+    def times(self, step: Tensor) -> Tensor:
+        """Return the blocks times a step ``(N, K)``."""
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """Return the inverse blocks times a gradient ``(N, K)``."""
+
+
+class GaussianBlocks:
+    """The block diagonal of ``J^T J``, each Gaussian a block, and its inverse."""
+
+    def __init__(self, gaussians: Gaussians) -> None:
+        self.ndim = gaussians.means.shape[1]
+        self.overlap = math.pi ** (self.ndim / 2) / torch.linalg.det(gaussians.factors).abs()[:, None]  # c, (N, 1)
+        sign = torch.where(gaussians.weights < 0, -1.0, 1.0)
+        self.weight = (sign * gaussians.weights.abs().clamp_min(WEIGHT_FLOOR))[:, None]
+        rows, columns = torch.triu_indices(self.ndim, self.ndim)
+        self._squared_axes = torch.nonzero(rows == columns).flatten() + 1 + self.ndim  # columns of B's diagonal
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal, ``(N, K)``."""
+        D, w = self.ndim, self.weight
+        diagonal = (w * w / 4).repeat(1, 1 + D + D * (D + 1) // 2)
+        diagonal[:, 0] = 1
+        diagonal[:, 1 : D + 1] *= 2
+        diagonal[:, self._squared_axes] *= 3 / 4
+        scaled: Tensor = self.overlap * diagonal
+        return scaled
+
+    def times(self, step: Tensor) -> Tensor:
+        """Return the blocks times a step ``(N, K)``."""
+        return self._apply(step, inverse=False)
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """Return the inverse blocks times a gradient ``(N, K)``."""
+        return self._apply(gradient, inverse=True)
+
+    def _apply(self, v: Tensor, *, inverse: bool) -> Tensor:
+        D, w = self.ndim, self.weight
+        power = -1 if inverse else 1
+        out: Tensor = torch.empty_like(v)
+        out[:, 1 : D + 1] = v[:, 1 : D + 1] * (w * w / 2) ** power
+        out[:, D + 1 :] = v[:, D + 1 :] * (w * w / 4) ** power
+        # The diagonal of B along its unit trace direction, and the rest.
+        omega, diagonal = v[:, :1], v[:, self._squared_axes]
+        trace = diagonal.sum(1, keepdim=True) / math.sqrt(D)
+        rest = (diagonal - trace / math.sqrt(D)) * (w * w / 8) ** power
+        # Trace and omega share the 2x2 matrix ((1, coupling), (coupling, stiffness)).
+        coupling, stiffness = w * math.sqrt(D) / 4, w * w * (D + 2) / 16
+        if inverse:
+            determinant = stiffness - coupling**2  # w^2 / 8
+            new_omega = (stiffness * omega - coupling * trace) / determinant
+            new_trace = (trace - coupling * omega) / determinant
+        else:
+            new_omega = omega + coupling * trace
+            new_trace = coupling * omega + stiffness * trace
+        out[:, :1] = new_omega
+        out[:, self._squared_axes] = rest + new_trace / math.sqrt(D)
+        out *= self.overlap**power
+        return out
+
+
+class Curvature:
+    """``J^T J``, by quadrature on a lattice that may be coarser than the voxels'.
+
+    Products of Gaussians are smooth: a lattice of spacing ``radius / THINNEST`` integrates them well enough, at a
+    fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so an error of
+    10 to 30 % does no harm while steps are long. Gaussians too thin for the lattice are thickened to `THINNEST`
+    spacings, their amplitude lowered so that their own block stays what it is.
+
+    Parameters
+    ----------
+    gaussians : Gaussians
+    shape : sequence of int
+        Of the voxels.
+    exact : bool
+        Use the voxels as they are.
+    """
+
+    def __init__(self, gaussians: Gaussians, shape: Sequence[int], *, exact: bool) -> None:
+        U, s, Vt = torch.linalg.svd(gaussians.factors)  # s: inverse radii, (N, D), largest first
+        spacing = (
+            1.0 if exact or not len(s) else min(max(float((1 / s[:, 0]).median()) / THINNEST, 1.0), COARSEST_SPACING)
+        )
+        self.shape = tuple(math.ceil(n / spacing) for n in shape)
+        spacings = torch.tensor([n / m for n, m in zip(shape, self.shape, strict=True)]).to(s)
+        resolved = s.clamp_max(1 / (THINNEST * spacing)) if spacing > 1 else s
+        means = (gaussians.means + 0.5) / spacings - 0.5
+        factors = spacings[:, None] * (U @ (resolved[:, :, None] * Vt))
+        self.gaussians = Gaussians(means, factors, gaussians.weights)
+        # Per Gaussian: the amplitude that keeps int e^2, times the square root of the lattice's cell volume.
+        self.amplitude = ((resolved / s).prod(1) * spacings.prod()).sqrt()[:, None]
+
+    def times(self, step: Tensor) -> Tensor:
+        """Return ``J^T J`` times a step ``(N, K)``."""
+        change = derivative(self.gaussians, self.amplitude * step, self.shape)
+        curved: Tensor = self.amplitude * transposed_derivative(self.gaussians, change)
+        return curved

@@ -1,0 +1,221 @@
+"""What a fit minimises: a data term plus penalties, as the solvers see it.
+
+The loss is ``mean(residual^2) + sum_t lambda_t P_t``, with intensities relative to the data range and every penalty
+``P_t`` a mean over Gaussians (see `napari_gsvolume.fitting.penalties`). Solvers work with half the sum of squares, so
+a penalty counts there as ``n_valid lambda_t / 2``, its strength.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..observe.support import Ellipsoid, Neighbourhood
+from ..observe.voxels import Gaussians, empty, predict, transposed_derivative
+from ..splat import gather
+from .curvature import Blocks, Curvature, GaussianBlocks
+from .penalties import Overlap, Penalty, Smoothness, Spacing, Sparsity, pseudo_gradient, within_orthant
+from .settings import FitSettings
+from .target import Target
+
+
+class Evaluation(NamedTuple):
+    """How good some Gaussians are."""
+
+    residual: Tensor  # target - prediction, the grid's shape
+    loss: float
+    mean_square: float
+    terms: dict[str, float]  # the loss's parts, each with its weight: "data" and the penalties
+
+
+class Linear(Protocol):
+    """The data term linearised at some Gaussians."""
+
+    def gradient(self, residual: Tensor) -> Tensor:
+        """Return J^T residual, ``(N, K)``."""
+
+    def times(self, step: Tensor) -> Tensor:
+        """Return ``J^T J`` times a step ``(N, K)``."""
+
+    @property
+    def blocks(self) -> Blocks:
+        """About the block diagonal of ``J^T J``."""
+
+
+class _Weighted:
+    """The sum of weighted Gaussians, linearised."""
+
+    def __init__(self, gaussians: Gaussians, shape: Sequence[int], *, exact: bool) -> None:
+        self.gaussians, self.shape, self.exact = gaussians, shape, exact
+        self.blocks: Blocks = GaussianBlocks(gaussians)
+        self._curvature: Curvature | None = None
+
+    def gradient(self, residual: Tensor) -> Tensor:
+        return transposed_derivative(self.gaussians, residual)
+
+    def times(self, step: Tensor) -> Tensor:
+        if self._curvature is None:
+            self._curvature = Curvature(self.gaussians, self.shape, exact=self.exact)
+        return self._curvature.times(step)
+
+
+class _Supported:
+    """A voxel-support data term, linearised."""
+
+    def __init__(self, term: Neighbourhood | Ellipsoid, gaussians: Gaussians) -> None:
+        self._at = term.at(gaussians)
+        self.blocks: Blocks = self._at.blocks
+
+    def gradient(self, residual: Tensor) -> Tensor:
+        return self._at.transposed(residual)
+
+    def times(self, step: Tensor) -> Tensor:
+        return self._at.transposed(self._at.derivative(step))
+
+
+class Objective:
+    """The loss of Gaussians on a target.
+
+    Parameters
+    ----------
+    target : Target
+        The volume.
+    settings : FitSettings
+        Data term and weights of the penalties.
+    free : Tensor, (N, K), optional
+        1 for the numbers of a whitened step that may change, 0 for the others; all may if not given.
+
+    Attributes
+    ----------
+    count : int
+        The number of Gaussians that penalties are means over. It is what the fit has asked for so far: Gaussians that
+        sparsity removes do not make it smaller, which would make the penalty of the others larger.
+    """
+
+    def __init__(self, target: Target, settings: FitSettings, free: Tensor | None = None) -> None:
+        self.target, self.settings = target, settings
+        shape = target.grid.shape
+        self.support = (
+            Neighbourhood(target.values, settings.neighbourhood_radius, settings.normalised)
+            if settings.data_term == "neighbourhood"
+            else Ellipsoid(target.values, settings.ellipsoid_radius, settings.normalised)
+            if settings.data_term == "ellipsoid"
+            else None
+        )
+        s = settings
+        weighted: list[tuple[float, Penalty]] = [
+            (s.lambda_sparsity, Sparsity(1)),
+            (s.lambda_overlap, Overlap(1)),
+            (s.lambda_smoothness, Smoothness(1, shape)),
+            (s.lambda_spacing, Spacing(1, target=s.spacing, k=s.spacing_radius)),
+        ]
+        self.penalties = [(weight, penalty) for weight, penalty in weighted if weight > 0]
+        self.sparsity = s.lambda_sparsity
+        self.free = free
+        self.count = 1
+        self.refresh(empty(target.grid.ndim))
+
+    def set_count(self, count: int) -> None:
+        """Have the penalties be means over so many Gaussians."""
+        self.count = count
+        for _, penalty in self.penalties:
+            penalty.count = count
+
+    def refresh(self, gaussians: Gaussians) -> None:
+        """Find again who is whose neighbour; must be done when their number has changed."""
+        for _, penalty in self.penalties:
+            penalty.refresh(gaussians)
+
+    def refreshed(self, gaussians: Gaussians, now: Evaluation) -> Evaluation:
+        """Find again who is whose neighbour, and return the evaluation with penalties by that.
+
+        Losses compare between two such calls only.
+        """
+        if not self.penalties:
+            return now
+        self.refresh(gaussians)
+        return self._evaluation(gaussians, now.residual, now.mean_square)
+
+    def predict(self, gaussians: Gaussians) -> Tensor:
+        """Return the reconstruction, relative to the data range and without the background."""
+        if not len(gaussians.weights):  # before the kernels are loaded, too
+            return torch.zeros_like(self.target.values)
+        if self.support is not None:
+            return self.support.predict(gaussians)
+        return predict(gaussians, self.target.grid.shape)
+
+    def with_weights(self, gaussians: Gaussians) -> Gaussians:
+        """Return the Gaussians with weights; where the data term has none, the volume's values at the centres."""
+        if self.support is None:
+            return gaussians
+        values = self.target.values
+        limits = torch.tensor(values.shape) - 1
+        nearest = torch.minimum(gaussians.means.round().long().clamp_min(0), limits)
+        return gaussians._replace(weights=values[tuple(nearest.T)])
+
+    def evaluate(self, gaussians: Gaussians) -> Evaluation:
+        """Return the residual and the loss with all its terms."""
+        residual = self.target.residual(self.predict(gaussians))
+        return self._evaluation(gaussians, residual, self.target.mean_square(residual))
+
+    def _evaluation(self, gaussians: Gaussians, residual: Tensor, mean_square: float) -> Evaluation:
+        terms = {"data": mean_square}
+        for weight, penalty in self.penalties:
+            terms[penalty.name] = weight * penalty.value(gaussians)
+        return Evaluation(residual, sum(terms.values()), mean_square, terms)
+
+    def linearise(self, gaussians: Gaussians, *, exact: bool) -> Linear:
+        """Return the data term linearised; `exact`: with the curvature of the voxels, not of a coarser lattice."""
+        if self.support is not None:
+            return _Supported(self.support, gaussians)
+        return _Weighted(gaussians, self.target.grid.shape, exact=exact)
+
+    def strength(self, weight: float) -> float:
+        """Return what a penalty's weight is beside half the sum of squares."""
+        return self.target.n_valid * weight / 2
+
+    def downhill(self, gaussians: Gaussians, data_gradient: Tensor) -> Tensor:
+        """Return minus the gradient of the whole loss, from that of the data term ``J^T residual``, ``(N, K)``.
+
+        In the weights' column it is the pseudo-gradient of the sum of absolute values.
+        """
+        downhill = data_gradient.clone()
+        for weight, penalty in self.penalties:
+            if not isinstance(penalty, Sparsity):
+                downhill -= self.strength(weight) * penalty.gradient(gaussians)
+        if self.sparsity > 0:
+            strength = self.strength(self.sparsity) / self.count
+            downhill[:, 0] = pseudo_gradient(downhill[:, 0], gaussians.weights, strength)
+        return downhill if self.free is None else downhill * self.free
+
+    def stiffness(self, gaussians: Gaussians) -> Tensor | None:
+        """Return the diagonal curvature of the penalties ``(N, K)``; None where there is none."""
+        curved = [(w, p) for w, p in self.penalties if not isinstance(p, Sparsity)]
+        if not curved:
+            return None
+        total = self.strength(curved[0][0]) * curved[0][1].curvature(gaussians)
+        for weight, penalty in curved[1:]:
+            total = total + self.strength(weight) * penalty.curvature(gaussians)
+        return total
+
+    def idle(self, gaussians: Gaussians, residual: Tensor) -> Tensor:
+        """Return a mask of the Gaussians that sparsity holds at weight zero: they may go.
+
+        At zero a weight is held where the residual pulls at it less than the penalty; others will leave zero again.
+        """
+        idle = gaussians.weights == 0
+        if self.sparsity == 0 or not idle.any():
+            return torch.zeros_like(idle)
+        at_zero = gaussians.select(idle)
+        pull = gather(at_zero.means, at_zero.factors, residual)[:, 0].abs()
+        idle[idle.clone()] = pull <= self.strength(self.sparsity) / self.count
+        return idle
+
+    def kept_in_orthant(self, before: Gaussians, after: Gaussians, downhill: Tensor) -> Gaussians:
+        """Return `after` with weights that changed sign set to zero, where sparsity asks for it."""
+        if self.sparsity == 0:
+            return after
+        return after._replace(weights=within_orthant(before.weights, after.weights, downhill[:, 0]))

@@ -1,0 +1,55 @@
+"""Fitting again only some of the numbers of Gaussians, the others held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..observe.voxels import Gaussians
+from .gauss_newton import GaussNewton
+from .objective import Objective
+from .settings import FitSettings
+
+_CG_STEPS = 12
+_ENOUGH = 1e-4
+
+
+def refit(
+    objective: Objective, gaussians: Gaussians, free: Tensor, iterations: int, stop: Callable[[], bool]
+) -> Gaussians:
+    """Return the Gaussians after some Gauss-Newton iterations on the squared error, where free only.
+
+    Parameters
+    ----------
+    objective : Objective
+        What to fit to; its penalties do not count here.
+    gaussians : Gaussians
+        Where to start.
+    free : Tensor, (N, K)
+        1 for the numbers of a whitened step (omega, a, B) that may change, 0 for the others.
+    iterations : int
+        At most so many.
+    stop : callable
+        Asked between kernels.
+    """
+    settings = FitSettings()
+    fixed = Objective(objective.target, settings, free)
+    solver = GaussNewton(_CG_STEPS, stop)
+    now = fixed.evaluate(gaussians)
+    for _ in range(iterations):
+        before = now.loss
+        gaussians, now = solver.iterate(gaussians, now, fixed, 0.0)
+        if stop() or solver.stuck or now.loss > (1 - _ENOUGH) * before:
+            break
+    return gaussians
+
+
+def with_solved_weights(objective: Objective, gaussians: Gaussians) -> Gaussians:
+    """Return the Gaussians with the weights of the least squares fit of their sum to the volume."""
+    start = objective.with_weights(gaussians)
+    n, ndim = start.means.shape
+    free = torch.zeros(n, 1 + ndim + ndim * (ndim + 1) // 2)
+    free[:, 0] = 1
+    return refit(objective, start, free, 20, lambda: False)
