@@ -14,6 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, get_type_hints
 
@@ -24,7 +25,8 @@ from rich.filesize import decimal as file_size
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .fitting.settings import FitSettings
+from .files import EXPORTS, GAUSSIAN_FILES
+from .fitting.settings import FitSettings, Study, one_sentence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,21 +34,27 @@ if TYPE_CHECKING:
     from .files.nifti import NiftiImage
     from .fitting import FitResult, FitStep
     from .gaussians import GaussianVolume
+    from .studies import StudyStep
 
 _EXIT_CODES = (
     "Exit codes: 0 for success, a fit stopped with Ctrl-C included; 2 for wrong options or files that cannot be used; "
     "1 for an unexpected failure (GSVOLUME_DEBUG=1 shows where); 130 for an abort."
 )
-_MODEL, _IMAGE, _FIGURES = (".safetensors",), (".nii", ".nii.gz"), (".json",)
+_MODEL, _IMAGE, _FIGURES = GAUSSIAN_FILES, (".nii", ".nii.gz"), (".json",)
 _BYTES_A_SAMPLE = 8  # 4 are measured (the float32); as many again keep the machine usable
 # Typer carries a copy of click, or imports it when older; in both this class has no name in Typer's own interface.
 _UsageError: Any = typer.BadParameter.__base__
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
-_Model = Annotated[Path, typer.Argument(metavar="M.safetensors", help="Gaussians, as fit --out writes them.")]
+_Model = Annotated[Path, typer.Argument(metavar="M", help="Gaussians, .gsv or .safetensors.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
 
-app = typer.Typer(help="Represent volumes as sums of weighted 3D Gaussians.", epilog=_EXIT_CODES, add_completion=False)
+app = typer.Typer(
+    help="Represent volumes as sums of weighted 3D Gaussians.",
+    epilog=_EXIT_CODES,
+    add_completion=False,
+    rich_markup_mode=None,
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -95,7 +103,9 @@ def _with_settings(**defaults: Any) -> Callable[[_Command], _Command]:
 @_with_settings()
 def fit(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume, .nii or .nii.gz.")],
-    out: Annotated[Path | None, typer.Option(metavar="M.safetensors", help="Write the Gaussians.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="M", help="Write the Gaussians: .gsv small, .safetensors without loss.")
+    ] = None,
     reconstruction: Annotated[Path | None, typer.Option(metavar="R.nii.gz", help="Write f at every voxel.")] = None,
     residual: Annotated[Path | None, typer.Option(metavar="D.nii.gz", help="Write input - reconstruction.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="REP.json", help="Write figures and history.")] = None,
@@ -115,14 +125,19 @@ def fit(
 
     from .files.nifti import read_nifti, write_nifti
     from .fitting import fit_steps
+    from .gaussians import GaussianVolume
 
     source = read_nifti(image)
     volume = _one_volume(source, image, time_point)
     with _Stop() as stop:
         result = _run(fit_steps(volume, grid=source.grid, stop=stop, **settings), stop, quiet)
-        figures = result.report()
         if out is not None:
             result.gaussians.save(out)
+            if out.suffix.lower() == ".gsv":  # what is reported, and reconstructed, is what the file holds
+                result = result.of_file(GaussianVolume.load(out), volume)
+        figures = result.report()
+        if out is not None:
+            figures |= _sizes(out, volume.size)
         if report is not None:
             report.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if reconstruction is not None:
@@ -168,6 +183,65 @@ def sample(
         raise MemoryError(f"Sampling {shape} voxels takes about {sizes}; ask for fewer voxels.")
     write_nifti(out, gaussians.sample(grid), grid, like=other)
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
+
+
+@app.command()
+@_with_settings(gaussians=1000, time_limit=20.0, iterations=None, solver="gauss-newton", seed=0)
+def ablate(
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume, .nii or .nii.gz.")],
+    study: Annotated[Study, typer.Option(help="What to vary.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="STEM", help="Write STEM.csv, STEM.md and STEM.png; 'ablation-STUDY' if not given."),
+    ] = None,
+    time_point: Annotated[int | None, typer.Option(help="Which volume of a 4D image to fit, from 0.")] = None,
+    **settings: Any,
+) -> None:
+    """Fit a volume in several ways and compare: one table (CSV, Markdown) and a plot.
+
+    The settings, the time limit too, are those of each case. Ctrl-C ends the study and keeps what it has.
+    """
+    FitSettings(**settings)
+    stem = out or Path(f"ablation-{study}")
+    table, page, picture = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".csv", ".md", ".png"))
+    files = _check_outputs([image], out=(table, (".csv",)), page=(page, (".md",)), plot=(picture, (".png",)))
+    from . import studies
+    from .files.nifti import read_nifti
+
+    source = read_nifti(image)
+    volume = _one_volume(source, image, time_point)
+    with _Stop() as stop:
+        steps = studies.study_steps(volume, study, grid=source.grid, stop=stop, **settings)
+        outcomes = [at.outcome for at in _shown(steps, stop) if at.outcome is not None]
+    table.write_text(studies.as_csv(outcomes), encoding="utf-8")
+    page.write_text(studies.as_markdown(outcomes), encoding="utf-8")
+    studies.plot(outcomes, f"{image.name}: {study}").savefig(picture, dpi=120)
+    shown = Table(*studies.COLUMNS.values(), box=None, padding=(0, 2, 0, 0))
+    for outcome in outcomes:
+        shown.add_row(*studies.readable(outcome))
+    Console().print(shown)
+    for path in files:
+        print(f"{path}: {file_size(path.stat().st_size)}")
+
+
+@app.command()
+def convert(
+    model: _Model,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Its ending says what to write: .gsv, .safetensors, or .ply.")
+    ],
+) -> None:
+    """Write Gaussians to a file of another kind.
+
+    .gsv is small and rounded; .safetensors without loss; .ply for viewers of 3D Gaussian splats, which show them by
+    opacity and cannot subtract.
+    """
+    _check_outputs([model], out=(out, (*_MODEL, *EXPORTS)))
+    from .gaussians import GaussianVolume
+
+    gaussians = GaussianVolume.load(model)
+    gaussians.save(out)
+    print(f"{out}: {len(gaussians):,} Gaussians, {file_size(out.stat().st_size)}")
 
 
 @app.command()
@@ -240,15 +314,35 @@ def _run(steps: Iterator[FitStep], stop: _Stop, quiet: bool = False) -> FitResul
     step = next(steps)
     for note in () if quiet else step.notes:
         _say(note)
+    with _bar(quiet) as show:
+        for step in steps:
+            stop.begun = True
+            show(step.message, step.progress, step)
+        return step.result()
+
+
+def _shown(steps: Iterator[StudyStep], stop: _Stop) -> Iterator[StudyStep]:
+    """Pass a study's steps on, behind a progress bar where stderr is a terminal."""
+    with _bar() as show:
+        for at in steps:
+            stop.begun |= at.step.iteration > 0
+            show(f"{at.case} ({at.index + 1} of {at.count})", at.progress, at.step)
+            yield at
+
+
+@contextmanager
+def _bar(quiet: bool = False) -> Iterator[Callable[[str, float, FitStep], None]]:
+    """Yield what moves a progress bar, drawn where stderr is a terminal."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(step.message, total=1.0, figures="")
-        for step in steps:
-            stop.begun = True
+        task = bar.add_task("", total=1.0, figures="")
+
+        def show(text: str, progress: float, step: FitStep) -> None:
             figures = f"{step.n_gaussians:,} Gaussians  {step.psnr_db:.2f} dB  {step.seconds:.0f} s"
-            bar.update(task, description=step.message, completed=step.progress, figures=figures)
-        return step.result()
+            bar.update(task, description=text, completed=progress, figures=figures)
+
+        yield show
 
 
 def _summarise(figures: dict[str, Any], files: list[Path]) -> None:
@@ -275,6 +369,12 @@ def _check_outputs(inputs: list[Path], **outputs: tuple[Path | None, tuple[str, 
         except OSError as error:
             raise OSError(f"--{option} {path}: its folder cannot be written to ({error.strerror}).") from error
     return files
+
+
+def _sizes(path: Path, n_voxels: int) -> dict[str, float]:
+    """Return how large a file is, and how many times smaller than the volume in float32."""
+    size = path.stat().st_size
+    return {"bytes": size, "ratio": 4 * n_voxels / size}
 
 
 def _one_volume(image: NiftiImage, path: Path, time_point: int | None) -> Any:
@@ -309,8 +409,9 @@ def _facts(model: GaussianVolume, n_bytes: int) -> dict[str, Any]:
         "weights": [float(weights.min()), float(weights.max())] if len(model) else [],
         "scales_voxels": percentiles(W),
         "scales_world": percentiles(np.linalg.solve(grid.affine[:-1, :-1].T, W)),  # y = W^T A^-1 d for d in the world
-        "file_bytes": n_bytes,
+        "bytes": n_bytes,
         "bytes_per_gaussian": n_bytes / max(len(model), 1),
+        "ratio": 4 * math.prod(grid.shape) / n_bytes,
         **model.metadata,
     }
 
@@ -346,9 +447,7 @@ def _sentence(error: Exception) -> str:
     if "GSVOLUME_DEBUG" in os.environ:
         traceback.print_exception(error)
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        return f"--{option} {first['input']}: {first['msg'].replace('Input', 'it')}."
+        return one_sentence(error, lambda name: f"--{name.replace('_', '-')}")
     text = error.format_message() if isinstance(error, _UsageError) else str(error)
     return " ".join(text.split()) or f"{type(error).__name__}."
 
