@@ -1,6 +1,7 @@
 """Readers, writers and sample data, as napari finds and calls them."""
 
 import importlib
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -80,6 +81,15 @@ class TestManifest:
         offered = ("widgets", "readers", "writers", "sample_data")
         used = {entry.command for kind in offered for entry in getattr(contributions, kind) or []}
         assert used == {command.id for command in contributions.commands}
+
+    def test_gaussians_of_both_kinds_of_layers_are_written_to_all_kinds_of_files(self):
+        contributions = PluginManifest.from_distribution(PLUGIN).contributions
+        for kind in ("surface", "points"):
+            offered = [w for w in contributions.writers if w.layer_types == [kind]]
+            assert [(w.display_name, w.filename_extensions) for w in offered] == [
+                ("Gaussians", [".gsv", ".safetensors"]),
+                ("Gaussian splats (PLY)", [".ply"]),
+            ]
 
 
 class TestReadingNifti:
@@ -245,6 +255,43 @@ class TestGaussians:
         assert density.units == surface.units == layer.units
         [again] = surface.save(str(tmp_path / "again.safetensors"), plugin=PLUGIN)
         assert_same_gaussians(GaussianVolume.load(again), model)
+
+    @pytest.mark.parametrize("most", [5, 5000], ids=["points", "surface"])
+    def test_saved_small_and_opened_again(self, viewer, model, tmp_path, monkeypatch, most):
+        monkeypatch.setattr(layers, "MOST_ELLIPSOIDS", most)
+        layer = Layer.create(*gaussian_layer("T1", model))
+        [path] = layer.save(str(tmp_path / "mine.gsv"), plugin=PLUGIN)
+        assert path.endswith("mine.gsv")
+        read = GaussianVolume.load(path)
+        for plugin in (PLUGIN, None):
+            density, gaussians = viewer.open(path, plugin=plugin)
+            assert density.name.startswith("mine · density")
+            np.testing.assert_array_equal(density.data, read.sample())
+            assert layers.gaussians_of(gaussians.metadata).grid == model.grid
+            for index in indices(model.grid.shape):
+                np.testing.assert_allclose(density.data_to_world(index), model.grid.affine[:-1] @ [*index, 1])
+        assert gaussian_reader([path, str(tmp_path / "other.SAFETENSORS")]) is not None
+
+    def test_saved_for_splat_viewers(self, viewer, model, tmp_path):
+        layer = Layer.create(*gaussian_layer("T1", model))
+        [path] = layer.save(str(tmp_path / "mine.ply"), plugin=PLUGIN)
+        assert Path(path).read_bytes().startswith(b"ply\n")
+        assert gaussian_reader(path) is None
+
+    def test_flat_ones_are_not_for_splat_viewers(self, viewer, refused, tmp_path):
+        flat = GaussianVolume(torch.zeros(1, 2), torch.eye(2)[None], torch.ones(1), Grid((4, 5)))
+        layer = Layer.create(*gaussian_layer("T1", flat))
+        with refused(WriteError, "2D"):
+            layer.save(str(tmp_path / "flat.ply"), plugin=PLUGIN)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_damage_of_a_small_file_is_one_sentence(self, viewer, refused, model, tmp_path):
+        path = tmp_path / "bad.gsv"
+        model.save(path)
+        path.write_bytes(path.read_bytes()[:-7])
+        with refused(FileFormatError, str(path)):
+            viewer.open(path, plugin=PLUGIN)
+        assert len(viewer.layers) == 0
 
     def test_saved_from_points_less_those_deleted(self, viewer, model, tmp_path, monkeypatch):
         monkeypatch.setattr(layers, "MOST_ELLIPSOIDS", 5)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from napari.layers import Image, Points, Surface
 from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QFileDialog
 
-from napari_gsvolume import GaussianVolume, vessel_phantom
+from napari_gsvolume import FitSettings, GaussianVolume, vessel_phantom
+from napari_gsvolume.fitting.result import HistoryPoint
 from napari_gsvolume.widgets.fit import FitWidget
+from napari_gsvolume.widgets.plot import HistoryPlot
 
 SLOW = 60_000  # ms: two busy cores, and perhaps the kernels' first compilation
 
@@ -75,7 +78,7 @@ def test_run_adds_density_residual_and_gaussians_in_place(open_widget, qtbot, vo
     assert result.gaussians.grid.units == ("millimeter",) * 3
     assert f"{result.psnr_db:.2f} dB" in widget.status.value
     assert density.metadata["napari_gsvolume"]["settings"]["gaussians"] == 40
-    assert density.metadata["napari_gsvolume"]["metrics"]["psnr_db"] == pytest.approx(result.psnr_db)
+    assert density.metadata["napari_gsvolume"]["metrics"]["psnr_db"] == pytest.approx(result.psnr_db, abs=1e-4)
 
 
 def test_features_are_the_parameters_of_the_gaussians(open_widget, qtbot, volume):
@@ -296,6 +299,71 @@ def test_settings_are_remembered(open_widget, make_napari_viewer, qtbot, volume)
     assert second.form.fields["time_limit"].value is None
 
 
+def test_every_setting_has_a_place_and_a_readable_label(open_widget, qtbot, volume):
+    _, widget = open_widget(volume)
+    assert [fold.text() for fold in widget.form.folds] == ["Objective", "Population and file", "Solver"]
+    placed = [*widget.form.rows, *(row for group in widget.form._groups for row in group)]
+    assert {id(row) for row in placed} == {id(row) for row in widget.form.fields.values()}
+    assert len(placed) == len(FitSettings.model_fields)
+    assert widget.form.fields["lambda_sparsity"].label == "λ sparsity"
+    assert all("_" not in row.label for row in placed)
+    for fold in widget.form.folds:
+        fold.toggleButton().click()
+        assert [other.isExpanded() for other in widget.form.folds] == [other is fold for other in widget.form.folds]
+    # However much of it is open, it fits a small screen.
+    assert widget.native.minimumSizeHint().height() < 300
+
+
+@pytest.mark.parametrize(("typed", "value"), [("0.00001", 1e-5), ("0.0025", 0.0025), ("2", 2.0)])
+def test_small_penalties_can_be_typed(open_widget, qtbot, volume, typed, value):
+    _, widget = open_widget(volume)
+    box = widget.form.fields["lambda_smoothness"].native
+    box.selectAll()
+    qtbot.keyClicks(box, typed)
+    qtbot.keyClick(box, Qt.Key.Key_Return)
+    assert widget.form.settings().lambda_smoothness == pytest.approx(value, rel=1e-9)
+    assert float(box.text()) == value
+
+
+def test_the_plot_shows_the_terms_of_the_loss_where_there_are_several(open_widget, qtbot, volume):
+    _, widget = open_widget(volume)
+    assert not widget.plot.isVisible()  # there is nothing to see yet
+    run(qtbot, widget)
+    assert widget.plot.isVisible()
+    assert not widget.plot.terms.get_visible()
+    assert widget.plot.axes.get_xlabel() == "seconds"
+    widget.form.fields["lambda_sparsity"].value = 1e-3
+    widget.form.fields["lambda_smoothness"].value = 1e-5
+    run(qtbot, widget)
+    plot, [result] = widget.plot, widget.results
+    assert plot.terms.get_visible()
+    assert plot.terms.get_yscale() == "log"
+    assert (plot.axes.get_xlabel(), plot.terms.get_xlabel()) == ("", "seconds")
+    lines = {line.get_label(): line for line in plot.terms.lines}
+    assert list(lines) == ["data", "sparsity", "smoothness"]
+    for name, line in lines.items():
+        assert line.get_ydata()[-1] == pytest.approx(result.terms[name])
+    assert [text.get_text() for text in plot.terms.get_legend().get_texts()] == list(lines)
+    assert plot.axes.get_xlim() == plot.terms.get_xlim()
+
+
+def test_the_plot_takes_terms_that_are_zero_or_come_late(make_napari_viewer, qtbot):
+    plot = HistoryPlot(make_napari_viewer())
+    qtbot.addWidget(plot)
+    points = [
+        HistoryPoint(0.0, 5.0, 0, {"data": 0.1}),
+        HistoryPoint(1.0, 9.0, 10, {"data": 0.01, "sparsity": 0.0}),
+        HistoryPoint(2.0, 12.0, 10, {"data": 0.001, "sparsity": 1e-4}),
+    ]
+    for n in range(4):
+        plot.show_history(points[:n])
+        plot.canvas.draw()
+        assert plot.terms.get_visible() == (n > 1)
+    assert [list(line.get_xdata()) for line in plot.terms.lines] == [[0, 1, 2], [2]]
+    plot.show_history([])
+    assert not plot.isVisible()
+
+
 def test_save_and_open_again(open_widget, qtbot, volume, tmp_path):
     viewer, widget = open_widget(volume, scale=(1, 2, 3), units=("mm", "mm", "mm"))
     run(qtbot, widget)
@@ -317,6 +385,30 @@ def test_save_and_open_again(open_widget, qtbot, volume, tmp_path):
     np.testing.assert_allclose(layers[0].scale, (1, 2, 3))
     widget.save_results(tmp_path / "missing" / "x.safetensors")
     assert "missing" in widget.status.value
+
+
+def test_the_size_of_a_file_is_told(open_widget, qtbot, volume, tmp_path, monkeypatch):
+    _, widget = open_widget(volume)
+    run(qtbot, widget)
+    asked = []
+    answers = iter([("a", "Compact (*.gsv)"), ("b.v2", "Lossless (*.safetensors)"), ("c", "Splat viewers (*.ply)"),
+                    ("d", ""), ("e.PLY", "Compact (*.gsv)"), ("", "")])  # fmt: skip
+
+    def ask(*args):
+        asked.append(args[2:])
+        name, chosen = next(answers)
+        return (str(tmp_path / name) if name else "", chosen)
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", ask)
+    for _ in range(6):
+        click(qtbot, widget.save)
+    assert asked[0] == ("volume.gsv", "Compact (*.gsv);;Lossless (*.safetensors);;Splat viewers (*.ply)")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.gsv", "b.v2.safetensors", "c.ply", "d.gsv", "e.PLY"}
+    widget.save_results(tmp_path / "mine")
+    size = (tmp_path / "mine.gsv").stat().st_size
+    assert size < 1000
+    assert f"mine.gsv: {size} bytes, ratio {4 * volume.size / size:,.1f}" in widget.status.value
+    assert len(GaussianVolume.load(tmp_path / "mine.gsv")) > 0
 
 
 def test_points_that_were_deleted_are_not_saved(open_widget, qtbot, volume, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .files import GAUSSIAN_FILES
 from .gaussians import GaussianVolume
 from .geometry import Grid
 from .layers import LayerData, density_layer, gaussian_layer, gaussians_of, grid_placement
@@ -27,8 +28,8 @@ def nifti_reader(path: str | Sequence[str]) -> Reader | None:
 
 
 def gaussian_reader(path: str | Sequence[str]) -> Reader | None:
-    """Return a reader for files of Gaussians (``.safetensors``)."""
-    return _each(_read_gaussians) if _all_end(path, (".safetensors",)) else None
+    """Return a reader for files of Gaussians (``.gsv``, ``.safetensors``)."""
+    return _each(_read_gaussians) if _all_end(path, GAUSSIAN_FILES) else None
 
 
 def _all_end(path: str | Sequence[str], suffixes: tuple[str, ...]) -> bool:
@@ -124,7 +125,10 @@ def write_gaussian_layer(path: str, data: Any, attributes: dict[str, Any]) -> li
             gaussians.means[left], gaussians.factors[left], gaussians.weights[left], gaussians.grid,
             gaussians.background, gaussians.metadata,
         )  # fmt: skip
-    gaussians.save(path)
+    try:
+        gaussians.save(path)
+    except ValueError as error:
+        raise WriteError(str(error)) from error
     return [path]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
+from napari.components import LayerList
 from napari.layers import Image, Layer
 from numpy.typing import ArrayLike, NDArray
 
@@ -175,6 +177,47 @@ def residual_layer(
         {**options, **placement, "rgb": False, "visible": False, "metadata": {METADATA_KEY: metadata}},
         "image",
     )
+
+
+def case_layer(
+    source: SourceVolume, study: str, case: str, density: NDArray[np.float32], gaussians: GaussianVolume
+) -> LayerData:
+    """Return what a study's case came to as an image layer "name · case"; its Gaussians are in the metadata."""
+    _, options, kind = density_layer(source.name, density, source.placement, source.limits, {})
+    own = {"name": f"{source.name} · {case}", "metadata": _case_metadata(study, case, gaussians)}
+    return density, options | own, kind
+
+
+def artefact_layer(
+    source: SourceVolume, study: str, case: str, artefacts: NDArray[np.float32], gaussians: GaussianVolume
+) -> LayerData:
+    """Return a map of artefacts as an image layer "name · case · artefacts", to be seen through."""
+    shown = artefacts[artefacts > 0]
+    limit = float(np.percentile(shown, 99)) if shown.size else 1e-12  # squares: a few are far larger than the others
+    look = {"contrast_limits": (0.0, limit), "colormap": "inferno", "blending": "additive"}
+    options = {"name": f"{source.name} · {case} · artefacts", **look, **source.placement, "rgb": False}
+    return artefacts, {**options, "metadata": _case_metadata(study, case, gaussians)}, "image"
+
+
+def _case_metadata(study: str, case: str, gaussians: GaussianVolume) -> dict[str, Any]:
+    metadata = _gaussian_metadata(gaussians)
+    metadata[METADATA_KEY] |= {"study": study, "case": case}
+    return metadata
+
+
+def made_before(layers: LayerList, name: str, study: str | None = None) -> Layer | None:
+    """Return the layer `name` that an earlier fit or, if given, an earlier `study` made.
+
+    Where another maker's layer has the name, napari has numbered ours: "name [1]".
+    """
+    for number in count():
+        numbered = f"{name} [{number}]" if number else name
+        if numbered not in layers:
+            return None
+        entry = layers[numbered].metadata.get(METADATA_KEY)
+        if isinstance(entry, dict) and entry.get("study") == study:
+            return layers[numbered]
+    raise AssertionError("there are finitely many layers")
 
 
 def residual_limit(residual: NDArray[np.float32]) -> float:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from magicgui.widgets import CheckBox, Container, FloatSpinBox, SpinBox, Widget, create_widget
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from qtpy.QtCore import QSettings
+from qtpy.QtWidgets import QAbstractSpinBox
 from superqt import QCollapsible
 
 from ..fitting.settings import one_sentence
 
 Model = TypeVar("Model", bound=BaseModel)
 _LARGEST = 10_000_000
+_PENALTY = "lambda_"
+_LARGEST_PENALTY = 1000.0
+_PENALTY_DECIMALS = 6  # useful ones begin at about 0.00001
 
 
 class OptionalNumber(Container[Any]):
@@ -54,8 +59,8 @@ class SettingsForm(Generic[Model]):
     ----------
     rows : list of Widget
         The main fields, to be placed by the owner beside its own rows.
-    folded : QCollapsible
-        The other fields.
+    folds : list of QCollapsible
+        The other fields under their titles; opening one closes the others, which keeps the form on the screen.
 
     Parameters
     ----------
@@ -67,22 +72,47 @@ class SettingsForm(Generic[Model]):
         What an absent number starts at once it is switched on.
     initial : dict
         Values to start with where nothing is remembered, beside the model's defaults.
+    folded : dict
+        Titles, and the fields folded away under each.
+    rest : str
+        Title of all other fields, so that a new one has a place.
     """
 
     def __init__(
-        self, model: type[Model], main: Sequence[str], suggestions: dict[str, float], initial: dict[str, Any]
+        self,
+        model: type[Model],
+        main: Sequence[str],
+        suggestions: dict[str, float],
+        initial: dict[str, Any],
+        folded: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+        rest: str = "More settings",
     ) -> None:
         self.model = model
         self.fields: dict[str, Any] = {
-            name: _row(name, field.annotation, field.default, field.description or "", suggestions.get(name, 1))
-            for name, field in model.model_fields.items()
+            name: _row(name, field, suggestions.get(name, 1)) for name, field in model.model_fields.items()
         }
         self.rows: list[Widget] = [self.fields[name] for name in main]
-        self._rest: Container[Any] = Container(widgets=[w for name, w in self.fields.items() if name not in main])
-        self._rest.margins = (0, 0, 0, 0)
-        self.folded = QCollapsible("More settings")
-        self.folded.addWidget(self._rest.native)
+        placed = {*main, *(name for names in folded.values() for name in names)}
+        groups = {**folded, rest: [name for name in self.fields if name not in placed]}
+        self._groups: list[Container[Any]] = []  # Qt does not keep them
+        self.folds = [self._fold(title, names) for title, names in groups.items() if names]
         self._show({**initial, **self._remembered()})
+
+    def _fold(self, title: str, names: Sequence[str]) -> QCollapsible:
+        group: Container[Any] = Container(widgets=[self.fields[name] for name in names])
+        group.margins = (0, 0, 0, 0)
+        self._groups.append(group)
+        fold = QCollapsible(title, collapsedIcon="▶")
+        fold.layout().setContentsMargins(0, 0, 0, 0)
+        fold.layout().setSpacing(2)
+        fold.addWidget(group.native)
+        fold.toggled.connect(lambda opened: self._close_others(fold) if opened else None)
+        return fold
+
+    def _close_others(self, opened: QCollapsible) -> None:
+        for fold in self.folds:
+            if fold is not opened and fold.isExpanded():
+                fold.collapse()
 
     def settings(self) -> Model:
         """Return the validated settings, and remember them.
@@ -117,11 +147,17 @@ def _store() -> QSettings:
 
 
 def _label(name: str) -> str:
-    special = {"target_psnr": "Target PSNR (dB)", "time_limit": "Time limit (s)", "cg_steps": "CG steps"}
+    special = {
+        "target_psnr": "Target PSNR (dB)", "time_limit": "Time limit (s)", "cg_steps": "CG steps",
+        "ratio": "Compression ratio",
+    }  # fmt: skip
+    if name.startswith(_PENALTY):
+        return f"λ {name.removeprefix(_PENALTY)}"
     return special.get(name, name.replace("_", " ").capitalize())
 
 
-def _row(name: str, annotation: Any, default: Any, description: str, suggestion: float) -> Widget:
+def _row(name: str, field: FieldInfo, suggestion: float) -> Widget:
+    annotation, description = field.annotation, field.description or ""
     kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or _is_union(annotation) else ()
     if type(None) in kinds:
         kind = next(_plain(k) for k in kinds if k is not type(None))
@@ -129,8 +165,14 @@ def _row(name: str, annotation: Any, default: Any, description: str, suggestion:
     options: dict[str, Any] = {"tooltip": description}
     kind = _plain(annotation)
     if kind in (int, float):
-        options |= {"min": 0, "max": _LARGEST} | ({"step": 0.1} if kind is float else {})
-    return create_widget(value=default, annotation=kind, label=_label(name), options=options)
+        largest = _LARGEST_PENALTY if name.startswith(_PENALTY) else _LARGEST
+        bounds = [bound.le for bound in field.metadata if hasattr(bound, "le")]
+        options |= {"min": 0, "max": min([largest, *bounds])} | ({"step": 0.1} if kind is float else {})
+    row = create_widget(value=field.default, annotation=kind, label=_label(name), options=options)
+    if name.startswith(_PENALTY):
+        row.native.setDecimals(_PENALTY_DECIMALS)
+        row.native.setStepType(QAbstractSpinBox.StepType.AdaptiveDecimalStepType)
+    return row
 
 
 def _is_union(annotation: Any) -> bool:

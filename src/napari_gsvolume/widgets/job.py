@@ -1,4 +1,4 @@
-"""What runs beside the viewer: a fit whose steps become previews, at a pace a viewer can follow. No Qt here."""
+"""What runs beside the viewer: fits whose steps become news, at a pace a viewer can follow. No Qt here."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..fitting import FitResult, FitSettings, FitStep, fit_steps
 from ..layers import SourceVolume
+from ..studies import StudyStep, study_steps
 
+News = TypeVar("News")
 _SHORTEST_PAUSE = 0.5
+_NEWS_EVERY = 0.2
+_STOPPED = "Stopped."  # what a fit says that was stopped
 _PAUSE_PER_COST = 4.0
 
 
@@ -85,23 +90,48 @@ def _let_the_viewer_go_first() -> None:
 
 
 def run(
-    sources: Sequence[SourceVolume], settings: FitSettings, stop: Callable[[], bool], pace: Pace
+    sources: Sequence[SourceVolume], settings: FitSettings, pace: Pace, stop: Callable[[], bool]
 ) -> Iterator[Preview]:
     """Fit one volume after another and yield what to show.
 
     The last two previews of a volume have its final density: the first comes at once, the other with the result when
     its metrics are computed.
     """
+    yield from _beside_the_viewer(_previews(sources, settings, pace, stop))
+
+
+def run_study(
+    source: SourceVolume, study: str, settings: dict[str, Any], stop: Callable[[], bool]
+) -> Iterator[StudyStep]:
+    """Run a study on a volume; yield the outcome of each case and, a few times a second, where it stands.
+
+    A case that is stopped has no outcome: it would not be comparable with the others.
+    """
+    yield from _beside_the_viewer(_study(source, study, settings, stop))
+
+
+def _beside_the_viewer(news: Iterator[News]) -> Iterator[News]:
+    """Pass news on from a thread of low priority; raise what goes wrong as something that the viewer gets to see."""
     _let_the_viewer_go_first()
     try:
-        yield from _previews(sources, settings, stop, pace)
+        yield from news
     except RuntimeError as error:
         # superqt takes a RuntimeError for that of a worker deleted by Qt, and does not report it.
         raise FitFailedError(str(error)) from error
 
 
+def _study(source: SourceVolume, study: str, settings: dict[str, Any], stop: Callable[[], bool]) -> Iterator[StudyStep]:
+    due = 0.0
+    for at in study_steps(np.asarray(source.array), study, grid=source.grid, stop=stop, **settings):
+        if at.step.message == _STOPPED:
+            return
+        if at.outcome is not None or time.perf_counter() >= due:
+            due = time.perf_counter() + _NEWS_EVERY
+            yield at
+
+
 def _previews(
-    sources: Sequence[SourceVolume], settings: FitSettings, stop: Callable[[], bool], pace: Pace
+    sources: Sequence[SourceVolume], settings: FitSettings, pace: Pace, stop: Callable[[], bool]
 ) -> Iterator[Preview]:
     for index, source in enumerate(sources):
         volume = np.asarray(source.array)
