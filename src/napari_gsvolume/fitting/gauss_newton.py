@@ -22,6 +22,12 @@ _SLOW = 3e-4
 """And from the iteration on that lowered the loss by less than this share, until the population changes."""
 
 
+_SOLVED = 1e-10
+"""CG has nothing left to do once what is left of the squared gradient is this small a share."""
+_LATE_CG = 2.5
+"""Times as many CG steps then: the linear model holds for longer ways, and the couplings matter more."""
+
+
 class GaussNewton:
     """Levenberg-Marquardt: each iteration solves ``(J^T J + damping * blocks) step = J^T residual`` by a few CG steps.
 
@@ -34,7 +40,7 @@ class GaussNewton:
     Parameters
     ----------
     cg_steps : int
-        Few beat many: the linear model is good for a short way only.
+        Few beat many while the linear model is good for a short way only. Late in a fit they are more (`_LATE_CG`).
     stop : callable
         Asked between kernels; once it returns True the present iteration ends where it began.
     """
@@ -72,9 +78,11 @@ class GaussNewton:
         """Return the Gaussians after one iteration and their evaluation; the old ones if it did not get better."""
         if not len(self.own_damping):
             self.own_damping = gaussians.weights.new_ones(len(gaussians.weights), 1)
-        linear = objective.linearise(gaussians, exact=self.slow or progress > EXACT_FROM)
+        exact = self.slow or progress > EXACT_FROM
+        linear = objective.linearise(gaussians, exact=exact)
         downhill = objective.downhill(gaussians, linear.gradient(now.residual))
-        step = self._direction(linear, downhill, objective.stiffness(gaussians), objective.free)
+        n_steps = round(_LATE_CG * self.cg_steps) if exact else self.cg_steps
+        step = self._direction(linear, downhill, objective.stiffness(gaussians), objective.free, n_steps)
         if self.stop():
             return gaussians, now
         step = self._within_trust(step, now.residual.ndim)
@@ -90,7 +98,9 @@ class GaussNewton:
         self.damping = min(max(16 * self.damping, 1e-3), DAMPING_RANGE[1])
         return gaussians, now
 
-    def _direction(self, linear: Linear, downhill: Tensor, stiffness: Tensor | None, free: Tensor | None) -> Tensor:
+    def _direction(
+        self, linear: Linear, downhill: Tensor, stiffness: Tensor | None, free: Tensor | None, n_steps: int
+    ) -> Tensor:
         """Run preconditioned conjugate gradients from zero; returns a step ``(N, K)``."""
         damping = self.damping * self.own_damping  # (N, 1)
         precondition = _preconditioner(linear.blocks, damping, stiffness, free)
@@ -98,8 +108,8 @@ class GaussNewton:
         step = torch.zeros_like(left)
         preconditioned = precondition(left)
         direction = preconditioned
-        decrease = (left * preconditioned).sum()
-        for _ in range(self.cg_steps):
+        decrease = first_decrease = (left * preconditioned).sum()
+        for _ in range(n_steps):
             if self.stop():
                 break
             curved = linear.times(direction) + damping * linear.blocks.times(direction)
@@ -114,6 +124,8 @@ class GaussNewton:
             left = left - length * curved
             preconditioned = precondition(left)
             new_decrease = (left * preconditioned).sum()
+            if not new_decrease > _SOLVED * first_decrease:
+                break
             direction = preconditioned + (new_decrease / decrease) * direction
             decrease = new_decrease
         return step

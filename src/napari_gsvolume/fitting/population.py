@@ -16,7 +16,7 @@ from ..splat import gather
 from .settings import FitSettings
 
 DEFAULT_COUNT = 2000
-BIRTHS_UNTIL = {"gauss-newton": 0.12, "first-order": 0.5}
+BIRTHS_UNTIL = {"gauss-newton": 0.25, "first-order": 0.5}
 """A fixed count is complete after this share of the fit; Gauss-Newton is through with a round in a few iterations."""
 GROWTH = 1.5
 """How much larger each round makes a population whose final size is open."""
@@ -126,8 +126,9 @@ def seeds(values: Tensor, count: int, random: np.random.Generator) -> Gaussians:
 
 def births(residual: Tensor, count: int, present: int, random: np.random.Generator) -> Gaussians:
     """Return new Gaussians: round, of weight 0, at places drawn from the squared, lightly smoothed residual."""
-    sigma = 0.15 * spacing(residual.numel(), present + count, residual.ndim)
-    map_ = ndimage.gaussian_filter(residual.cpu().numpy(), sigma / 4)
+    distance = spacing(residual.numel(), present + count, residual.ndim)
+    sigma = 0.3 * distance
+    map_ = ndimage.gaussian_filter(residual.cpu().numpy(), 0.04 * distance)
     map_ *= map_
     return _born(map_, count, sigma, residual, random)
 

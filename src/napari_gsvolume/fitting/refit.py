@@ -12,7 +12,7 @@ from .gauss_newton import GaussNewton
 from .objective import Objective
 from .settings import FitSettings
 
-_CG_STEPS = 12
+_CG_STEPS = 10
 _ENOUGH = 1e-4
 
 

@@ -59,9 +59,9 @@ class FitSettings(BaseModel):
     iterations: Count | None = Field(
         None, description="Stop after this many iterations; if nothing else ends it, 150, or 3000 for adam and sgd"
     )
-    rounds: Annotated[int, Field(ge=1, le=50)] = Field(6, description="Rounds in which the Gaussians are added")
+    rounds: Annotated[int, Field(ge=1, le=50)] = Field(12, description="Rounds in which the Gaussians are added")
     cg_steps: Annotated[int, Field(ge=1, le=100)] = Field(
-        8, description="Conjugate gradient steps an iteration (gauss-newton)"
+        8, description="Conjugate gradient steps an iteration, more of them late in a fit (gauss-newton)"
     )
     learning_rate: Positive = Field(1.0, description="Factor on the tuned learning rates (adam, sgd)")
     batch_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
