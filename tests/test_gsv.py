@@ -15,7 +15,7 @@ import napari_gsvolume as gsv
 from napari_gsvolume import GaussianVolume, Grid
 from napari_gsvolume.files import FileFormatError
 from napari_gsvolume.files.entropy import Reader, Writer
-from napari_gsvolume.files.gsv import decode, default_step, encode
+from napari_gsvolume.files.gsv import decode, default_step, encode, write_gsv
 from napari_gsvolume.files.quantise import FINEST, classes, dequantise, quantise
 from napari_gsvolume.fitting.compress import compressed
 from napari_gsvolume.splat import SUPPORT
@@ -185,8 +185,6 @@ class TestFile:
         noise = new.sample() - model.sample()
         assert np.sqrt((noise**2).mean()) < 0.01 * np.ptp(model.sample())
         with pytest.raises(ValueError, match=r"ends in \.gsv"):
-            from napari_gsvolume.files.gsv import write_gsv
-
             write_gsv(tmp_path / "m.bin", model)
         assert [path.name for path in tmp_path.iterdir()] == ["m.gsv"]
 
@@ -328,3 +326,22 @@ class TestSize:
 def test_the_support_is_part_of_the_format():
     # A decoder of another cut would show another volume: docs/formats.md names it.
     assert SUPPORT == 3.3
+
+
+def test_a_large_offset_of_intensities_survives():
+    volume, grid = gsv.anatomical_phantom(24)
+    high = 1_234_567 + 10 * volume / np.ptp(volume)
+    result = gsv.fit(high, grid=grid, gaussians=100, iterations=20)
+    decoded = result.of_file(decode(encode(result.gaussians)), high)
+    assert decoded.psnr_db > result.psnr_db - 0.5
+
+
+def test_a_ratio_that_leaves_no_bytes_is_refused_at_once():
+    with pytest.raises(ValueError, match="too small for even one Gaussian"):
+        gsv.fit_steps(gsv.vessel_phantom(16)[0], ratio=1e9)
+
+
+def test_exports_are_not_read_back(tmp_path: Path):
+    gaussians(5).save(tmp_path / "a.ply")
+    with pytest.raises(FileFormatError, match="for other viewers"):
+        GaussianVolume.load(tmp_path / "a.ply")

@@ -213,13 +213,13 @@ def ablate(
     with _Stop() as stop:
         steps = studies.study_steps(volume, study, grid=source.grid, stop=stop, **settings)
         outcomes = [at.outcome for at in _shown(steps, stop) if at.outcome is not None]
+    if not outcomes:
+        _say("Stopped before the first case was finished; nothing is written.")
+        return
     table.write_text(studies.as_csv(outcomes), encoding="utf-8")
     page.write_text(studies.as_markdown(outcomes), encoding="utf-8")
     studies.plot(outcomes, f"{image.name}: {study}").savefig(picture, dpi=120)
-    shown = Table(*studies.COLUMNS.values(), box=None, padding=(0, 2, 0, 0))
-    for outcome in outcomes:
-        shown.add_row(*studies.readable(outcome))
-    Console().print(shown)
+    print(studies.as_markdown(outcomes))
     for path in files:
         print(f"{path}: {file_size(path.stat().st_size)}")
 

@@ -142,7 +142,7 @@ def study_steps(
     Parameters
     ----------
     volume, grid, stop
-        As in `napari_gsvolume.fit_steps`; once `stop` returns True the present case is the last.
+        As in `napari_gsvolume.fit_steps`; once `stop` returns True the study ends, without the present case.
     study : {"spacing", "penalties", "support", "population"}
         What to vary.
     **settings
@@ -169,9 +169,9 @@ def _steps(
         for step in fit_steps(volume, grid=grid, stop=stop, **options.model_dump()):
             yield StudyStep(index, len(todo), name, step)
         assert step is not None  # a fit yields at least once
-        yield StudyStep(index, len(todo), name, step, _outcome(name, step))
-        if stop():
+        if stop():  # in the middle of this case: it would not compare
             return
+        yield StudyStep(index, len(todo), name, step, _outcome(name, step))
 
 
 def _outcome(name: str, step: FitStep) -> Outcome:

@@ -41,7 +41,10 @@ def write_gaussians(path: str | os.PathLike[str], gaussians: GaussianVolume) -> 
 
 def read_gaussians(path: str | os.PathLike[str]) -> GaussianVolume:
     """Read Gaussians; see `GaussianVolume.load`. What is not called ``.gsv`` is taken for a safetensors file."""
-    if Path(path).suffix.lower() == ".gsv":
+    suffix = Path(path).suffix.lower()
+    if suffix in EXPORTS:
+        raise FileFormatError(f"{path} cannot be read: {suffix} files are for other viewers; keep a .gsv beside it.")
+    if suffix == ".gsv":
         from .gsv import read_gsv
 
         return read_gsv(path)

@@ -179,7 +179,8 @@ def _bell(span: int, middle: int, shape: int) -> Floats:
 
     Half of the shapes fall as Gaussians do, half as exponentials; each falls less than the one before.
     """
-    exponential, width = shape % 2, 0.25 * 1.4142135623730951 ** (shape // 2)
+    exponential, half_octaves = shape % 2, shape // 2
+    width = 0.25 * 2 ** (half_octaves // 2) * (1.4142135623730951 if half_octaves % 2 else 1.0)
     steps = np.arange(max(middle, span - 1 - middle))
     if exponential:
         factors = np.full(len(steps), width / (1 + width))

@@ -104,7 +104,7 @@ def pack(codes: Codes, step: float, like: GaussianVolume) -> bytes:
     """Return the content of a file of these codes, with the grid, background and metadata of `like`."""
     metadata = _shortened({name: value for name, value in like.metadata.items() if name != "gsv"})
     header = {
-        **like.grid.to_dict(), "background": short(like.background), "step": step, "n": len(codes.amplitudes),
+        **like.grid.to_dict(), "background": float(like.background), "step": step, "n": len(codes.amplitudes),
         "metadata": metadata,
     }  # fmt: skip
     try:

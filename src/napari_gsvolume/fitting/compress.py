@@ -16,6 +16,7 @@ from ..files.gsv import CELL, decoded, pack, short
 from ..files.gsv import rounded as to_codes
 from ..files.quantise import Codes, with_amplitudes, with_means
 from ..gaussians import GaussianVolume
+from ..geometry import Grid
 from ..observe.voxels import Gaussians
 from .objective import Objective
 from .refit import refit
@@ -25,6 +26,18 @@ _ITERATIONS = 8
 _ATTEMPTS = 3
 _SLACK = 12
 """Bytes kept free for the digits of figures that are known only at the end."""
+
+
+def check_size(n_bytes: int, grid: Grid) -> None:
+    """Raise ValueError if a file of so many bytes has no room for what every file holds."""
+    ndim = grid.ndim
+    nothing = GaussianVolume(torch.zeros(0, ndim), torch.zeros(0, ndim, ndim), torch.zeros(0), grid)
+    least = len(pack(to_codes(nothing, 1.0)[0], 1.0, nothing)) + 20 * ndim
+    if n_bytes < least:
+        raise ValueError(
+            f"A file of {n_bytes:,} bytes is too small for even one Gaussian, which takes about {least}; "
+            "ask for a larger file, or a smaller ratio."
+        )
 
 
 def compressed(

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..geometry import Grid
 from ..observe.voxels import Gaussians, empty
 from ..splat import available_device, prepare
-from .compress import compressed
+from .compress import check_size, compressed
 from .first_order import FirstOrder
 from .gauss_newton import EXACT_FROM, GaussNewton
 from .merging import Change
@@ -102,9 +102,10 @@ def fit_steps(
     if grid.shape != array.shape:
         raise ValueError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
     target = make_target(array, grid, available_device(options.device))
-    return _saying_memory_ran_out(
-        _steps(Objective(target, options), make_plan(options, target.n_valid, array.size, array.ndim), stop)
-    )
+    plan = make_plan(options, target.n_valid, array.size, array.ndim)
+    if plan.n_bytes is not None:
+        check_size(plan.n_bytes, grid)
+    return _saying_memory_ran_out(_steps(Objective(target, options), plan, stop))
 
 
 def _saying_memory_ran_out(steps: Iterator[FitStep]) -> Iterator[FitStep]:
@@ -127,7 +128,9 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
     now = objective.evaluate(state)
     first_psnr = psnr_db(now.mean_square)
     # A file of a given size is made at the end, and takes its share of the time.
-    seconds = None if settings.time_limit is None else settings.time_limit * (FITTING_SHARE if plan.n_bytes else 1)
+    seconds = (
+        None if settings.time_limit is None else settings.time_limit * (1 if plan.n_bytes is None else FITTING_SHARE)
+    )
     history: list[HistoryPoint] = []
     iteration, size = 0, 0
     gains: list[float] = []  # dB of each iteration since the population last changed
@@ -185,7 +188,7 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
         state, now = solver.iterate(state, now, objective, progress())
         iteration += 1
         if solver.evaluated:
-            gains.append(psnr_db(now.mean_square) - psnr_db(before.mean_square))
+            gains.append(psnr_db(now.loss) - psnr_db(before.loss))
         idle = objective.idle(state, now.residual)
         if idle.any():
             state = state.select(~idle)
@@ -215,7 +218,7 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
             settings.target_psnr, psnr_db(now.mean_square)
         ):
             state, now = thinned, without
-    if plan.n_bytes:
+    if plan.n_bytes is not None:
         whole = step("Rounding to the size of the file")
         yield whole
         left = None if settings.time_limit is None else settings.time_limit - clock()

@@ -94,6 +94,8 @@ class FitSettings(BaseModel):
         if self.data_term != "weights":
             if self.batch_fraction < 1:
                 raise ValueError(f"the data term '{self.data_term}' needs all voxels; leave the batch fraction at 1")
+            if self.population != "residual":
+                raise ValueError(f"the data term '{self.data_term}' has no weights to share; choose residual births")
             if self.lambda_sparsity > 0:
                 raise ValueError(f"the data term '{self.data_term}' has no weights that sparsity could lower")
             if self.ratio is not None or self.target_bytes is not None:

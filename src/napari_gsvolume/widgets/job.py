@@ -21,7 +21,6 @@ from ..studies import StudyStep, study_steps
 News = TypeVar("News")
 _SHORTEST_PAUSE = 0.5
 _NEWS_EVERY = 0.2
-_STOPPED = "Stopped."  # what a fit says that was stopped
 _PAUSE_PER_COST = 4.0
 
 
@@ -123,8 +122,6 @@ def _beside_the_viewer(news: Iterator[News]) -> Iterator[News]:
 def _study(source: SourceVolume, study: str, settings: dict[str, Any], stop: Callable[[], bool]) -> Iterator[StudyStep]:
     due = 0.0
     for at in study_steps(np.asarray(source.array), study, grid=source.grid, stop=stop, **settings):
-        if at.step.message == _STOPPED:
-            return
         if at.outcome is not None or time.perf_counter() >= due:
             due = time.perf_counter() + _NEWS_EVERY
             yield at
