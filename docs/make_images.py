@@ -58,7 +58,29 @@ def fit(seconds: float) -> None:
     viewer.close()
 
 
+def compare(seconds: float) -> None:
+    """Run the study of data terms from its widget and take a picture with the ellipsoids' artefacts."""
+    viewer = napari.Viewer()
+    viewer.window.resize(1400, 880)
+    viewer.open_sample("napari-gsvolume", "anatomy")
+    _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Compare fits")
+    widget.study.value = "support"
+    widget.form.fields["gaussians"].value = 400
+    widget.form.fields["time_limit"].value = seconds
+    viewer.dims.order = (1, 0, 2)
+    viewer.scene.camera.orientation2d = ("up", "right")
+    viewer.dims.set_current_step(1, viewer.dims.nsteps[1] // 2)
+    viewer.reset_view()
+    wait(1)
+    widget.button.native.click()
+    while widget.running:
+        wait(0.1)
+    shoot(viewer, "compare-support.png")
+    viewer.close()
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     fit(40)
+    compare(12)
     sys.exit(main(["demo", "--no-window", "--png", str(IMAGES / "fit-demo.png")]))

@@ -1,5 +1,6 @@
 """The compact files: entropy coder, rounding, container."""
 
+import base64
 import struct
 import zlib
 from pathlib import Path
@@ -345,3 +346,21 @@ def test_exports_are_not_read_back(tmp_path: Path):
     gaussians(5).save(tmp_path / "a.ply")
     with pytest.raises(FileFormatError, match="for other viewers"):
         GaussianVolume.load(tmp_path / "a.ply")
+
+
+STORED = (
+    "M^jcYE%FP`Spa>~%ME}q3<J=GDwL1&8-"
+    "`KX9V!kK)N;(pmS3JEp(bdb7}^TP>TY5Q4#+fBv?K_gnvTkxmWTisIeR3OOqZR;<%Y3V$NtYSnrZa6x{0;>U9$G_KaLZg)kFrPM`"
+    "tVhTA5NPK0c4q49?sE2q#zofXD(30000z0d(|^L}&YJptsM<$!Z%t1gxXbBJVsPPgMkSw1@YN9S>wq$%@$M&(^q~I>k5tQojip3U"
+    "F6|uZh7Ox3Cam@gQP$JP<Td30PQNI^G5"
+)
+
+
+def test_a_file_of_this_version_is_read_for_ever():
+    model = decode(base64.b85decode(STORED))
+    assert model.weights.tolist() == pytest.approx(
+        [-104.82460021972656, -118.8781967163086, 140.1024932861328, -1.542199969291687, 35.46900177001953], rel=1e-5
+    )
+    values = model.evaluate([[5, 6, 7], [10.5, 12.25, 14], [15, 20, 3]])
+    assert values.tolist() == pytest.approx([37.5, 34.18199920654297, 37.5], rel=1e-4)
+    assert (model.grid.shape, model.background) == ((20, 24, 28), 37.5)
