@@ -341,3 +341,48 @@ def test_exit_codes(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseExcept
         assert "RuntimeError" in err
         monkeypatch.setenv("GSVOLUME_DEBUG", "1")
         assert "Traceback" in run("fit", "good.nii.gz")[2]
+
+
+def test_a_file_of_a_given_size(run: Run, tmp_path: Path, volume: np.ndarray) -> None:
+    small, report, sampled = tmp_path / "M.gsv", tmp_path / "R.json", tmp_path / "Y.nii.gz"
+    options = ("--ratio", 40, "--iterations", 12, "--out", small, "--report", report)
+    assert run("fit", "good.nii.gz", *options, "--quiet") == (0, "", "")
+    figures = json.loads(report.read_text())
+    assert figures["bytes"] == small.stat().st_size <= 4 * volume.size / 40
+    assert figures["ratio"] == pytest.approx(4 * volume.size / figures["bytes"])
+    assert set(figures["terms"]) == {"data"}
+    assert run("sample", small, "--out", sampled)[0] == 0
+    decoded = read_nifti(sampled).data.astype(float)
+    psnr = 20 * np.log10(np.ptp(volume) / np.sqrt(((decoded - volume) ** 2).mean()))
+    assert figures["psnr_db"] == pytest.approx(psnr, abs=0.01)
+
+
+def test_convert(run: Run, model: Path, tmp_path: Path) -> None:
+    names = ("a.gsv", "b.safetensors", "c.gsv", "d.ply")
+    before = model
+    for name in names:
+        code, out, err = run("convert", before, tmp_path / name)
+        assert (code, err) == (0, "")
+        assert name in out
+        before = tmp_path / name
+    assert (tmp_path / "a.gsv").read_bytes() == (tmp_path / "c.gsv").read_bytes()
+    code, _, err = run("convert", tmp_path / "d.ply", tmp_path / "e.gsv")
+    assert code == 2
+    assert err.count("\n") == 1
+    code, _, err = run("convert", model, tmp_path / "e.obj")
+    assert code == 2
+    assert ".ply" in err
+
+
+def test_ablate_writes_table_page_and_plot(run: Run, tmp_path: Path) -> None:
+    stem = tmp_path / "study"
+    options = ("--study", "support", "--gaussians", 15, "--iterations", 3, "--out", stem)
+    code, out, err = run("ablate", "good.nii.gz", *options)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "study.csv").read_text().count("\n") == 6
+    assert "| ellipsoid, normalised |" in (tmp_path / "study.md").read_text()
+    assert (tmp_path / "study.md").read_text() in out
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = run("ablate", "good.nii.gz", "--study", "colour")
+    assert code == 2
+    assert err.count("\n") == 1

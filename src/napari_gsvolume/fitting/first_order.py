@@ -71,6 +71,9 @@ class FirstOrder:
             torch.cat([t[kept], t.new_zeros(born, t.shape[1])]) for t in (self.first, self.second, self.age)
         )
 
+    def objective_changed(self) -> None:
+        """Go on: the schedule stays what it is."""
+
     def settled(self, count: int) -> Tensor:
         """Return which of `count` Gaussians are old enough to be judged."""
         return self.age[:, 0] >= _GROWN_UP if len(self.age) == count else torch.zeros(count, dtype=torch.bool)

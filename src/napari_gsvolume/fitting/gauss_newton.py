@@ -68,9 +68,13 @@ class GaussNewton:
     def population_changed(self, kept: Tensor, born: int) -> None:
         """Follow the Gaussians that stay, and start afresh with the new ones."""
         if born:
-            self.damping, self.slow = min(self.damping, 1e-2), False
+            self.objective_changed()
         if len(self.own_damping):
             self.own_damping = torch.cat([self.own_damping[kept], self.own_damping.new_ones(born, 1)])
+
+    def objective_changed(self) -> None:
+        """Start afresh: there is something new to gain."""
+        self.damping, self.slow = min(self.damping, 1e-2), False
 
     def iterate(
         self, gaussians: Gaussians, now: Evaluation, objective: Objective, progress: float

@@ -27,6 +27,8 @@ from .settings import FitSettings, make_settings
 from .strategies import Strategy, strategy
 from .target import check_volume, make_target
 
+RELAXED_FROM = 0.75
+"""After this share of a fit sparsity takes no more Gaussians away, and no longer pulls at the weights of the others."""
 REARRANGE_EVERY = 5
 """Iterations between two rearrangements of a complete population, for strategies that have them."""
 
@@ -172,7 +174,7 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
     yield step("Loading the kernels (compiled the very first time: some seconds)")
     prepare(target.values.device)
 
-    ended = ""
+    ended, converged = "", False
     while not ended:
         wanted = plan.wanted(size, progress(), gains) if size else plan.start
         if wanted > size:
@@ -183,6 +185,10 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
             change = places.rearrange(state, now.residual, random)
             if change is not None:
                 become(change)
+        if objective.sparsity > 0 and (progress() > RELAXED_FROM or converged):
+            objective.lift_sparsity()
+            solver.objective_changed()
+            now, gains, converged = evaluated(), [], False
         now = objective.refreshed(state, now)
         before, began = now, clock()
         state, now = solver.iterate(state, now, objective, progress())
@@ -202,10 +208,13 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
             ended = "The time limit is reached."
         elif progress() >= 1 or iteration == settings.iterations:
             ended = "All iterations are done."
-        elif size == plan.final and (solver.stuck or (len(gains) >= 10 and sum(gains[-10:]) < solver.converged_db)):
-            ended = "The fit has converged."
         else:
-            yield step("Fitting")
+            still = len(gains) >= 10 and sum(gains[-10:]) < solver.converged_db
+            converged = size == plan.final and (solver.stuck or still)
+            if converged and objective.sparsity == 0:
+                ended = "The fit has converged."
+            else:
+                yield step("Fitting")
 
     now = evaluated()  # afresh: with batches it may be some iterations old
     keep = _worth_keeping(state, now.mean_square, objective, solver)

@@ -139,6 +139,13 @@ class Objective:
         self.refresh(gaussians)
         return self._evaluation(gaussians, now.residual, now.mean_square)
 
+    def lift_sparsity(self) -> None:
+        """Let the weights be what the data ask for: sparsity has chosen who stays, and would keep them too small.
+
+        This is the relaxed lasso (Meinshausen 2007). The term is still told, and no longer part of the loss.
+        """
+        self.sparsity = 0.0
+
     def predict(self, gaussians: Gaussians) -> Tensor:
         """Return the reconstruction, relative to the data range and without the background."""
         if not len(gaussians.weights):  # before the kernels are loaded, too
@@ -165,7 +172,10 @@ class Objective:
         terms = {"data": mean_square}
         for weight, penalty in self.penalties:
             terms[penalty.name] = weight * penalty.value(gaussians)
-        return Evaluation(residual, sum(terms.values()), mean_square, terms)
+        loss = sum(terms.values())
+        if self.sparsity == 0:  # lifted, or never there
+            loss -= terms.get(Sparsity.name, 0.0)
+        return Evaluation(residual, loss, mean_square, terms)
 
     def linearise(self, gaussians: Gaussians, *, exact: bool) -> Linear:
         """Return the data term linearised; `exact`: with the curvature of the voxels, not of a coarser lattice."""
