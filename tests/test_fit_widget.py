@@ -422,3 +422,15 @@ def test_points_that_were_deleted_are_not_saved(open_widget, qtbot, volume, tmp_
     fewer = GaussianVolume.load(tmp_path / "fewer.safetensors")
     assert len(fewer) == widget.results[0].n_gaussians - 2
     np.testing.assert_array_equal(fewer.means[0].numpy(), widget.results[0].gaussians.means[1].numpy())
+
+
+def test_a_ratio_has_the_number_of_gaussians_follow(open_widget, volume):
+    _, widget = open_widget(volume)
+    fields = widget.form.fields
+    assert fields["gaussians"].value is not None
+    fields["ratio"].on.native.click()
+    assert fields["ratio"].value is not None
+    assert fields["gaussians"].value is None
+    fields["gaussians"].on.native.click()
+    assert fields["gaussians"].value is not None
+    assert fields["ratio"].value is not None

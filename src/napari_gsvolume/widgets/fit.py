@@ -85,8 +85,15 @@ class FitWidget(RunWidget):
         self.content.addWidget(self.plot)
         self.content.addStretch()
         self.save.changed.connect(self._on_save)
+        for size in ("ratio", "target_bytes"):
+            self.form.fields[size].on.changed.connect(self._on_size)
         napari_viewer.dims.events.ndisplay.connect(self._on_ndisplay)
         QTimer.singleShot(0, _load_points)
+
+    def _on_size(self, asked: bool) -> None:
+        """Have the number follow the size of the file; who wants both switches it on again."""
+        if asked:
+            self.form.fields["gaussians"].value = None
 
     @property
     def results(self) -> list[FitResult]:
