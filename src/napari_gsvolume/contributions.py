@@ -120,11 +120,7 @@ def write_gaussian_layer(path: str, data: Any, attributes: dict[str, Any]) -> li
         )
     features = attributes.get("features")
     if isinstance(data, np.ndarray) and features is not None and "index" in features:
-        left = torch.tensor(np.array(features["index"], dtype=np.int64))
-        gaussians = GaussianVolume(
-            gaussians.means[left], gaussians.factors[left], gaussians.weights[left], gaussians.grid,
-            gaussians.background, gaussians.metadata,
-        )  # fmt: skip
+        gaussians = gaussians.select(torch.tensor(np.array(features["index"], dtype=np.int64)))
     try:
         gaussians.save(path)
     except ValueError as error:

@@ -66,6 +66,10 @@ class GaussianVolume:
     def __len__(self) -> int:
         return len(self.weights)
 
+    def select(self, index: Tensor) -> GaussianVolume:
+        """Return the Gaussians that `index` (a mask or positions) names, on the same grid, with the same metadata."""
+        return replace(self, means=self.means[index], factors=self.factors[index], weights=self.weights[index])
+
     @property
     def ndim(self) -> int:
         """Number of axes, 2 or 3."""

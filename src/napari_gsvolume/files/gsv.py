@@ -1,7 +1,7 @@
 """Gaussians in few bytes: quantised, ordered along a Morton curve, entropy coded (``.gsv``; docs/formats.md).
 
 A file is ``GSV1``, the CRC-32 of all that follows, the length of the header, the header (JSON, deflated with a preset
-dictionary) and the coded integers. It is the same function of the volume on every machine.
+dictionary) and the coded integers. Its numbers come out the same on every machine (docs/formats.md says how far).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..gaussians import GaussianVolume
 from ..geometry import Grid
+from ..splat import n_monomials
 from . import FileFormatError
 from ._atomic import replaced
 from .entropy import Floats, Ints, Reader, Writer
@@ -173,17 +174,18 @@ def _shortened(value: Any) -> Any:
 
 def rounding_step(energy: float, count: int, ndim: int) -> float:
     """Return the step at which rounding `count` Gaussians makes errors of an energy: each number's is step^2 / 12."""
-    numbers = max(count, 1) * (ndim + 1) * (ndim + 2) // 2
+    numbers = max(count, 1) * n_monomials(ndim)
     return math.sqrt(12 * max(energy, 1e-30) / numbers)
 
 
 def rounded(gaussians: GaussianVolume, step: float) -> tuple[Codes, NDArray[np.intp]]:
     """Return the codes of Gaussians, and of which ones: those too weak for the step are left out."""
     means, factors, weights = gaussians.means, gaussians.factors, gaussians.weights
-    return quantise(_floats(means), _floats(factors), _floats(weights), step, CELL)
+    return quantise(floats(means), floats(factors), floats(weights), step, CELL)
 
 
-def _floats(tensor: torch.Tensor) -> Floats:
+def floats(tensor: torch.Tensor) -> Floats:
+    """Return a tensor's numbers, float64."""
     return tensor.detach().cpu().double().numpy()
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..files.gsv import CELL, decoded, pack, short
+from ..files.gsv import CELL, decoded, floats, pack, short
 from ..files.gsv import rounded as to_codes
 from ..files.quantise import Codes, with_amplitudes, with_means
 from ..gaussians import GaussianVolume
 from ..geometry import Grid
 from ..observe.voxels import Gaussians
+from ..splat import n_monomials
 from .objective import Objective
 from .refit import refit
 
@@ -61,7 +60,7 @@ def compressed(
     allowed = n_bytes - _SLACK
     for _ in range(_ATTEMPTS):
         step, codes, kept = _of_size(gaussians, allowed)
-        rounded = _refitted(objective, _selected(gaussians, kept), codes, step, enough)
+        rounded = _refitted(objective, gaussians.select(torch.from_numpy(kept)), codes, step, enough)
         size = len(pack(rounded, step, gaussians))
         if size <= n_bytes - _SLACK:
             break
@@ -95,25 +94,14 @@ def _refitted(
 ) -> Codes:
     """Return the codes with all that can be made good fitted again."""
     n, ndim = len(gaussians), gaussians.ndim
-    free = torch.ones(n, 1 + ndim + ndim * (ndim + 1) // 2)
+    free = torch.ones(n, n_monomials(ndim))
     free[:, 1 + ndim :] = 0
     state = refit(objective, _relative(decoded(codes, step, gaussians), objective), free, _ITERATIONS, enough)
-    codes = with_means(codes, _floats(state.means), CELL)
+    codes = with_means(codes, floats(state.means), CELL)
     state = state._replace(means=decoded(codes, step, gaussians).means)
     free[:, 1:] = 0
     state = refit(objective, state, free, _ITERATIONS, enough)
-    return with_amplitudes(codes, _floats(state.weights) * objective.target.data_range, step)
-
-
-def _floats(tensor: torch.Tensor) -> NDArray[np.float64]:
-    return tensor.double().numpy()
-
-
-def _selected(gaussians: GaussianVolume, index: Any) -> GaussianVolume:
-    index = torch.as_tensor(index)
-    return replace(
-        gaussians, means=gaussians.means[index], factors=gaussians.factors[index], weights=gaussians.weights[index]
-    )
+    return with_amplitudes(codes, floats(state.weights) * objective.target.data_range, step)
 
 
 def _relative(gaussians: GaussianVolume, objective: Objective) -> Gaussians:

@@ -16,7 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, derivative, transposed_derivative
+from ..observe.voxels import Gaussians, derivative, self_overlap, transposed_derivative
+from ..splat import n_monomials
 
 WEIGHT_FLOOR = 0.02
 """Weights, relative to the data range, count as at least this much: it keeps new Gaussians of weight 0 well behaved."""
@@ -44,7 +45,7 @@ class GaussianBlocks:
 
     def __init__(self, gaussians: Gaussians) -> None:
         self.ndim = gaussians.means.shape[1]
-        self.overlap = math.pi ** (self.ndim / 2) / torch.linalg.det(gaussians.factors).abs()[:, None]  # c, (N, 1)
+        self.overlap = self_overlap(gaussians)[:, None]  # c, (N, 1)
         sign = torch.where(gaussians.weights < 0, -1.0, 1.0)
         self.weight = (sign * gaussians.weights.abs().clamp_min(WEIGHT_FLOOR))[:, None]
         rows, columns = torch.triu_indices(self.ndim, self.ndim)
@@ -54,7 +55,7 @@ class GaussianBlocks:
     def diagonal(self) -> Tensor:
         """The diagonal, ``(N, K)``."""
         D, w = self.ndim, self.weight
-        diagonal = (w * w / 4).repeat(1, 1 + D + D * (D + 1) // 2)
+        diagonal = (w * w / 4).repeat(1, n_monomials(D))
         diagonal[:, 0] = 1
         diagonal[:, 1 : D + 1] *= 2
         diagonal[:, self._squared_axes] *= 3 / 4

@@ -27,6 +27,8 @@ from .settings import FitSettings, make_settings
 from .strategies import Strategy, strategy
 from .target import check_volume, make_target
 
+FITTING_SHARE = 0.88
+"""Of the time for a file of a given size; the rest is for rounding and fitting again what is still free."""
 RELAXED_FROM = 0.75
 """After this share of a fit sparsity takes no more Gaussians away, and no longer pulls at the weights of the others."""
 REARRANGE_EVERY = 5
@@ -234,10 +236,6 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
         state, rounding = compressed(objective, whole.gaussians, plan.n_bytes, left, stop)
         now = evaluated()
     yield step(ended)
-
-
-FITTING_SHARE = 0.88
-"""Of the time for a file of a given size; the rest is for rounding and fitting again what is still free."""
 
 
 def _solver(settings: FitSettings, stop: Callable[[], bool]) -> GaussNewton | FirstOrder:

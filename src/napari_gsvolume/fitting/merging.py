@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, symmetric
+from ..observe.voxels import Gaussians, self_overlap, symmetric
 from ..splat import gather
 from .neighbours import overlapping_pairs
 
@@ -48,12 +48,6 @@ def extended(gaussians: Gaussians, new: Gaussians) -> Change:
 def replaced(gaussians: Gaussians, index: Tensor, others: Gaussians) -> Gaussians:
     """Return the Gaussians with those at the positions `index` replaced by the others."""
     return Gaussians(*(t.index_copy(0, index, new) for t, new in zip(gaussians, others, strict=True)))
-
-
-def self_overlap(gaussians: Gaussians) -> Tensor:
-    """Return ``c = int e^2 = pi^(D/2) / |det W|`` of each Gaussian, ``(N,)``; its energy is ``w^2 c``."""
-    overlap: Tensor = math.pi ** (gaussians.means.shape[1] / 2) / torch.linalg.det(gaussians.factors).abs()
-    return overlap
 
 
 def semi_axes(gaussians: Gaussians, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

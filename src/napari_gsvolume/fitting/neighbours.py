@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, upper
+from ..observe.voxels import Gaussians, multiplicity, upper
 
 THRESHOLD = 1e-3
 """Pairs that overlap less are left out."""
@@ -99,7 +99,7 @@ def spacings(gaussians: Gaussians, pairs: Tensor, k: float) -> Spacings:
     u = [y[0] * (rho[1] / both) ** 2 / (k * rho[0]), y[1] * (rho[0] / both) ** 2 / (k * rho[1])]
     by_d = _times(W[pairs[0]], u[0]) + _times(W[pairs[1]], u[1])
     rows, columns = torch.triu_indices(d.shape[1], d.shape[1])
-    half = multiplicity(d.shape[1]).to(d) / 2
+    half = multiplicity(d.shape[1], d) / 2
     slopes = [
         torch.cat([torch.zeros_like(both), sign * _times(C[i], by_d), -half * v[:, rows] * w[:, columns]], 1)
         for sign, i, v, w in zip((-1, 1), pairs, u, y, strict=True)
@@ -162,12 +162,6 @@ def _within(centres: NDArray[np.float64], radius: NDArray[np.float64]) -> Iterat
         j = np.fromiter(chain.from_iterable(lists), np.int64, count=len(i))
         smaller = rank[j] < rank[i]
         yield i[smaller], j[smaller]
-
-
-def multiplicity(ndim: int) -> Tensor:
-    """Return how often each entry of an upper triangle stands in the full matrix, 1 or 2."""
-    rows, columns = torch.triu_indices(ndim, ndim)
-    return torch.where(rows == columns, 1.0, 2.0)
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, symmetric, upper
+from ..observe.voxels import Gaussians, multiplicity, symmetric, upper
 from ..splat import n_monomials
 from . import neighbours
-from .neighbours import multiplicity, nearest_pairs, overlap_table, overlapping_pairs, overlaps
+from .neighbours import nearest_pairs, overlap_table, overlapping_pairs, overlaps
 
 _PAIRS = 1 << 16
 """Pairs computed together: few enough to stay in the cache."""
@@ -276,7 +276,7 @@ class Spacing(_OnPairs):
         bounds = gaussians.means.new_zeros(n, 2, dtype=torch.float64)
         for pairs in self._batches(gaussians):
             squares = neighbours.spacings(gaussians, pairs, self.k).slopes.square()
-            squares[:, :, 1 + ndim :] /= multiplicity(ndim).to(squares)  # to the full matrix' |B|^2
+            squares[:, :, 1 + ndim :] /= multiplicity(ndim, squares)  # to the full matrix' |B|^2
             parts = torch.stack([squares[:, :, 1 : 1 + ndim].sum(2), squares[:, :, 1 + ndim :].sum(2)], 2)
             for i, part in zip(pairs, parts, strict=True):
                 bounds.index_add_(0, i, 8 * self._share * part)
@@ -295,5 +295,5 @@ def _rows(gaussians: Gaussians, omega: Tensor | float = 0, a: Tensor | float = 0
     rows[:, 0] = omega
     rows[:, 1 : 1 + ndim] = a
     rows[:, 1 + ndim :] = B
-    rows[:, 1 + ndim :] *= multiplicity(ndim).to(rows)
+    rows[:, 1 + ndim :] *= multiplicity(ndim, rows)
     return rows.to(gaussians.weights.dtype)

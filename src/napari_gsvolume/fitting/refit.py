@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..observe.voxels import Gaussians
+from ..splat import n_monomials
 from .gauss_newton import GaussNewton
 from .objective import Objective
 from .settings import FitSettings
@@ -50,6 +51,6 @@ def with_solved_weights(objective: Objective, gaussians: Gaussians) -> Gaussians
     """Return the Gaussians with the weights of the least squares fit of their sum to the volume."""
     start = objective.with_weights(gaussians)
     n, ndim = start.means.shape
-    free = torch.zeros(n, 1 + ndim + ndim * (ndim + 1) // 2)
+    free = torch.zeros(n, n_monomials(ndim))
     free[:, 0] = 1
     return refit(objective, start, free, 20, lambda: False)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, symmetric, transposed_derivative
+from ..observe.voxels import Gaussians, self_overlap, symmetric, transposed_derivative
 from ..splat import gather
-from .merging import ALIKE, Change, extended, halves, merge_alike, replaced, self_overlap, semi_axes, splitting_matrices
+from .merging import ALIKE, Change, extended, halves, merge_alike, replaced, semi_axes, splitting_matrices
 from .population import births, spacing
 
 

@@ -118,7 +118,7 @@ class NeighbourhoodAt:
 
         A block is ``sum_x (sum_{j in N(x)} s_j(x) de_i(x_j))^2``, with ``s_j(x) = p_j``, or ``(p_j - q(x)) / T(x)``
         if normalised. What of s varies at random within a Gaussian adds up as squares, ``sum_j de_i(x_j)^2 sum_x
-        s_j(x)^2``; a constant part ``p`` as the square of ``p sum_N de_i``, a smoother Gaussian (see `_shape_blocks`).
+        s_j(x)^2``; a constant part ``p`` as the square of ``p sum_N de_i``, a smoother Gaussian (see `shape_blocks`).
         Normalised, there is no constant part: the weighted mean of ``p_j - q`` is zero.
         """
         factors, n = self.gaussians.factors, self.ball.size

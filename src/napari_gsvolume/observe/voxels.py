@@ -11,6 +11,7 @@ triangle of B)``, in the order of the kernels' monomials.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,6 +49,12 @@ def empty(ndim: int) -> Gaussians:
     return Gaussians(torch.zeros(0, ndim), torch.zeros(0, ndim, ndim), torch.zeros(0))
 
 
+def self_overlap(gaussians: Gaussians) -> Tensor:
+    """Return ``c = int e^2 = pi^(D/2) / |det W|`` of each Gaussian, ``(N,)``; its energy is ``w^2 c``."""
+    overlap: Tensor = math.pi ** (gaussians.means.shape[1] / 2) / torch.linalg.det(gaussians.factors).abs()
+    return overlap
+
+
 def predict(gaussians: Gaussians, shape: Sequence[int]) -> Tensor:
     """Return the sum of the Gaussians at every voxel."""
     coefficients = gaussians.weights.new_zeros(len(gaussians.weights), n_monomials(len(shape)))
@@ -61,7 +68,7 @@ def derivative(gaussians: Gaussians, step: Tensor, shape: Sequence[int]) -> Tens
     w = gaussians.weights[:, None]
     linear = (gaussians.factors @ (w * step[:, 1 : ndim + 1])[:, :, None])[:, :, 0]  # W w a
     Q = gaussians.factors @ symmetric(step[:, ndim + 1 :], ndim) @ gaussians.factors.mT
-    quadratic = upper(Q) * (w * _multiplicity(ndim, w) / 2)
+    quadratic = upper(Q) * (w * multiplicity(ndim, w) / 2)
     return splat(gaussians.means, gaussians.factors, torch.cat([step[:, :1], linear, quadratic], 1), shape)
 
 
@@ -72,7 +79,7 @@ def transposed_derivative(gaussians: Gaussians, grid: Tensor) -> Tensor:
     w = gaussians.weights[:, None]
     linear = (gaussians.factors.mT @ moments[:, 1 : ndim + 1, None])[:, :, 0] * w  # w W^T m
     M = gaussians.factors.mT @ symmetric(moments[:, ndim + 1 :], ndim) @ gaussians.factors
-    quadratic = upper(M) * (w * _multiplicity(ndim, w) / 2)
+    quadratic = upper(M) * (w * multiplicity(ndim, w) / 2)
     return torch.cat([moments[:, :1], linear, quadratic], 1)
 
 
@@ -91,7 +98,7 @@ def upper(matrix: Tensor) -> Tensor:
     return matrix[..., rows, columns]
 
 
-def _multiplicity(ndim: int, like: Tensor) -> Tensor:
+def multiplicity(ndim: int, like: Tensor) -> Tensor:
     """Return how often each entry of an upper triangle stands in the full matrix."""
     rows, columns = torch.triu_indices(ndim, ndim)
     return torch.where(rows == columns, 1.0, 2.0).to(like)
