@@ -6,6 +6,7 @@ Run it as ``xvfb-run -a -s "-screen 0 1600x1000x24 +extension GLX" python docs/m
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import napari
 import numpy as np
@@ -32,21 +33,32 @@ def shoot(viewer: napari.Viewer, name: str) -> None:
     picture.quantize(192).save(IMAGES / name, optimize=True)
 
 
-def fit(seconds: float) -> None:
-    """Fit the anatomical phantom from the widget and take pictures in 2D and 3D."""
+def opened(name: str) -> tuple[napari.Viewer, Any]:
+    """Return a window with the anatomical phantom, seen from the front, and a widget of that name."""
     viewer = napari.Viewer()
     viewer.window.resize(1400, 880)
     viewer.open_sample("napari-gsvolume", "anatomy")
-    _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Fit Gaussians")
-    widget.form.fields["time_limit"].value = seconds
+    _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", name)
     viewer.dims.order = (1, 0, 2)
     viewer.scene.camera.orientation2d = ("up", "right")
     viewer.dims.set_current_step(1, viewer.dims.nsteps[1] // 2)
     viewer.reset_view()
     wait(1)
+    return viewer, widget
+
+
+def run(widget: Any) -> None:
+    """Press Run and wait for the end."""
     widget.button.native.click()
     while widget.running:
         wait(0.1)
+
+
+def fit(seconds: float) -> None:
+    """Fit the anatomical phantom from the widget and take pictures in 2D and 3D."""
+    viewer, widget = opened("Fit Gaussians")
+    widget.form.fields["time_limit"].value = seconds
+    run(widget)
     shoot(viewer, "fit-2d.png")
     viewer.dims.order = (0, 1, 2)
     viewer.dims.ndisplay = 3
@@ -60,21 +72,11 @@ def fit(seconds: float) -> None:
 
 def compare(seconds: float) -> None:
     """Run the study of data terms from its widget and take a picture with the ellipsoids' artefacts."""
-    viewer = napari.Viewer()
-    viewer.window.resize(1400, 880)
-    viewer.open_sample("napari-gsvolume", "anatomy")
-    _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Compare fits")
+    viewer, widget = opened("Compare fits")
     widget.study.value = "support"
     widget.form.fields["gaussians"].value = 400
     widget.form.fields["time_limit"].value = seconds
-    viewer.dims.order = (1, 0, 2)
-    viewer.scene.camera.orientation2d = ("up", "right")
-    viewer.dims.set_current_step(1, viewer.dims.nsteps[1] // 2)
-    viewer.reset_view()
-    wait(1)
-    widget.button.native.click()
-    while widget.running:
-        wait(0.1)
+    run(widget)
     shoot(viewer, "compare-support.png")
     viewer.close()
 
