@@ -11,38 +11,61 @@ them in 3D ``(1, z, y, x, zz, zy, zx, yy, yx, xx)``, six in 2D ``(1, y, x, yy, y
 
 `splat_flat` and `gather_flat` are a second such pair, with the ellipsoids ``1_i(x) = [|y| < support]`` in place of the
 Gaussians.
+
+They run where their tensors are, on the CPU (`cpu`) or on an NVIDIA GPU (`cuda`). On a GPU the host does not wait to
+see whether numbers are finite: `splat` finds NaN in means and factors when it lists the tiles they reach into, `gather`
+leaves such Gaussians at 0, and NaN in coefficients and grids spreads, as it does in torch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from .devices import available_device, devices, first_sentence, unusable
+
+__all__ = [
+    "SUPPORT", "available_device", "devices", "gather", "gather_flat", "n_monomials", "prepare", "splat", "splat_flat",
+]  # fmt: skip
+
 SUPPORT = 3.3
 """Radius, in standard deviations, beyond which a Gaussian is zero (it has fallen to 0.4 % of its peak)."""
+NOT_FINITE = "A Gaussian's mean or factor is NaN or infinite."
 
 
-def available_device(wanted: str) -> str:
-    """Return the torch device to compute on for "auto", "cpu" or "cuda".
+def _kernels(device: torch.device) -> ModuleType:
+    """Return the module that has the kernels for tensors on that device."""
+    if device.type == "cuda":
+        from . import cuda
+
+        return cuda
+    from . import cpu
+
+    return cpu
+
+
+def prepare(device: torch.device) -> None:
+    """Load the kernels, compiling what is not in the cache yet, so that the next calls are fast.
 
     Raises
     ------
     ValueError
-        If "cuda" is wanted: there are kernels for the CPU only so far.
+        If they do not run on that GPU.
     """
-    if wanted == "cuda":
-        raise ValueError("This version computes on the CPU only; choose the device 'auto' or 'cpu'.")
-    return "cpu"
-
-
-def prepare(device: torch.device) -> None:
-    """Load the kernels, compiling what is not in the cache yet, so that the next calls are fast."""
     ndim = 3
     one = torch.zeros(1, ndim, device=device), torch.eye(ndim, device=device)[None]
-    gather(*one, splat(*one, torch.ones(1, n_monomials(ndim), device=device), (2, 2, 2)))
+    try:
+        gather(*one, splat(*one, torch.ones(1, n_monomials(ndim), device=device), (2, 2, 2)))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of numba's, of the driver's: there are many
+        if device.type == "cpu":
+            raise
+        raise ValueError(f"{unusable(str(device), f'its kernels do not run ({first_sentence(error)}).')}") from error
 
 
 def n_monomials(ndim: int) -> int:
@@ -78,18 +101,16 @@ def splat(
     ValueError
         If the shapes do not fit each other, a mean, factor or coefficient is not finite, or `support` is out of range.
     """
-    _check(means, factors, len(shape))
+    _check(means, factors, coefficients, len(shape))
     _check_support(support)
     if coefficients.shape != (len(means), n_monomials(len(shape))):
         raise ValueError(
             f"{len(means)} Gaussians in {len(shape)}D need coefficients of shape "
             f"{(len(means), n_monomials(len(shape)))}; got {tuple(coefficients.shape)}."
         )
-    if not torch.isfinite(coefficients).all():
-        raise ValueError("A coefficient is NaN or infinite.")
-    from . import cpu
-
-    return cpu.splat(means, factors, coefficients, tuple(shape), support)
+    _check_finite("A coefficient is NaN or infinite.", coefficients)
+    values: Tensor = _kernels(means.device).splat(means, factors, coefficients, tuple(shape), support)
+    return values
 
 
 def gather(means: Tensor, factors: Tensor, grid: Tensor, *, support: float = SUPPORT) -> Tensor:
@@ -114,11 +135,10 @@ def gather(means: Tensor, factors: Tensor, grid: Tensor, *, support: float = SUP
     ValueError
         If the shapes do not fit each other, a mean or factor is not finite, or `support` is out of range.
     """
-    _check(means, factors, grid.ndim)
+    _check(means, factors, grid, grid.ndim)
     _check_support(support)
-    from . import cpu
-
-    return cpu.gather(means, factors, grid, support)
+    moments: Tensor = _kernels(means.device).gather(means, factors, grid, support)
+    return moments
 
 
 def splat_flat(means: Tensor, factors: Tensor, values: Tensor, shape: Sequence[int], support: float) -> Tensor:
@@ -146,15 +166,13 @@ def splat_flat(means: Tensor, factors: Tensor, values: Tensor, shape: Sequence[i
     ValueError
         If the shapes do not fit each other, a mean, factor or value is not finite, or `support` is out of range.
     """
-    _check(means, factors, len(shape))
+    _check(means, factors, values, len(shape))
     _check_support(support, math.inf)
     if values.shape != (len(means),):
         raise ValueError(f"{len(means)} ellipsoids need as many values; got values of shape {tuple(values.shape)}.")
-    if not torch.isfinite(values).all():
-        raise ValueError("A value is NaN or infinite.")
-    from . import cpu
-
-    return cpu.splat_flat(means, factors, values, tuple(shape), support)
+    _check_finite("A value is NaN or infinite.", values)
+    sums: Tensor = _kernels(means.device).splat_flat(means, factors, values, tuple(shape), support)
+    return sums
 
 
 def gather_flat(means: Tensor, factors: Tensor, grid: Tensor, support: float) -> Tensor:
@@ -177,14 +195,14 @@ def gather_flat(means: Tensor, factors: Tensor, grid: Tensor, support: float) ->
     ValueError
         If the shapes do not fit each other, a mean or factor is not finite, or `support` is out of range.
     """
-    _check(means, factors, grid.ndim)
+    _check(means, factors, grid, grid.ndim)
     _check_support(support, math.inf)
-    from . import cpu
+    sums: Tensor = _kernels(means.device).gather_flat(means, factors, grid, support)
+    return sums
 
-    return cpu.gather_flat(means, factors, grid, support)
 
-
-def _check(means: Tensor, factors: Tensor, ndim: int) -> None:
+def _check(means: Tensor, factors: Tensor, amounts: Tensor, ndim: int) -> None:
+    """Raise ValueError unless means and factors are of that many axes, finite, and where the amounts are."""
     if ndim not in (2, 3):
         raise ValueError(f"The kernels work on grids of 2 or 3 axes; this one has {ndim}.")
     n = len(means)
@@ -193,8 +211,15 @@ def _check(means: Tensor, factors: Tensor, ndim: int) -> None:
             f"On a {ndim}D grid means are (N, {ndim}) and factors (N, {ndim}, {ndim}); "
             f"got {tuple(means.shape)} and {tuple(factors.shape)}."
         )
-    if not (torch.isfinite(means).all() and torch.isfinite(factors).all()):
-        raise ValueError("A Gaussian's mean or factor is NaN or infinite.")
+    if not means.device == factors.device == amounts.device:
+        raise ValueError(f"Tensors have to be on one device; got {means.device}, {factors.device}, {amounts.device}.")
+    _check_finite(NOT_FINITE, means, factors)
+
+
+def _check_finite(message: str, *tensors: Tensor) -> None:
+    """Raise ValueError if a tensor on the CPU is not finite; for one on a GPU the host would have to wait."""
+    if any(t.device.type == "cpu" and not torch.isfinite(t).all() for t in tensors):
+        raise ValueError(message)
 
 
 def _check_support(support: float, most: float = SUPPORT) -> None:
