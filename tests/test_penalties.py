@@ -92,14 +92,14 @@ def hessian(penalty: Penalty, g: Gaussians, h: float = 1e-3) -> Tensor:
     units = h * torch.eye(size, dtype=torch.float64)
 
     def value(step: Tensor) -> float:
-        return penalty.value(g.moved(step.view(len(g.weights), -1)))
+        return float(penalty.value(g.moved(step.view(len(g.weights), -1))))
 
     H = torch.zeros(size, size, dtype=torch.float64)
-    even = [value(u) + value(-u) - 2 * penalty.value(g) for u in units]
+    even = [value(u) + value(-u) - 2 * float(penalty.value(g)) for u in units]
     for a in range(size):
         H[a, a] = even[a]
         for b in range(a):
-            both = value(units[a] + units[b]) + value(-units[a] - units[b]) - 2 * penalty.value(g)
+            both = value(units[a] + units[b]) + value(-units[a] - units[b]) - 2 * float(penalty.value(g))
             H[a, b] = H[b, a] = (both - even[a] - even[b]) / 2
     return H / h**2
 
@@ -118,7 +118,7 @@ class TestEveryPenalty:
             if seed == 3:
                 step[1:] = 0  # one alone, so that the others do not drown its errors
             h = 1e-4
-            slope = (penalty.value(g.moved(h * step)) - penalty.value(g.moved(-h * step))) / (2 * h)
+            slope = float(penalty.value(g.moved(h * step)) - penalty.value(g.moved(-h * step))) / (2 * h)
             # The differences' own error is of order h^2.
             assert float((gradient * step).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
@@ -126,7 +126,7 @@ class TestEveryPenalty:
         g = gaussians(12, ndim)
         penalty = refreshed(name, g)
         single = Gaussians(*(t.float() for t in g))
-        assert penalty.value(single) == pytest.approx(penalty.value(g), rel=1e-5)
+        assert penalty.value(single) == pytest.approx(float(penalty.value(g)), rel=1e-5)
         for got, expected in (
             (penalty.gradient(single), penalty.gradient(g)),
             (penalty.curvature(single), penalty.curvature(g)),
@@ -139,7 +139,7 @@ class TestEveryPenalty:
         larger = Gaussians(3 * g.means, g.factors / 3, g.weights)
         small, large = refreshed(name, g, (10,) * ndim), refreshed(name, larger, (30,) * ndim)
         assert small.value(g) > 0.01
-        assert large.value(larger) == pytest.approx(small.value(g), rel=1e-9)
+        assert large.value(larger) == pytest.approx(float(small.value(g)), rel=1e-9)
         torch.testing.assert_close(large.gradient(larger), small.gradient(g))
 
     def test_is_a_mean(self, name: str, ndim: int) -> None:
@@ -147,7 +147,7 @@ class TestEveryPenalty:
         g = gaussians(30, ndim)
         twice = g.join(g._replace(means=g.means + 1000))
         one, two = refreshed(name, g, (10,) * ndim), refreshed(name, twice, (20, *(10,) * (ndim - 1)))
-        assert two.value(twice) == pytest.approx(one.value(g), rel=1e-9)
+        assert two.value(twice) == pytest.approx(float(one.value(g)), rel=1e-9)
         two.count = 30
         two.refresh(twice)
         assert two.value(twice) > 1.9 * one.value(g)

@@ -46,6 +46,10 @@ def some(count, shape, radii=(1.0, 2.5), seed=0):
     return Gaussians(*(torch.from_numpy(a.astype(np.float32)) for a in (means, factors, weights)))
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def round_ones(means, sigmas, weights):
     means, sigmas = torch.tensor(means, dtype=torch.float32), torch.tensor(sigmas, dtype=torch.float32)
     return Gaussians(means, torch.eye(means.shape[1]) / sigmas[:, None, None], torch.tensor(weights))
@@ -103,7 +107,7 @@ class TestAll:
     @pytest.mark.parametrize(("present", "wanted"), [(5, 6), (5, 9), (1, 7), (0, 4)])
     def test_grow_gives_what_is_wanted(self, name, shape, present, wanted):
         g = some(present, shape)
-        change = strategy(name).grow(g, noise(shape), wanted, np.random.default_rng(0))
+        change = strategy(name).grow(g, noise(shape), wanted, seeded(0))
         assert change.kept.tolist() == [True] * present
         assert len(change.gaussians.weights) == wanted
         assert change.born == wanted - present
@@ -117,28 +121,26 @@ class TestAll:
 
     def test_twenty_times_as_many(self, name):
         g = some(10, (20, 20, 20))
-        change = strategy(name).grow(g, noise((20, 20, 20)), 200, np.random.default_rng(0))
+        change = strategy(name).grow(g, noise((20, 20, 20)), 200, seeded(0))
         assert len(change.gaussians.weights) == 200
         assert int((change.gaussians.weights == 0).sum()) >= 180
 
     @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
     def test_grow_keeps_the_mass(self, name, shape):
         g = some(12, shape)
-        grown = strategy(name).grow(g, 10 * noise(shape), 20, np.random.default_rng(0)).gaussians
+        grown = strategy(name).grow(g, 10 * noise(shape), 20, seeded(0)).gaussians
         torch.testing.assert_close(masses(grown).sum(), masses(g).sum(), rtol=1e-4, atol=1e-3)
 
     def test_growing_leaves_what_it_was_given(self, name):
         g, residual = some(12, (20, 20)), noise((20, 20))
         before = [t.clone() for t in (*g, residual)]
-        strategy(name).grow(g, residual, 20, np.random.default_rng(0))
-        strategy(name).rearrange(g, residual, np.random.default_rng(0))
+        strategy(name).grow(g, residual, 20, seeded(0))
+        strategy(name).rearrange(g, residual, seeded(0))
         assert all(torch.equal(*pair) for pair in zip(before, (*g, residual), strict=True))
 
     def test_a_seed_gives_the_same_bits_and_another_others(self, name):
         g, residual = some(12, (20, 20, 20)), noise((20, 20, 20))
-        first, again, other = (
-            strategy(name).grow(g, residual, 40, np.random.default_rng(seed)).gaussians for seed in (3, 3, 4)
-        )
+        first, again, other = (strategy(name).grow(g, residual, 40, seeded(seed)).gaussians for seed in (3, 3, 4))
         assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
         assert not torch.equal(first.means, other.means)
 
@@ -146,7 +148,7 @@ class TestAll:
     def test_rearranging_keeps_the_number(self, name, shape):
         g = some(50, shape, radii=(0.8, 1.5))
         g = g.join(one(g, 7)).join(g._replace(weights=g.weights / 1e4).select(torch.arange(5)))
-        change = strategy(name).rearrange(g, noise(shape), np.random.default_rng(0))
+        change = strategy(name).rearrange(g, noise(shape), seeded(0))
         assert (change is None) == (name not in ("mcmc", "merge"))
         if change is not None:
             assert change.born == int((~change.kept).sum()) > 0
@@ -155,7 +157,7 @@ class TestAll:
 
     def test_nothing_is_left_to_explain(self, name):
         g = some(6, (20, 20))
-        grown = strategy(name).grow(g, torch.zeros(20, 20), 9, np.random.default_rng(0)).gaussians
+        grown = strategy(name).grow(g, torch.zeros(20, 20), 9, seeded(0)).gaussians
         assert len(grown.weights) == 9
         assert all(torch.isfinite(t).all() for t in grown)
 
@@ -163,8 +165,8 @@ class TestAll:
 @pytest.mark.parametrize("kind", [ResidualBirths, Merging])
 def test_residual_births_are_births(kind):
     g, residual = some(12, (20, 20, 20)), noise((20, 20, 20))
-    change = kind().grow(g, residual, 30, np.random.default_rng(3))
-    expected = g.join(births(residual, 18, 12, np.random.default_rng(3)))
+    change = kind().grow(g, residual, 30, seeded(3))
+    expected = g.join(births(residual, 18, 12, seeded(3)))
     assert all(torch.equal(*pair) for pair in zip(change.gaussians, expected, strict=True))
 
 
@@ -234,7 +236,7 @@ class TestGradient:
 
     def test_a_large_one_with_the_error_is_split(self):
         g, residual = self.two(4)
-        change = AdaptiveDensity(threshold=1, large=0.1).grow(g, residual, 3, np.random.default_rng(0))
+        change = AdaptiveDensity(threshold=1, large=0.1).grow(g, residual, 3, seeded(0))
         plus, minus = halves(one(g, 0), (20, 40), 0.7)
         expected = plus.join(one(g, 1)).join(minus)
         assert all(torch.allclose(*pair) for pair in zip(change.gaussians, expected, strict=True))
@@ -243,7 +245,7 @@ class TestGradient:
     def test_a_small_one_with_the_error_is_cloned(self):
         g, residual = self.two(4)
         grow = AdaptiveDensity(threshold=1, large=9, pace=0.4).grow
-        clones = grow(g, residual, 3, np.random.default_rng(0)).gaussians
+        clones = grow(g, residual, 3, seeded(0)).gaussians
         assert clones.weights.tolist() == [0.5, 1, 0.5]
         assert torch.equal(clones.means[:2], g.means)
         assert torch.equal(clones.factors, g.factors[[0, 1, 0]])
@@ -258,7 +260,7 @@ class TestGradient:
         residual = target - dense(g, shape)
         pace = 1e-2
         grow = AdaptiveDensity(threshold=0.5, large=math.inf, pace=pace).grow
-        clones = grow(g, residual.float(), 2, np.random.default_rng(0)).gaussians
+        clones = grow(g, residual.float(), 2, seeded(0)).gaussians
         change = half_squares(target - dense(clones, shape)) - half_squares(residual)
         # The steepest way the centre can go, in its radii.
         steps = np.random.default_rng(0).normal(size=(400, len(shape))) * (np.array(shape) > 1)
@@ -277,7 +279,7 @@ class TestGradient:
         residual[10, 8] = residual[10, 12] = 1
         residual[10, 30] = 3  # at its centre a Gaussian has no slope
         for large in (0.1, math.inf):
-            grown = AdaptiveDensity(threshold=1, large=large).grow(g, residual, 3, np.random.default_rng(0)).gaussians
+            grown = AdaptiveDensity(threshold=1, large=large).grow(g, residual, 3, seeded(0)).gaussians
             assert grown.weights[1] == 1
             assert grown.weights[2] == grown.weights[0] != 1
             assert (grown.means[2] - grown.means[0]).norm() > 0.4 * 3 * 0.99
@@ -286,13 +288,13 @@ class TestGradient:
         g = round_ones([[10, 10], [10, 30]], [3, 3], [1.0, 2])
         residual = torch.zeros(20, 40)
         residual[10, [8, 12, 28, 32]] = 1
-        grown = AdaptiveDensity(threshold=1).grow(g, residual, 3, np.random.default_rng(0)).gaussians
+        grown = AdaptiveDensity(threshold=1).grow(g, residual, 3, seeded(0)).gaussians
         assert grown.weights[0] == 1
         assert grown.weights[1] != 2
 
     def test_the_rest_are_births(self):
         g, residual = self.two(4)
-        grown = AdaptiveDensity().grow(g, residual, 8, np.random.default_rng(0)).gaussians
+        grown = AdaptiveDensity().grow(g, residual, 8, seeded(0)).gaussians
         assert int((grown.weights == 0).sum()) >= 4
 
 
@@ -331,7 +333,7 @@ class TestSaddle:
         saddle = SteepestSplitting(threshold=0)
         offsets, decrease = saddle.splits(g, residual.float())
         assert abs(float(offsets[0] @ u)) == pytest.approx(float(offsets[0].norm()), rel=1e-3)
-        change = saddle.grow(g, residual.float(), 2, np.random.default_rng(0))
+        change = saddle.grow(g, residual.float(), 2, seeded(0))
         assert change.kept.tolist() == [True]
         assert change.gaussians.weights.tolist() == pytest.approx([0.3, 0.3])
         assert torch.equal(change.gaussians.factors, g.factors.expand(2, -1, -1))
@@ -347,7 +349,7 @@ class TestSaddle:
         residual = target - dense(g, shape)
         saddle = SteepestSplitting(threshold=0, shortest=0.05, longest=0.05)
         _, decrease = saddle.splits(g, residual.float())
-        pair = saddle.grow(g, residual.float(), 2, np.random.default_rng(0)).gaussians
+        pair = saddle.grow(g, residual.float(), 2, seeded(0)).gaussians
         gained = half_squares(residual) - half_squares(target - dense(pair, shape))
         assert gained == pytest.approx(float(decrease[0]), rel=0.05)
 
@@ -355,7 +357,7 @@ class TestSaddle:
         shape = (31, 31)
         g = round_ones([[15, 15]], [3], [1.0])
         residual = (dense(round_ones([[15, 15]], [2], [1.0]), shape) - dense(g, shape)).float()
-        grown = SteepestSplitting().grow(g, residual, 2, np.random.default_rng(0)).gaussians
+        grown = SteepestSplitting().grow(g, residual, 2, seeded(0)).gaussians
         assert grown.weights.tolist() == [1, 0]
         assert torch.equal(grown.means[:1], g.means)
 
@@ -365,7 +367,7 @@ class TestSaddle:
         target = dense(round_ones(means, [2.0] * 4, [1.0] * 4), shape)
         g = round_ones([[15, 46], [15, 15]], [3.2, 3.2], [0.6, 0.6])
         residual = (target - dense(g, shape)).float()
-        grown = SteepestSplitting(threshold=0).grow(g, residual, 3, np.random.default_rng(0)).gaussians
+        grown = SteepestSplitting(threshold=0).grow(g, residual, 3, seeded(0)).gaussians
         assert grown.weights.tolist() == pytest.approx([0.6, 0.3, 0.3])
 
 
@@ -374,14 +376,14 @@ class TestRelocation:
     @pytest.mark.parametrize("wanted", [13, 24])
     def test_without_noise_nothing_changes(self, shape, wanted):
         g = some(12, shape)
-        grown = Relocation(noise=0).grow(g, noise(shape), wanted, np.random.default_rng(0)).gaussians
+        grown = Relocation(noise=0).grow(g, noise(shape), wanted, seeded(0)).gaussians
         assert (grown.weights != 0).all()
         torch.testing.assert_close(dense(grown, shape), dense(g, shape), atol=1e-6, rtol=0)
         assert torch.equal(grown.factors[:12], g.factors)
 
     def test_noise_keeps_the_mean_of_copies_and_parts_them(self):
         g = some(12, (20, 20, 20))
-        grown = Relocation().grow(g, noise((20, 20, 20)), 24, np.random.default_rng(0)).gaussians
+        grown = Relocation().grow(g, noise((20, 20, 20)), 24, seeded(0)).gaussians
         before = (masses(g)[:, None] * g.means).sum(0)
         torch.testing.assert_close((masses(grown)[:, None] * grown.means).sum(0), before, atol=1e-2, rtol=1e-4)
         assert len(torch.unique(grown.means, dim=0)) == 24
@@ -392,7 +394,7 @@ class TestRelocation:
         g = round_ones([[10.0 * i, 10] for i in range(1, 5)], [2] * 4, [1.0, 0.1, 1, 0.1])
         strong = 0
         for seed in range(10):
-            grown = Relocation(noise=0).grow(g, torch.zeros(50, 20), 8, np.random.default_rng(seed)).gaussians
+            grown = Relocation(noise=0).grow(g, torch.zeros(50, 20), 8, seeded(seed)).gaussians
             strong += int(((grown.means[4:, 0] == 10) | (grown.means[4:, 0] == 30)).sum())
         assert strong >= 36  # 99 % of the energy
 
@@ -402,7 +404,7 @@ class TestRelocation:
         dead = torch.zeros(100, dtype=torch.bool)
         dead[[3, 50]] = True
         g = g._replace(weights=torch.where(dead, 1e-4, g.weights))
-        change = Relocation(noise=0).rearrange(g, noise(shape), np.random.default_rng(0))
+        change = Relocation(noise=0).rearrange(g, noise(shape), seeded(0))
         assert torch.equal(change.kept, ~dead)
         assert len(change.gaussians.weights) == 100
         living = g.select(~dead)
@@ -412,7 +414,7 @@ class TestRelocation:
     def test_no_more_than_a_few_at_a_time_the_weakest_first(self):
         g = some(100, (40, 40))
         g = g._replace(weights=g.weights * torch.where(torch.arange(100) < 20, 1e-4 * torch.arange(100), 1.0))
-        change = Relocation(most=0.05).rearrange(g, noise((40, 40)), np.random.default_rng(0))
+        change = Relocation(most=0.05).rearrange(g, noise((40, 40)), seeded(0))
         assert change.born == 5
         energy = g.weights**2 * self_overlap(g)
         assert (~change.kept).nonzero().flatten().max() < 20
@@ -420,7 +422,7 @@ class TestRelocation:
 
     def test_where_all_are_alive_nothing_is_done(self):
         g = some(100, (40, 40))
-        assert Relocation().rearrange(g, 1e-3 * noise((40, 40)), np.random.default_rng(0)) is None
+        assert Relocation().rearrange(g, 1e-3 * noise((40, 40)), seeded(0)) is None
 
 
 class TestMerging:
@@ -488,9 +490,9 @@ class TestMerging:
         g = round_ones([[10, 10], [10.5, 10], [30, 30]], [2] * 3, [1.0, 0.5, 1])
         residual = torch.zeros(shape)
         residual[25, 8] = 1
-        change = Merging().rearrange(g, residual, np.random.default_rng(0))
+        change = Merging().rearrange(g, residual, seeded(0))
         assert change.kept.tolist() == [True, False, True]
         assert change.born == 1
         assert change.gaussians.weights[2] == 0
         assert (change.gaussians.means[2] - torch.tensor([25.0, 8])).norm() < 6
-        assert Merging().rearrange(g.select(change.kept), residual, np.random.default_rng(0)) is None
+        assert Merging().rearrange(g.select(change.kept), residual, seeded(0)) is None

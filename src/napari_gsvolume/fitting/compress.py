@@ -94,17 +94,17 @@ def _refitted(
 ) -> Codes:
     """Return the codes with all that can be made good fitted again."""
     n, ndim = len(gaussians), gaussians.ndim
-    free = torch.ones(n, n_monomials(ndim))
+    free = torch.ones(n, n_monomials(ndim), device=objective.target.values.device)
     free[:, 1 + ndim :] = 0
     state = refit(objective, _relative(decoded(codes, step, gaussians), objective), free, _ITERATIONS, enough)
     codes = with_means(codes, floats(state.means), CELL)
-    state = state._replace(means=decoded(codes, step, gaussians).means)
+    state = state._replace(means=decoded(codes, step, gaussians).means.to(free))
     free[:, 1:] = 0
     state = refit(objective, state, free, _ITERATIONS, enough)
     return with_amplitudes(codes, floats(state.weights) * objective.target.data_range, step)
 
 
 def _relative(gaussians: GaussianVolume, objective: Objective) -> Gaussians:
-    """Return Gaussians relative to the data range."""
+    """Return Gaussians relative to the data range, on the target's device."""
     weights = gaussians.weights.double() / objective.target.data_range
-    return Gaussians(gaussians.means, gaussians.factors, weights.float())
+    return Gaussians(gaussians.means, gaussians.factors, weights.float()).to(objective.target.values.device)

@@ -16,7 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, derivative, self_overlap, transposed_derivative
+from ..observe.matrices import orthogonalised
+from ..observe.voxels import Gaussians, derivative, self_overlap, transposed_derivative, triangle
 from ..splat import n_monomials
 
 WEIGHT_FLOOR = 0.02
@@ -48,8 +49,7 @@ class GaussianBlocks:
         self.overlap = self_overlap(gaussians)[:, None]  # c, (N, 1)
         sign = torch.where(gaussians.weights < 0, -1.0, 1.0)
         self.weight = (sign * gaussians.weights.abs().clamp_min(WEIGHT_FLOOR))[:, None]
-        rows, columns = torch.triu_indices(self.ndim, self.ndim)
-        self._squared_axes = torch.nonzero(rows == columns).flatten() + 1 + self.ndim  # columns of B's diagonal
+        self._squared_axes = [1 + self.ndim + k for k, (i, j) in enumerate(triangle(self.ndim)) if i == j]
 
     @property
     def diagonal(self) -> Tensor:
@@ -58,7 +58,8 @@ class GaussianBlocks:
         diagonal = (w * w / 4).repeat(1, n_monomials(D))
         diagonal[:, 0] = 1
         diagonal[:, 1 : D + 1] *= 2
-        diagonal[:, self._squared_axes] *= 3 / 4
+        for column in self._squared_axes:
+            diagonal[:, column] *= 3 / 4
         scaled: Tensor = self.overlap * diagonal
         return scaled
 
@@ -77,7 +78,7 @@ class GaussianBlocks:
         out[:, 1 : D + 1] = v[:, 1 : D + 1] * (w * w / 2) ** power
         out[:, D + 1 :] = v[:, D + 1 :] * (w * w / 4) ** power
         # The diagonal of B along its unit trace direction, and the rest.
-        omega, diagonal = v[:, :1], v[:, self._squared_axes]
+        omega, diagonal = v[:, :1], torch.stack([v[:, column] for column in self._squared_axes], 1)
         trace = diagonal.sum(1, keepdim=True) / math.sqrt(D)
         rest = (diagonal - trace / math.sqrt(D)) * (w * w / 8) ** power
         # Trace and omega share the 2x2 matrix ((1, coupling), (coupling, stiffness)).
@@ -90,7 +91,8 @@ class GaussianBlocks:
             new_omega = omega + coupling * trace
             new_trace = coupling * omega + stiffness * trace
         out[:, :1] = new_omega
-        out[:, self._squared_axes] = rest + new_trace / math.sqrt(D)
+        for column, entry in zip(self._squared_axes, (rest + new_trace / math.sqrt(D)).unbind(1), strict=True):
+            out[:, column] = entry
         out *= self.overlap**power
         return out
 
@@ -113,18 +115,25 @@ class Curvature:
     """
 
     def __init__(self, gaussians: Gaussians, shape: Sequence[int], *, exact: bool) -> None:
-        U, s, Vt = torch.linalg.svd(gaussians.factors)  # s: inverse radii, (N, D), largest first
-        spacing = (
-            1.0 if exact or not len(s) else min(max(float((1 / s[:, 0]).median()) / THINNEST, 1.0), COARSEST_SPACING)
-        )
+        self.shape, self.gaussians = tuple(shape), gaussians
+        self.amplitude = gaussians.weights.new_ones(len(gaussians.weights), 1)
+        if exact or not len(gaussians.weights):
+            return
+        columns, V = orthogonalised(gaussians.factors)  # W V = U diag(s)
+        s = columns.norm(dim=1)  # inverse radii, (N, D)
+        spacing = min(float((1 / s.amax(1)).median()) / THINNEST, COARSEST_SPACING)
+        if spacing <= 1:
+            return
         self.shape = tuple(math.ceil(n / spacing) for n in shape)
-        spacings = torch.tensor([n / m for n, m in zip(shape, self.shape, strict=True)]).to(s)
-        resolved = s.clamp_max(1 / (THINNEST * spacing)) if spacing > 1 else s
-        means = (gaussians.means + 0.5) / spacings - 0.5
-        factors = spacings[:, None] * (U @ (resolved[:, :, None] * Vt))
-        self.gaussians = Gaussians(means, factors, gaussians.weights)
+        spacings = [n / m for n, m in zip(shape, self.shape, strict=True)]
+        thickened = (1 / (THINNEST * spacing * s)).clamp_max(1)  # the part of s that is left
+        factors, means = (columns * thickened[:, None]) @ V.mT, gaussians.means + 0.5
+        for axis, along in enumerate(spacings):
+            factors[:, axis] *= along
+            means[:, axis] /= along
+        self.gaussians = Gaussians(means - 0.5, factors, gaussians.weights)
         # Per Gaussian: the amplitude that keeps int e^2, times the square root of the lattice's cell volume.
-        self.amplitude = ((resolved / s).prod(1) * spacings.prod()).sqrt()[:, None]
+        self.amplitude = (thickened.prod(1) * math.prod(spacings)).sqrt()[:, None]
 
     def times(self, step: Tensor) -> Tensor:
         """Return ``J^T J`` times a step ``(N, K)``."""

@@ -8,12 +8,14 @@ again (means and factors scaled), so the kernels for grids serve. Whitened steps
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, predict, symmetric, transposed_derivative
+from ..observe.matrices import exponential
+from ..observe.voxels import Gaussians, predict, symmetric, transposed_derivative, upper
 from .gauss_newton import shape_change, shortened
 from .objective import Evaluation, Linear, Objective
 from .settings import FitSettings
@@ -54,11 +56,11 @@ class FirstOrder:
     def __init__(self, settings: FitSettings, stop: Callable[[], bool]) -> None:
         self.settings = settings
         self.stop = stop
-        self.random = torch.Generator().manual_seed(settings.seed)
+        self.random = random.Random(settings.seed)  # of batches, which the host places
         self.iteration = 0
         # Running means of the gradient and its square (N, K), and iterations since birth (N, 1); none yet.
         self.first, self.second, self.age = torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0, 1)
-        self.sgd_rate: float | None = None
+        self.sgd_rate: Tensor | None = None
         self.caution = 1.0
         self.evaluated = True  # whether the loss is that of the newest Gaussians
 
@@ -76,7 +78,7 @@ class FirstOrder:
 
     def settled(self, count: int) -> Tensor:
         """Return which of `count` Gaussians are old enough to be judged."""
-        return self.age[:, 0] >= _GROWN_UP if len(self.age) == count else torch.zeros(count, dtype=torch.bool)
+        return self.age[:, 0] >= _GROWN_UP if len(self.age) == count else self.age.new_zeros(count, dtype=torch.bool)
 
     def iterate(
         self, gaussians: Gaussians, now: Evaluation, objective: Objective, progress: float
@@ -139,30 +141,28 @@ class FirstOrder:
     def _batch_gradient(self, gaussians: Gaussians, target: Target, stride: int) -> Tensor:
         """Return J^T residual of a batch, scaled up to the whole."""
         shape = target.values.shape
-        strides = torch.tensor([min(stride, n) for n in shape])
-        offsets = (torch.rand(len(shape), generator=self.random) * strides).long()
-        lattice = tuple(slice(int(o), None, int(s)) for o, s in zip(offsets, strides, strict=True))
-        scale = strides.to(gaussians.means)
-        thinned = Gaussians(
-            (gaussians.means - offsets.to(gaussians.means)) / scale,
-            scale[:, None] * gaussians.factors,
-            gaussians.weights,
-        )
+        strides = [min(stride, n) for n in shape]
+        offsets = [self.random.randrange(s) for s in strides]
+        lattice = tuple(slice(o, None, s) for o, s in zip(offsets, strides, strict=True))
+        thinned = Gaussians(gaussians.means.clone(), gaussians.factors.clone(), gaussians.weights)
+        for axis, (o, s) in enumerate(zip(offsets, strides, strict=True)):
+            thinned.means[:, axis].sub_(o).div_(s)
+            thinned.factors[:, axis] *= s
         values = target.values[lattice]
         error = values - predict(thinned, values.shape)
         if target.valid is not None:
             error *= target.valid[lattice]
-        return transposed_derivative(thinned, error) * float(strides.prod())
+        return transposed_derivative(thinned, error) * math.prod(strides)
 
 
-def _largest_eigenvalue(linear: Linear, start: Tensor) -> float:
+def _largest_eigenvalue(linear: Linear, start: Tensor) -> Tensor:
     """Return the largest eigenvalue of the curvature scaled by the blocks, by power iteration."""
-    v, value = start, 1.0
+    v = start
     for _ in range(_POWER_ITERATIONS):
         v = v / v.norm().clamp_min(1e-30)
         v = linear.blocks.solve(linear.times(v))
-        value = float(v.norm())
-    return max(value, 1.0)  # 1 is what a lone Gaussian has
+    value: Tensor = v.norm().clamp_min(1.0)  # 1 is what a lone Gaussian has
+    return value
 
 
 def plain_gradient(gaussians: Gaussians, gradient: Tensor) -> Tensor:
@@ -175,9 +175,8 @@ def plain_gradient(gaussians: Gaussians, gradient: Tensor) -> Tensor:
     ndim = gaussians.means.shape[1]
     means = (gaussians.factors @ gradient[:, 1 : ndim + 1, None])[:, :, 0]
     sigma = 1 / gaussians.factors.norm(dim=1)  # (N, D)
-    rows, columns = torch.triu_indices(ndim, ndim)
-    ratio = sigma[:, rows] / sigma[:, columns]
-    factor = torch.where(rows == columns, 2.0, 1 / ratio - ratio)
+    ratio = sigma[:, :, None] / sigma[:, None]
+    factor = upper(1 / ratio - ratio + 2 * torch.eye(ndim, dtype=sigma.dtype, device=sigma.device))
     return torch.cat([gradient[:, :1], means, factor * gradient[:, ndim + 1 :]], 1)
 
 
@@ -187,7 +186,7 @@ def plainly_moved(gaussians: Gaussians, step: Tensor) -> Gaussians:
     shape = symmetric(step[:, ndim + 1 :], ndim)
     inverse_radii = gaussians.factors.norm(dim=1)  # (N, D)
     R = gaussians.factors / inverse_radii[:, None]
-    rotation = torch.linalg.matrix_exp(shape.triu(1) - shape.triu(1).mT)
+    rotation = exponential(shape.triu(1) - shape.triu(1).mT)
     growth = torch.diagonal(shape, dim1=1, dim2=2)
     factors = (R @ rotation) * (inverse_radii * torch.exp(-growth))[:, None]
     return Gaussians(gaussians.means + step[:, 1 : ndim + 1], factors, gaussians.weights + step[:, 0])

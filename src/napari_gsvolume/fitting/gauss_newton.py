@@ -63,7 +63,7 @@ class GaussNewton:
 
     def settled(self, count: int) -> Tensor:
         """Return which of `count` Gaussians are old enough to be judged: all, one iteration solves for the weights."""
-        return torch.ones(count, dtype=torch.bool)
+        return self.own_damping.new_ones(count, dtype=torch.bool)
 
     def population_changed(self, kept: Tensor, born: int) -> None:
         """Follow the Gaussians that stay, and start afresh with the new ones."""
@@ -122,15 +122,17 @@ class GaussNewton:
             if free is not None:
                 curved = curved * free
             length = decrease / (direction * curved).sum()
-            if not torch.isfinite(length):  # the gradient is zero: nothing is left to gain
-                break
+            useful = torch.isfinite(length)  # if not, the gradient is zero: nothing is left to gain
+            length = torch.where(useful, length, 0.0)
             step = step + length * direction
             left = left - length * curved
             preconditioned = precondition(left)
             new_decrease = (left * preconditioned).sum()
-            if not new_decrease > _SOLVED * first_decrease:
+            useful &= new_decrease > _SOLVED * first_decrease
+            # A GPU is not asked, which would have the host wait in every step: once useless, directions are zero.
+            if step.device.type == "cpu" and not useful:
                 break
-            direction = preconditioned + (new_decrease / decrease) * direction
+            direction = torch.where(useful, preconditioned + (new_decrease / decrease) * direction, 0.0)
             decrease = new_decrease
         return step
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -15,17 +15,19 @@ from torch import Tensor
 from ..geometry import Grid
 from ..observe.voxels import Gaussians, empty
 from ..splat import available_device, prepare
+from ..splat.devices import idle_gpu
 from .compress import check_size, compressed
 from .first_order import FirstOrder
 from .gauss_newton import EXACT_FROM, GaussNewton
+from .memory import check_device, give_back, ran_out, too_little
 from .merging import Change
 from .metrics import psnr_db
 from .objective import Evaluation, Objective
-from .population import Plan, make_plan, seeds, useful
+from .population import Plan, make_plan, seeds, source, useful
 from .result import FitResult, FitStep, HistoryPoint
 from .settings import FitSettings, make_settings
 from .strategies import Strategy, strategy
-from .target import check_volume, make_target
+from .target import Target, check_volume, make_target
 
 FITTING_SHARE = 0.88
 """Of the time for a file of a given size; the rest is for rounding and fitting again what is still free."""
@@ -105,30 +107,40 @@ def fit_steps(
     grid = grid or Grid(array.shape, affine)
     if grid.shape != array.shape:
         raise ValueError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
-    target = make_target(array, grid, available_device(options.device))
+    device = available_device(options.device)
+    target = make_target(array, grid)
+    if options.device == "auto" and (note := idle_gpu()):
+        target = replace(target, notes=(*target.notes, note))
     plan = make_plan(options, target.n_valid, array.size, array.ndim)
+    check_device(device, grid.shape, options.data_term, 0 if plan.open_ended else plan.final)
     if plan.n_bytes is not None:
         check_size(plan.n_bytes, grid)
-    return _saying_memory_ran_out(_steps(Objective(target, options), plan, stop))
+    return _on_device(target, options, plan, torch.device(device), stop)
 
 
-def _saying_memory_ran_out(steps: Iterator[FitStep]) -> Iterator[FitStep]:
-    """Pass the steps on; turn NumPy's and torch's ways of running out of memory into one sentence."""
+def _on_device(
+    target: Target, settings: FitSettings, plan: Plan, device: torch.device, stop: Callable[[], bool]
+) -> Iterator[FitStep]:
+    """Pass on the steps of a fit on a device, whose memory is given back at the end, whatever ends it."""
     try:
-        yield from steps
+        yield from _steps(Objective(target.to(device), settings), plan, stop)
+        return
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+        if not ran_out(error):
             raise
-        raise MemoryError("Memory ran out during the fit; crop the volume or ask for fewer Gaussians.") from error
+    finally:
+        give_back()
+    # Here, not above: the functions that the error's traceback leads to hold tensors.
+    raise too_little(device)
 
 
 def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterator[FitStep]:
     started = time.perf_counter()
     target, settings = objective.target, objective.settings
-    random = np.random.default_rng(settings.seed)
+    random = source(settings.seed, target.values.device)
     solver = _solver(settings, stop)
     places = strategy(settings.population)
-    state = empty(target.grid.ndim)
+    state = empty(target.grid.ndim, target.values.device)
     now = objective.evaluate(state)
     first_psnr = psnr_db(now.mean_square)
     # A file of a given size is made at the end, and takes its share of the time.
@@ -198,7 +210,7 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
         if solver.evaluated:
             gains.append(psnr_db(now.loss) - psnr_db(before.loss))
         idle = objective.idle(state, now.residual)
-        if idle.any():
+        if idle is not None:
             state = state.select(~idle)
             solver.population_changed(~idle, 0)
 
@@ -249,18 +261,21 @@ def _worth_keeping(
 ) -> Tensor:
     """Return a mask of the Gaussians that are useful, or too young to tell."""
     if objective.support is not None:  # without weights there is no telling
-        return torch.ones(len(state.weights), dtype=torch.bool)
+        return torch.ones_like(state.weights, dtype=torch.bool)
     target = objective.target
-    return useful(state, mean_square, target.n_valid, target.grid.shape) | ~solver.settled(len(state.weights))
+    young = ~solver.settled(len(state.weights)).to(state.weights.device)
+    return useful(state, mean_square, target.n_valid, target.grid.shape) | young
 
 
 def _grown(
     state: Gaussians, residual: Tensor, mean_square: float, wanted: int, objective: Objective,
-    random: np.random.Generator, solver: GaussNewton | FirstOrder, places: Strategy,
+    random: torch.Generator, solver: GaussNewton | FirstOrder, places: Strategy,
 ) -> Change:  # fmt: skip
     """Return the useful ones of the Gaussians, and as many new ones as make `wanted`."""
     if not len(state.weights):
-        change = Change(torch.zeros(0, dtype=torch.bool), seeds(objective.target.values, wanted, random))
+        change = Change(
+            torch.zeros_like(state.weights, dtype=torch.bool), seeds(objective.target.values, wanted, random)
+        )
     else:
         keep = _worth_keeping(state, mean_square, objective, solver)
         grown = places.grow(state.select(keep), residual, wanted, random)
@@ -270,8 +285,9 @@ def _grown(
     if objective.support is None:
         return change
     # Without weights: every Gaussian counts once, and a new one must not be too much from the start.
-    means, factors, _ = change.gaussians
-    n, sigma = len(means), objective.support.initial_sigma(residual.numel(), wanted, residual.ndim)
-    new = torch.arange(n) >= n - change.born
-    round_ones = torch.eye(residual.ndim).div(max(sigma, 0.3)).expand_as(factors)
-    return Change(change.kept, Gaussians(means, torch.where(new[:, None, None], round_ones, factors), torch.ones(n)))
+    means, factors, weights = change.gaussians
+    sigma = objective.support.initial_sigma(residual.numel(), wanted, residual.ndim)
+    born = change.born
+    round_ones = torch.eye(residual.ndim, device=residual.device).div(max(sigma, 0.3)).expand(born, -1, -1)
+    factors = torch.cat([factors[: len(factors) - born], round_ones])
+    return Change(change.kept, Gaussians(means, factors, torch.ones_like(weights)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..observe.matrices import determinant, inverse
 from ..observe.voxels import Gaussians, self_overlap, symmetric
 from ..splat import gather
 from .neighbours import overlapping_pairs
@@ -72,9 +73,11 @@ def semi_axes(gaussians: Gaussians, shape: tuple[int, ...]) -> tuple[Tensor, Ten
         ``W^T axis``, orthonormal rows.
     """
     thick = [k for k, n in enumerate(shape) if n > 1]
-    U, s, Vt = torch.linalg.svd(gaussians.factors[:, thick], full_matrices=False)  # s: inverse radii, largest first
+    W_t = torch.stack([gaussians.factors[:, k] for k in thick], 1)
+    U, s, Vt = torch.linalg.svd(W_t, full_matrices=False)  # s: inverse radii, largest first
     axes = torch.zeros_like(Vt)
-    axes[:, :, thick] = (U / s[:, None]).mT
+    for k, along in zip(thick, (U / s[:, None]).unbind(1), strict=True):
+        axes[:, :, k] = along
     return axes.flip(1), Vt.flip(1)
 
 
@@ -117,7 +120,7 @@ def splitting_matrices(gaussians: Gaussians, residual: Tensor) -> Tensor:
     ndim = residual.ndim
     moments = gather(gaussians.means, gaussians.factors, residual)
     M = gaussians.factors.mT @ symmetric(moments[:, ndim + 1 :], ndim) @ gaussians.factors
-    M0 = moments[:, 0, None, None] * torch.eye(ndim).to(M)
+    M0 = torch.diag_embed(moments[:, :1].expand(-1, ndim))
     matrices: Tensor = -gaussians.weights[:, None, None] * (M - M0)
     return matrices
 
@@ -174,18 +177,18 @@ def _overlaps(a: Gaussians, b: Gaussians) -> Tensor:
     """Return the normalised overlap of each Gaussian of `a` with that of `b`, ``(M,)`` float64."""
     d = (a.means - b.means).double()[:, :, None]  # (M, D, 1)
     both = _covariances(a) + _covariances(b)
-    distance = (d.mT @ torch.linalg.solve(both, d))[:, 0, 0]
+    distance = (d.mT @ inverse(both) @ d)[:, 0, 0]
     # |P_i + P_j| = |S_i + S_j| |P_i| |P_j| and c = pi^(D/2) |P|^(-1/2).
-    determinants = torch.linalg.det(a.factors.double()).abs() * torch.linalg.det(b.factors.double()).abs()
+    determinants = determinant(a.factors.double()).abs() * determinant(b.factors.double()).abs()
     ndim = a.means.shape[1]
-    overlap: Tensor = torch.exp(-distance / 2) * (2**ndim / (determinants * torch.linalg.det(both))).sqrt()
+    overlap: Tensor = torch.exp(-distance / 2) * (2**ndim / (determinants * determinant(both))).sqrt()
     return overlap
 
 
 def _merged(a: Gaussians, b: Gaussians) -> Gaussians:
     """Return the Gaussian with the moments of each pair, its factor ``R diag(1 / sigma)``."""
     S_a, S_b = _covariances(a), _covariances(b)
-    m_a, m_b = (g.weights.double() * torch.linalg.det(S).sqrt() for g, S in ((a, S_a), (b, S_b)))
+    m_a, m_b = (g.weights.double() * determinant(S).sqrt() for g, S in ((a, S_a), (b, S_b)))
     p = (m_a / (m_a + m_b))[:, None]
     d = (a.means - b.means).double()  # (M, D)
     q = p[:, :, None]
@@ -198,5 +201,5 @@ def _merged(a: Gaussians, b: Gaussians) -> Gaussians:
 
 def _covariances(gaussians: Gaussians) -> Tensor:
     """Return ``S = (W W^T)^-1``, ``(N, D, D)`` float64."""
-    inverse: Tensor = torch.linalg.inv(gaussians.factors.double())
-    return inverse.mT @ inverse
+    C = inverse(gaussians.factors.double())
+    return C.mT @ C

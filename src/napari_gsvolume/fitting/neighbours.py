@@ -1,4 +1,4 @@
-"""Pairs of Gaussians near each other, found with a k-d tree, how much they overlap and how they are spaced.
+"""Pairs of Gaussians near each other, how much they overlap and how they are spaced.
 
 Pairs are unordered, each listed once, as the columns ``(i, j)`` of an int64 tensor ``(2, M)``; ``d = mu_j - mu_i``.
 """
@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from ..observe.matrices import determinant, inverse
 from ..observe.voxels import Gaussians, multiplicity, upper
 
 THRESHOLD = 1e-3
 """Pairs that overlap less are left out."""
 _CANDIDATES = 1 << 19
 """Pairs looked at together: it bounds the memory that a few huge Gaussians take."""
+_TESTS = 1 << 23
+"""Pairs compared together where all are: it bounds the memory, and is enough to occupy a GPU."""
 _SOFTENING = 1e-6
 """Added in squares to distances in radii, so that coincident centres have a slope: zero."""
 
@@ -42,9 +45,8 @@ class Overlaps(NamedTuple):
 def overlap_table(gaussians: Gaussians) -> Tensor:
     """Return what `overlaps` needs of each Gaussian, in float64: rows mu, upper triangle of S, log |det W|."""
     means, factors = gaussians.means.detach().double(), gaussians.factors.detach().double()
-    inverse = torch.linalg.inv(factors)
-    S = inverse.mT @ inverse
-    return torch.cat([means, upper(S), torch.linalg.slogdet(factors)[1][:, None]], 1).T.contiguous()
+    S = _covariances(factors)
+    return torch.cat([means, upper(S), determinant(factors).abs().log()[:, None]], 1).T.contiguous()
 
 
 def overlaps(table: Tensor, pairs: Tensor) -> Overlaps:
@@ -59,17 +61,17 @@ def overlaps(table: Tensor, pairs: Tensor) -> Overlaps:
     first, second = table.index_select(1, pairs[0]), table.index_select(1, pairs[1])
     d = second[:ndim] - first[:ndim]
     both = first[ndim:] + second[ndim:]
-    inverse, determinant = _inverse(both[:-1])
+    precision, size = _inverse(both[:-1])
     if ndim == 2:
-        a, b, c = inverse
+        a, b, c = precision
         pull = torch.stack([a * d[0] + b * d[1], b * d[0] + c * d[1]])
     else:
-        a, b, c, e, f, g = inverse
+        a, b, c, e, f, g = precision
         x, y, z = d
         pull = torch.stack([a * x + b * y + c * z, b * x + e * y + f * z, c * x + f * y + g * z])
     squared = (d * pull).sum(0)
-    overlap = 2 ** (ndim / 2) * torch.exp(-(squared + both[-1]) / 2) / determinant.sqrt()
-    return Overlaps(overlap, squared, pull, inverse)
+    overlap = 2 ** (ndim / 2) * torch.exp(-(squared + both[-1]) / 2) / size.sqrt()
+    return Overlaps(overlap, squared, pull, precision)
 
 
 class Spacings(NamedTuple):
@@ -90,7 +92,7 @@ def spacings(gaussians: Gaussians, pairs: Tensor, k: float) -> Spacings:
     ``y_i^T (W_i^T v - B_i y_i / 2) / rho_i``.
     """
     W = gaussians.factors.detach().double()
-    C, means = torch.linalg.inv(W), gaussians.means.detach().double()
+    C, means = inverse(W), gaussians.means.detach().double()
     d = means[pairs[1]] - means[pairs[0]]
     y = [(W[i] * d[:, :, None]).sum(1) for i in pairs]
     rho = [(v.square().sum(1, keepdim=True) + _SOFTENING**2).sqrt() for v in y]  # (M, 1)
@@ -98,10 +100,9 @@ def spacings(gaussians: Gaussians, pairs: Tensor, k: float) -> Spacings:
     # The slope of s by rho, along y / rho: s changes by u_i . (W_i^T v - B_i y_i / 2), and by the same of j.
     u = [y[0] * (rho[1] / both) ** 2 / (k * rho[0]), y[1] * (rho[0] / both) ** 2 / (k * rho[1])]
     by_d = _times(W[pairs[0]], u[0]) + _times(W[pairs[1]], u[1])
-    rows, columns = torch.triu_indices(d.shape[1], d.shape[1])
     half = multiplicity(d.shape[1], d) / 2
     slopes = [
-        torch.cat([torch.zeros_like(both), sign * _times(C[i], by_d), -half * v[:, rows] * w[:, columns]], 1)
+        torch.cat([torch.zeros_like(both), sign * _times(C[i], by_d), -half * upper(v[:, :, None] * w[:, None])], 1)
         for sign, i, v, w in zip((-1, 1), pairs, u, y, strict=True)
     ]
     return Spacings((rho[0] * rho[1] / (k * both))[:, 0], torch.stack(slopes))
@@ -110,42 +111,68 @@ def spacings(gaussians: Gaussians, pairs: Tensor, k: float) -> Spacings:
 def overlapping_pairs(gaussians: Gaussians, threshold: float = THRESHOLD) -> Tensor:
     """Return all pairs with ``o_ij >= threshold`` and no others, ``(2, M)``.
 
-    With R^2 the largest eigenvalue of S, ``o_ij <= exp(-|d|^2 / (2 (R_i^2 + R_j^2)))``. So each Gaussian looks for
-    those not larger than itself within ``2 (-log threshold)^(1/2) R_i``; then bounding boxes are compared, and o itself
-    is computed for the pairs that are left. At constant density the work is in proportion to N, plus N for each
-    Gaussian that reaches everywhere; memory is bounded but for the result.
+    As ``d^T A^-1 d >= d_k^2 / A_kk`` along each axis k, bounding boxes are compared first, and o itself is computed for
+    the pairs that are left. Memory is bounded but for the result.
     """
-    table = overlap_table(gaussians).cpu()
-    ndim, n = gaussians.means.shape[1], table.shape[1]
-    found = [torch.zeros(2, 0, dtype=torch.int64)]
-    if n > 1:
-        inverse = torch.linalg.inv(gaussians.factors.detach().double().cpu())
-        squares = (inverse * inverse).sum(1).T.numpy()  # diagonals of S, (D, N)
-        largest = torch.linalg.eigvalsh(inverse.mT @ inverse)[:, -1].numpy()
-        cut = -2 * math.log(threshold)
-        for i, j in _within(table[:ndim].T.numpy(), np.sqrt(2 * cut * largest)):
-            near = np.ones(len(i), bool)
-            for x, square in zip(table[:ndim].numpy(), squares, strict=True):
-                # d^T A^-1 d >= d_k^2 / A_kk along each axis k.
-                near &= (x[i] - x[j]) ** 2 <= cut * (square[i] + square[j])
-            pairs = torch.from_numpy(np.stack([i[near], j[near]]))
-            found.append(pairs[:, overlaps(table, pairs).overlap >= threshold])
-    return torch.cat(found, 1).to(gaussians.means.device)
+    table = overlap_table(gaussians)
+    found = [torch.zeros(2, 0, dtype=torch.int64, device=table.device)]
+    S, cut = _covariances(gaussians.factors.detach().double()), -2 * math.log(threshold)
+    centres, squares = table[: gaussians.means.shape[1]], S.diagonal(dim1=1, dim2=2).T * cut  # (D, N)
+    if table.device.type == "cpu":
+        candidates = _near_on_host(centres, squares, (2 * cut * torch.linalg.eigvalsh(S)[:, -1]).sqrt())
+    else:
+        candidates = _near_on_device(centres, squares)
+    for near in candidates:
+        found += [some[:, overlaps(table, some).overlap >= threshold] for some in torch.split(near, _CANDIDATES, 1)]
+    return torch.cat(found, 1)
 
 
 def nearest_pairs(means: Tensor, n_neighbours: int) -> Tensor:
     """Return the pairs of which one is among the `n_neighbours` nearest centres of the other, ``(2, M)``."""
-    n = len(means)
+    n, device = len(means), means.device
     k = min(n_neighbours + 1, n)
     if k < 2:
-        return torch.zeros(2, 0, dtype=torch.int64, device=means.device)
-    centres = means.detach().double().cpu().numpy()
-    j = cKDTree(centres).query(centres, k=k)[1].ravel()
-    i = np.repeat(np.arange(n), k)
-    other = i != j  # mostly the first, but not always among coincident centres
-    low, high = np.minimum(i, j)[other], np.maximum(i, j)[other]
-    unique = np.unique(low * n + high)
-    return torch.from_numpy(np.stack([unique // n, unique % n])).to(means.device)
+        return torch.zeros(2, 0, dtype=torch.int64, device=device)
+    centres = means.detach().double()
+    if device.type == "cpu":
+        j = torch.from_numpy(cKDTree(centres.numpy()).query(centres.numpy(), k=k)[1])  # (N, k)
+    else:
+        # Without matrix products, which lose the digits that tell near ones apart.
+        exactly = "donot_use_mm_for_euclid_dist"
+        rows = torch.split(centres, max(_TESTS // n, 1))
+        j = torch.cat([torch.cdist(some, centres, compute_mode=exactly).topk(k, largest=False)[1] for some in rows])
+    i = torch.arange(n, device=device)[:, None]
+    unique = torch.unique(torch.minimum(i, j) * n + torch.maximum(i, j))
+    pairs = torch.stack([unique // n, unique % n])
+    return pairs[:, pairs[0] != pairs[1]]  # each is near itself, but not always first among coincident centres
+
+
+def _near_on_device(centres: Tensor, squares: Tensor) -> Iterator[Tensor]:
+    """Yield pairs ``(2, M)`` whose boxes of half edges `squares`, squared, might touch: all are compared with all."""
+    n, begin = centres.shape[1], 0
+    while begin < n:
+        end = min(n, begin + max(_TESTS // (n - begin), 1))
+        near = torch.ones(end - begin, n - begin, dtype=torch.bool, device=centres.device).triu(1)
+        for x, square in zip(centres, squares, strict=True):
+            near &= (x[begin:end, None] - x[begin:]).square() <= square[begin:end, None] + square[begin:]
+        yield near.nonzero().T + begin
+        begin = end
+
+
+def _near_on_host(centres: Tensor, squares: Tensor, radius: Tensor) -> Iterator[Tensor]:
+    """Yield pairs ``(2, M)`` whose boxes of half edges `squares`, squared, might touch.
+
+    With R^2 the largest eigenvalue of S, ``o_ij <= exp(-|d|^2 / (2 (R_i^2 + R_j^2)))``. So each Gaussian looks in a
+    k-d tree for those not larger than itself within this radius, ``2 (-log threshold)^(1/2) R_i``. At constant density
+    the work is in proportion to N, plus N for each Gaussian that reaches everywhere.
+    """
+    if centres.shape[1] < 2:
+        return
+    for i, j in _within(centres.T.numpy(), radius.numpy()):
+        near = np.ones(len(i), bool)
+        for x, square in zip(centres.numpy(), squares.numpy(), strict=True):
+            near &= (x[i] - x[j]) ** 2 <= square[i] + square[j]
+        yield torch.from_numpy(np.stack([i[near], j[near]]))
 
 
 def _within(centres: NDArray[np.float64], radius: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
@@ -162,6 +189,11 @@ def _within(centres: NDArray[np.float64], radius: NDArray[np.float64]) -> Iterat
         j = np.fromiter(chain.from_iterable(lists), np.int64, count=len(i))
         smaller = rank[j] < rank[i]
         yield i[smaller], j[smaller]
+
+
+def _covariances(factors: Tensor) -> Tensor:
+    C = inverse(factors)
+    return C.mT @ C
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:

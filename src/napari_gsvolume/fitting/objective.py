@@ -116,7 +116,7 @@ class Objective:
         self.sparsity = s.lambda_sparsity
         self.free = free
         self.count = 1
-        self.refresh(empty(target.grid.ndim))
+        self.refresh(empty(target.grid.ndim, target.values.device))
 
     def set_count(self, count: int) -> None:
         """Have the penalties be means over so many Gaussians."""
@@ -137,7 +137,7 @@ class Objective:
         if not self.penalties:
             return now
         self.refresh(gaussians)
-        return self._evaluation(gaussians, now.residual, now.mean_square)
+        return self._evaluation(now.residual, [now.mean_square, *torch.stack(self._values(gaussians)).tolist()])
 
     def lift_sparsity(self) -> None:
         """Let the weights be what the data ask for: sparsity has chosen who stays, and would keep them too small.
@@ -159,23 +159,27 @@ class Objective:
         if self.support is None:
             return gaussians
         values = self.target.values
-        limits = torch.tensor(values.shape) - 1
-        nearest = torch.minimum(gaussians.means.round().long().clamp_min(0), limits)
-        return gaussians._replace(weights=values[tuple(nearest.T)])
+        nearest = gaussians.means.round().long().unbind(1)
+        inside = tuple(x.clamp(0, n - 1) for x, n in zip(nearest, values.shape, strict=True))
+        return gaussians._replace(weights=values[inside])
 
     def evaluate(self, gaussians: Gaussians) -> Evaluation:
         """Return the residual and the loss with all its terms."""
         residual = self.target.residual(self.predict(gaussians))
-        return self._evaluation(gaussians, residual, self.target.mean_square(residual))
+        values = torch.stack([self.target.mean_square(residual), *self._values(gaussians)])
+        return self._evaluation(residual, values.tolist())  # the one moment when the host waits for a GPU
 
-    def _evaluation(self, gaussians: Gaussians, residual: Tensor, mean_square: float) -> Evaluation:
-        terms = {"data": mean_square}
-        for weight, penalty in self.penalties:
-            terms[penalty.name] = weight * penalty.value(gaussians)
-        loss = sum(terms.values())
+    def _values(self, gaussians: Gaussians) -> list[Tensor]:
+        """Return the penalties, each with its weight."""
+        return [weight * penalty.value(gaussians) for weight, penalty in self.penalties]
+
+    def _evaluation(self, residual: Tensor, values: list[float]) -> Evaluation:
+        names = ["data", *(penalty.name for _, penalty in self.penalties)]
+        terms = dict(zip(names, values, strict=True))
+        loss = sum(values)
         if self.sparsity == 0:  # lifted, or never there
             loss -= terms.get(Sparsity.name, 0.0)
-        return Evaluation(residual, loss, mean_square, terms)
+        return Evaluation(residual, loss, values[0], terms)
 
     def linearise(self, gaussians: Gaussians, *, exact: bool) -> Linear:
         """Return the data term linearised; `exact`: with the curvature of the voxels, not of a coarser lattice."""
@@ -211,18 +215,20 @@ class Objective:
             total = total + self.strength(weight) * penalty.curvature(gaussians)
         return total
 
-    def idle(self, gaussians: Gaussians, residual: Tensor) -> Tensor:
-        """Return a mask of the Gaussians that sparsity holds at weight zero: they may go.
+    def idle(self, gaussians: Gaussians, residual: Tensor) -> Tensor | None:
+        """Return a mask of the Gaussians that sparsity holds at weight zero: they may go. None if there are none.
 
         At zero a weight is held where the residual pulls at it less than the penalty; others will leave zero again.
         """
+        if self.sparsity == 0:
+            return None
         idle = gaussians.weights == 0
-        if self.sparsity == 0 or not idle.any():
-            return torch.zeros_like(idle)
+        if not idle.any():
+            return None
         at_zero = gaussians.select(idle)
         pull = gather(at_zero.means, at_zero.factors, residual)[:, 0].abs()
         idle[idle.clone()] = pull <= self.strength(self.sparsity) / self.count
-        return idle
+        return idle if idle.any() else None
 
     def kept_in_orthant(self, before: Gaussians, after: Gaussians, downhill: Tensor) -> Gaussians:
         """Return `after` with weights that changed sign set to zero, where sparsity asks for it."""

@@ -15,7 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, multiplicity, symmetric, upper
+from ..observe.matrices import inverse
+from ..observe.voxels import Gaussians, multiplicity, symmetric, triangle, upper
 from ..splat import n_monomials
 from . import neighbours
 from .neighbours import nearest_pairs, overlap_table, overlapping_pairs, overlaps
@@ -34,8 +35,8 @@ class Penalty(Protocol):
     def refresh(self, gaussians: Gaussians) -> None:
         """Find anew which Gaussians are neighbours; the other methods use what was found last."""
 
-    def value(self, gaussians: Gaussians) -> float:
-        """Return the penalty, summed in float64."""
+    def value(self, gaussians: Gaussians) -> Tensor:
+        """Return the penalty, one float64: left on the device, so that the host reads all of a loss at once."""
 
     def gradient(self, gaussians: Gaussians) -> Tensor:
         """Return the uphill gradient, ``(N, K)``."""
@@ -67,9 +68,9 @@ class Sparsity(_Mean):
 
     name = "sparsity"
 
-    def value(self, gaussians: Gaussians) -> float:
+    def value(self, gaussians: Gaussians) -> Tensor:
         """Return ``sum_i |w_i| / count``."""
-        return self._share * float(gaussians.weights.double().abs().sum())
+        return self._share * gaussians.weights.double().abs().sum()
 
     def gradient(self, gaussians: Gaussians) -> Tensor:
         """Return sign(w) / count in the column of omega, ``(N, K)``."""
@@ -131,10 +132,11 @@ class Overlap(_OnPairs):
         """Find the pairs that overlap."""
         self._remember(overlapping_pairs(gaussians), gaussians)
 
-    def value(self, gaussians: Gaussians) -> float:
+    def value(self, gaussians: Gaussians) -> Tensor:
         """Return ``sum_i sum_{j != i} o_ij / count``."""
         table = overlap_table(gaussians)
-        return 2 * self._share * sum(float(overlaps(table, p).overlap.sum()) for p in self._batches(gaussians))
+        sums = [overlaps(table, pairs).overlap.sum() for pairs in self._batches(gaussians)]
+        return 2 * self._share * torch.stack(sums).sum()
 
     def gradient(self, gaussians: Gaussians) -> Tensor:
         """Return the gradient ``(N, K)``.
@@ -143,14 +145,14 @@ class Overlap(_OnPairs):
         ``o (I / 4 - C_i (A^-1 - A^-1 d d^T A^-1) C_i^T / 2)``; C_i is applied to the sums over j.
         """
         table, (n, ndim) = overlap_table(gaussians), gaussians.means.shape
-        rows, columns = torch.triu_indices(ndim, ndim)
-        sums = table.new_zeros(n, 1 + ndim + len(rows))
+        sums = table.new_zeros(n, n_monomials(ndim))
         for pairs in self._batches(gaussians):
-            o, _, pull, inverse = overlaps(table, pairs)
+            o, _, pull, precision = overlaps(table, pairs)
+            outer = torch.stack([pull[k] * pull[m] for k, m in triangle(ndim)])
             for i, towards in zip(pairs, (pull, -pull), strict=True):
-                terms = [torch.ones_like(o)[None], towards, (pull[rows] * pull[columns] - inverse) / 2]
+                terms = [torch.ones_like(o)[None], towards, (outer - precision) / 2]
                 sums.index_add_(0, i, (2 * self._share * o * torch.cat(terms)).T)
-        C = torch.linalg.inv(gaussians.factors.double())
+        C = inverse(gaussians.factors.double())
         a = (C @ sums[:, 1 : 1 + ndim, None])[:, :, 0]
         B = C @ symmetric(sums[:, 1 + ndim :], ndim) @ C.mT + torch.diag_embed(sums[:, :1].expand(n, ndim)) / 4
         return _rows(gaussians, a=a, B=upper(B))
@@ -179,8 +181,10 @@ def mean_overlap(gaussians: Gaussians, shape: Sequence[int] | None = None) -> fl
         o = overlaps(table, some).overlap
         own.index_add_(0, some[0], o).index_add_(0, some[1], o)
     if shape is not None:
-        last = torch.tensor(shape).to(gaussians.means) - 0.5
-        own = own[((gaussians.means >= -0.5) & (gaussians.means <= last)).all(1)]
+        inside = torch.ones_like(own, dtype=torch.bool)
+        for x, size in zip(gaussians.means.T, shape, strict=True):
+            inside &= (x >= -0.5) & (x <= size - 0.5)
+        own = own[inside]
     return float(own.mean()) if len(own) else 0.0
 
 
@@ -200,9 +204,9 @@ class Smoothness(_Mean):
         super().__init__(count)
         self.shape = tuple(shape)
 
-    def value(self, gaussians: Gaussians) -> float:
+    def value(self, gaussians: Gaussians) -> Tensor:
         """Return ``spacing^2 sum_i tr(P_i) / (2 count)``, with ``spacing = (voxels / count)^(1/D)``."""
-        return self._scale() * float(gaussians.factors.double().square().sum())
+        return self._scale() * gaussians.factors.double().square().sum()
 
     def gradient(self, gaussians: Gaussians) -> Tensor:
         """Return the gradient ``(N, K)``, from ``d tr(P) = -<W^T W, B>``."""
@@ -215,10 +219,9 @@ class Smoothness(_Mean):
         ``d2 tr(P) = tr(B G B)``, G = W^T W, and G is at most the diagonal matrix of its rows' sums of magnitudes.
         """
         W = gaussians.factors.double()
-        rows, columns = torch.triu_indices(W.shape[1], W.shape[1])
         sums = (W.mT @ W).abs().sum(2)  # (N, D)
         # tr(B diag(sums) B): an entry off the diagonal of B counts once with its row's sum, once with its column's.
-        return _rows(gaussians, B=self._scale() * (sums[:, rows] + sums[:, columns]) / 2)
+        return _rows(gaussians, B=self._scale() * upper(sums[:, :, None] + sums[:, None]) / 2)
 
     def _scale(self) -> float:
         return math.pow(self._share * math.prod(self.shape), 2 / len(self.shape)) * self._share / 2
@@ -252,10 +255,10 @@ class Spacing(_OnPairs):
         """Find the pairs of nearest centres."""
         self._remember(nearest_pairs(gaussians.means, self.n_neighbours), gaussians)
 
-    def value(self, gaussians: Gaussians) -> float:
+    def value(self, gaussians: Gaussians) -> Tensor:
         """Return ``sum_pairs (s - target)^2 / count``."""
         batches = (neighbours.spacings(gaussians, pairs, self.k).spacing for pairs in self._batches(gaussians))
-        return self._share * sum(float((s - self.target).square().sum()) for s in batches)
+        return self._share * torch.stack([(s - self.target).square().sum() for s in batches]).sum()
 
     def gradient(self, gaussians: Gaussians) -> Tensor:
         """Return the gradient ``(N, K)``."""

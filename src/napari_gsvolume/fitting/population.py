@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from ..observe.voxels import Gaussians
@@ -26,6 +23,8 @@ BYTES_A_GAUSSIAN = {2: 4.5, 3: 6.2}
 _HEADER_BYTES = 200
 _SLOW = 0.15
 """A round has given what it can when an iteration gains less than this share of the mean gain since it began."""
+_KEYS = 1 << 20
+"""Voxels drawn from together: it bounds the memory that takes."""
 
 
 @dataclass(frozen=True)
@@ -117,20 +116,43 @@ def spacing(n_voxels: int, count: int, ndim: int) -> float:
     return float((n_voxels / count) ** (1 / ndim))
 
 
-def seeds(values: Tensor, count: int, random: np.random.Generator) -> Gaussians:
+def source(seed: int, device: torch.device) -> torch.Generator:
+    """Return the source of random numbers of a fit on that device: equal seeds give equal fits."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def seeds(values: Tensor, count: int, random: torch.Generator) -> Gaussians:
     """Return the first Gaussians: round, of weight 0, where the gradient of the volume is large."""
     sigma = 0.35 * spacing(values.numel(), count, values.ndim)
-    map_ = ndimage.gaussian_gradient_magnitude(values.cpu().numpy(), 1.0)
-    return _born(map_, count, sigma, values, random)
+    smooth = smoothed(values, 1.0)
+    slope = torch.zeros_like(smooth)
+    for axis, n in enumerate(values.shape):
+        difference = smooth.diff(dim=axis).square_()  # shared by the two voxels beside it
+        for start in (0, 1):
+            slope.narrow(axis, start, n - 1).add_(difference)
+        del difference
+    return _born(slope.sqrt_(), count, sigma, random)
 
 
-def births(residual: Tensor, count: int, present: int, random: np.random.Generator) -> Gaussians:
+def births(residual: Tensor, count: int, present: int, random: torch.Generator) -> Gaussians:
     """Return new Gaussians: round, of weight 0, at places drawn from the squared, lightly smoothed residual."""
     distance = spacing(residual.numel(), present + count, residual.ndim)
-    sigma = 0.3 * distance
-    map_ = ndimage.gaussian_filter(residual.cpu().numpy(), 0.04 * distance)
-    map_ *= map_
-    return _born(map_, count, sigma, residual, random)
+    return _born(smoothed(residual, 0.04 * distance).square_(), count, 0.3 * distance, random)
+
+
+def smoothed(grid: Tensor, sigma: float) -> Tensor:
+    """Return the grid averaged with Gaussian weights, cut off at four sigma; what is outside of it does not count."""
+    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(round(4 * sigma) + 1)]
+    for axis, n in enumerate(grid.shape):
+        some = weights[:n]
+        total = torch.full((n,), some[0], device=grid.device)
+        sums = grid * some[0]
+        for k, weight in enumerate(some[1:], 1):
+            for to, start in ((0, k), (k, 0)):
+                total[to : to + n - k] += weight
+                sums.narrow(axis, to, n - k).add_(grid.narrow(axis, start, n - k), alpha=weight)
+        grid = sums.div_(total.view(-1, *[1] * (grid.ndim - 1 - axis)))
+    return grid
 
 
 def useful(gaussians: Gaussians, loss: float, n_valid: int, shape: tuple[int, ...]) -> Tensor:
@@ -144,20 +166,31 @@ def useful(gaussians: Gaussians, loss: float, n_valid: int, shape: tuple[int, ..
     return energy > 1e-3 * loss * n_valid / max(len(energy), 1)
 
 
-def _born(map_: NDArray[np.float32], count: int, sigma: float, like: Tensor, random: np.random.Generator) -> Gaussians:
-    """Draw `count` different voxels with probabilities from `map_`, each a round Gaussian of `sigma` voxels."""
-    ndim = like.ndim
-    chance = map_.reshape(-1)
-    np.maximum(chance, 0, out=chance)
-    # The exponential race (Efraimidis and Spirakis 2006): the `count` smallest times are a weighted draw without
-    # replacement, in one pass and without a float64 copy of the volume. Voxels of chance 0 take for ever.
-    times = random.standard_exponential(chance.size, dtype=np.float32)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        times /= chance
-    drawn = np.argpartition(times, count - 1)[:count]
-    drawn.sort()
-    means = np.stack(np.unravel_index(drawn, like.shape), 1) + random.uniform(-0.5, 0.5, (count, ndim))
-    thick = np.array(like.shape) > 1  # along an axis of one voxel there is nowhere to go
-    means = np.where(thick, means, 0)
-    factors = torch.eye(ndim, device=like.device).div(max(sigma, 0.5)).expand(count, ndim, ndim).clone()
-    return Gaussians(torch.from_numpy(means.astype(np.float32)).to(like.device), factors, like.new_zeros(count))
+def _born(chance: Tensor, count: int, sigma: float, random: torch.Generator) -> Gaussians:
+    """Draw `count` different voxels with chances in proportion to `chance`, each a round Gaussian of `sigma` voxels."""
+    shape, device = chance.shape, chance.device
+    place = _drawn(chance.flatten(), count, random)
+    means = torch.rand(count, len(shape), generator=random, device=device) - 0.5
+    for axis in reversed(range(len(shape))):
+        means[:, axis] += place % shape[axis]
+        place = place // shape[axis]
+        if shape[axis] == 1:  # there is nowhere to go
+            means[:, axis] = 0
+    one = torch.eye(len(shape), device=device)
+    return Gaussians(means, (one / max(sigma, 0.5)).repeat(count, 1, 1), torch.zeros(count, device=device))
+
+
+def _drawn(chance: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """Return `count` different positions, drawn with chances in proportion to `chance`, ascending.
+
+    With u uniform in (0, 1), the largest of ``log(u) / chance`` are a weighted draw without replacement (Efraimidis and
+    Spirakis 2006). In float64: where there are many voxels all that win have u near 1.
+    """
+    keys, places = [], []
+    for start, some in zip(range(0, len(chance), _KEYS), torch.split(chance, _KEYS), strict=True):
+        key = torch.rand(len(some), generator=random, dtype=torch.float64, device=some.device).log_().div_(some)
+        best = key.topk(min(count, len(key)))
+        keys.append(best.values)
+        places.append(best.indices + start)
+    winners = torch.cat(keys).topk(count).indices
+    return torch.cat(places)[winners].sort().values

@@ -51,6 +51,6 @@ def with_solved_weights(objective: Objective, gaussians: Gaussians) -> Gaussians
     """Return the Gaussians with the weights of the least squares fit of their sum to the volume."""
     start = objective.with_weights(gaussians)
     n, ndim = start.means.shape
-    free = torch.zeros(n, n_monomials(ndim))
+    free = torch.zeros(n, n_monomials(ndim), device=start.means.device)
     free[:, 0] = 1
     return refit(objective, start, free, 20, lambda: False)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..files.gsv import encode
 from ..gaussians import GaussianVolume
 from ..observe.voxels import Gaussians
+from .memory import give_back, within
 from .metrics import psnr_db, ssim
 from .objective import Objective
 from .refit import with_solved_weights
@@ -68,8 +69,13 @@ class FitStep:
         return self.objective.settings
 
     @property
+    def device(self) -> str:
+        """Where it is computed: "cpu", "cuda:0", ..."""
+        return str(self.objective.target.values.device)
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about the input the user should know."""
+        """Sentences about input and device the user should know."""
         return self.objective.target.notes
 
     @property
@@ -100,7 +106,12 @@ class FitStep:
     def reconstruction(self) -> NDArray[np.float32]:
         """Return the reconstruction of every voxel, in the volume's intensities, float32."""
         target = self.objective.target
-        return self.objective.predict(self.state).mul_(target.data_range).add_(target.background).cpu().numpy()
+
+        def compute() -> NDArray[np.float32]:
+            prediction = self.objective.predict(self.state)
+            return prediction.mul_(target.data_range).add_(target.background).cpu().numpy()
+
+        return within(target.values.device, compute)
 
     def result(self) -> FitResult:
         """Return what is worth keeping of a fit that ended here; computes the SSIM."""
@@ -109,12 +120,15 @@ class FitStep:
         volume = target.values.cpu().numpy() * np.float32(target.data_range) + np.float32(target.background)
         valid = None if target.valid is None else target.valid.cpu().numpy()
         similarity = ssim(volume, reconstruction, target.data_range, valid)
-        weighted = self.objective.support is None
-        gaussians = self._volume(self.state if weighted else with_solved_weights(self.objective, self.state))
+        state = self.state
+        if self.objective.support is not None:
+            state = within(target.values.device, lambda: with_solved_weights(self.objective, self.state))
+        gaussians = self._volume(state)
+        give_back()
         gaussians.metadata["metrics"]["ssim"] = similarity
         return FitResult(
             gaussians, reconstruction, self.psnr_db, similarity, self.seconds, self.settings, self.history,
-            self.notes, self.message,
+            self.notes, self.message, self.device,
         )  # fmt: skip
 
 
@@ -138,9 +152,11 @@ class FitResult:
     history : tuple of HistoryPoint
         PSNR, N and the terms of the loss over time.
     notes : tuple of str
-        Sentences about the input the user should know.
+        Sentences about input and device the user should know.
     message : str
         Why the fit ended.
+    device : str
+        Where it was computed: "cpu", "cuda:0", ...
     """
 
     gaussians: GaussianVolume
@@ -152,6 +168,7 @@ class FitResult:
     history: tuple[HistoryPoint, ...] = field(repr=False)
     notes: tuple[str, ...]
     message: str
+    device: str
 
     @property
     def n_gaussians(self) -> int:
@@ -193,6 +210,7 @@ class FitResult:
             "n_gaussians": self.n_gaussians,
             "seconds": self.seconds,
             "solver": self.settings.solver,
+            "device": self.device,
             "message": self.message,
             "notes": list(self.notes),
             "terms": self.terms,

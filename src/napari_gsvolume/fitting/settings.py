@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -13,6 +15,13 @@ Population = Literal["residual", "gradient", "saddle", "mcmc", "merge"]
 Study = Literal["spacing", "penalties", "support", "population"]
 """What `napari_gsvolume.studies` can vary."""
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _device_name(name: str) -> str:
+    """Return the name if it can be that of a device, whether this machine has it or not."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
+        raise PydanticCustomError("device", "choose auto, cpu, cuda, or cuda:1 for the second GPU")
+    return name
 
 
 def make_settings(**values: Any) -> FitSettings:
@@ -28,7 +37,7 @@ def one_sentence(error: ValidationError, label: Callable[[str], str] = str) -> s
     first = error.errors()[0]
     if not first["loc"]:  # not one value, but how some go together
         return first["msg"].removeprefix("Value error, ").rstrip(".").capitalize() + "."
-    return f"{label(str(first['loc'][0]))}: {first['msg'].rstrip('.')} (it is {first['input']!r})."
+    return f"{label('.'.join(map(str, first['loc'])))}: {first['msg'].rstrip('.')} (it is {first['input']!r})."
 
 
 class FitSettings(BaseModel):
@@ -38,7 +47,7 @@ class FitSettings(BaseModel):
     `time_limit` is over; with neither of the two either, it is 2,000. Whatever is reached first ends the fit: the
     target, the time, the iterations, or convergence.
 
-    Given the same seed, threads or not, a fit that the clock does not shape gives the same numbers; with a
+    Given the same seed and device, threads or not, a fit that the clock does not shape gives the same numbers; with a
     `time_limit` the moments when Gaussians are added follow the clock.
     """
 
@@ -55,7 +64,9 @@ class FitSettings(BaseModel):
     time_limit: Positive | None = Field(None, description="Stop after this many seconds")
     solver: Literal["gauss-newton", "adam", "sgd"] = Field("gauss-newton", description="How the Gaussians are improved")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the random placement")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute")
+    device: Annotated[str, AfterValidator(_device_name)] = Field(
+        "auto", description="Where to compute: auto (a GPU where there is one), cpu, cuda, or cuda:1 for the second GPU"
+    )
     iterations: Count | None = Field(
         None, description="Stop after this many iterations; if nothing else ends it, 150, or 3000 for adam and sgd"
     )

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ class Strategy(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: np.random.Generator) -> Change:
+    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
         """Return the population grown to `wanted`.
 
         Parameters
@@ -34,11 +33,11 @@ class Strategy(ABC):
             target - f, zero at voxels that are not valid.
         wanted : int
             The number of Gaussians to return.
-        random : numpy.random.Generator
+        random : torch.Generator
             Equal seeds give equal results.
         """
 
-    def rearrange(self, gaussians: Gaussians, residual: Tensor, random: np.random.Generator) -> Change | None:
+    def rearrange(self, gaussians: Gaussians, residual: Tensor, random: torch.Generator) -> Change | None:
         """Return the population with the same number of Gaussians put to better use; None for nothing to do."""
         return None
 
@@ -48,7 +47,7 @@ class ResidualBirths(Strategy):
 
     name = "residual"
 
-    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: np.random.Generator) -> Change:
+    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
         """Return the Gaussians as they are, and births."""
         present = len(gaussians.weights)
         return extended(gaussians, births(residual, wanted - present, present, random))
@@ -84,7 +83,7 @@ class AdaptiveDensity(Strategy):
     share: float = 0.7
     pace: float = 0.4
 
-    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: np.random.Generator) -> Change:
+    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
         """Return the Gaussians, some of them halved, their other halves, and births."""
         present, shape = len(gaussians.weights), tuple(residual.shape)
         score = _squared_pulls(gaussians, residual)
@@ -129,7 +128,7 @@ class SteepestSplitting(Strategy):
     shortest: float = 0.3
     longest: float = 1.0
 
-    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: np.random.Generator) -> Change:
+    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
         """Return the Gaussians, some of them moved one way, their twins moved the other way, and births."""
         offsets, decrease = self.splits(gaussians, residual)
         share = float(residual.square().sum()) / (2 * wanted)
@@ -175,14 +174,14 @@ class Relocation(Strategy):
     dead: float = 0.1
     most: float = 0.03
 
-    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: np.random.Generator) -> Change:
+    def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
         """Return the Gaussians with copies of some, and births where that would more than double them."""
         present = len(gaussians.weights)
         count = min(wanted - present, present)
         copied = self._copied(gaussians, _energy(gaussians, residual), count, residual, random)
         return _filled(copied, residual, wanted, random)
 
-    def rearrange(self, gaussians: Gaussians, residual: Tensor, random: np.random.Generator) -> Change | None:
+    def rearrange(self, gaussians: Gaussians, residual: Tensor, random: torch.Generator) -> Change | None:
         """Return the Gaussians with the dead ones made copies of living ones."""
         energy = _energy(gaussians, residual)
         count = len(energy)
@@ -195,19 +194,21 @@ class Relocation(Strategy):
         return Change(kept, copied.gaussians)
 
     def _copied(
-        self, gaussians: Gaussians, energy: Tensor, count: int, residual: Tensor, random: np.random.Generator
+        self, gaussians: Gaussians, energy: Tensor, count: int, residual: Tensor, random: torch.Generator
     ) -> Change:
         """Return the Gaussians with `count` copies, drawn with probabilities as the energy."""
         present = len(energy)
         if not count:
             return extended(gaussians, gaussians.select(torch.arange(0, device=energy.device)))
-        chance = energy.double().cpu().numpy() + 1e-30  # never all zero
-        drawn = random.choice(present, count, p=chance / chance.sum())
-        source = torch.cat([torch.arange(present), torch.from_numpy(drawn)]).to(energy.device)
-        k = torch.bincount(source, minlength=present).to(energy)
+        chance = energy.double() + 1e-30  # never all zero
+        drawn = torch.multinomial(chance, count, replacement=True, generator=random)
+        source = torch.cat([torch.arange(present, device=energy.device), drawn])
+        k = torch.zeros_like(energy).index_add_(0, source, energy.new_ones(len(source)))
         everyone = gaussians._replace(weights=gaussians.weights / k).select(source)
         axes, _ = semi_axes(gaussians, tuple(residual.shape))
-        z = torch.from_numpy(random.normal(0, self.noise, (len(source), axes.shape[1]))).to(energy)  # (N + count, T)
+        z = (
+            torch.randn(len(source), axes.shape[1], generator=random, device=energy.device) * self.noise
+        )  # (N + count, T)
         z -= (z.new_zeros(present, z.shape[1]).index_add_(0, source, z) / k[:, None])[source]
         everyone = everyone._replace(means=everyone.means + (z[:, None] @ axes[source])[:, 0])
         return Change(torch.ones_like(energy, dtype=torch.bool), everyone)
@@ -226,7 +227,7 @@ class Merging(ResidualBirths):
     name = "merge"
     threshold: float = ALIKE
 
-    def rearrange(self, gaussians: Gaussians, residual: Tensor, random: np.random.Generator) -> Change | None:
+    def rearrange(self, gaussians: Gaussians, residual: Tensor, random: torch.Generator) -> Change | None:
         """Return the Gaussians with close pairs merged, and as many births."""
         merged = merge_alike(gaussians, self.threshold)
         if merged.kept.all():
@@ -291,7 +292,7 @@ def _highest(score: Tensor, limit: float, most: int) -> Tensor:
     return above
 
 
-def _filled(change: Change, residual: Tensor, wanted: int, random: np.random.Generator) -> Change:
+def _filled(change: Change, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
     """Return the change with births up to `wanted` Gaussians."""
     present = len(change.gaussians.weights)
     if present >= wanted:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..geometry import Grid
-
-# At 256^3 33 were measured (benchmarks/fit.py --memory); the rest keeps the machine usable.
-_BYTES_A_VOXEL = 40
+from . import memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +29,19 @@ class Target:
     grid: Grid
     notes: tuple[str, ...]
 
+    def to(self, device: torch.device) -> Target:
+        """Return the target on a device."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, values=self.values.to(device), valid=valid)
+
     def residual(self, prediction: Tensor) -> Tensor:
         """Return values - prediction, zero at voxels that are not valid; overwrites `prediction`."""
         residual = torch.sub(self.values, prediction, out=prediction)
         return residual if self.valid is None else residual.mul_(self.valid)
 
-    def mean_square(self, residual: Tensor) -> float:
-        """Return the mean of the squared residual over valid voxels."""
-        return float(torch.dot(residual.flatten(), residual.flatten())) / self.n_valid
+    def mean_square(self, residual: Tensor) -> Tensor:
+        """Return the mean of the squared residual over valid voxels, one float64."""
+        return torch.dot(residual.flatten(), residual.flatten()).double() / self.n_valid
 
 
 def check_volume(volume: ArrayLike, *, free_bytes: int | None = None) -> NDArray[np.generic]:
@@ -59,13 +61,7 @@ def check_volume(volume: ArrayLike, *, free_bytes: int | None = None) -> NDArray
     size = math.prod(shape)
     if size == 0:
         raise ValueError(f"The volume is empty (shape {shape}).")
-    needed = size * _BYTES_A_VOXEL
-    free = psutil.virtual_memory().available if free_bytes is None else free_bytes
-    if needed > free:
-        raise MemoryError(
-            f"Fitting a volume of {' x '.join(map(str, shape))} voxels takes about {needed / 2**30:.1f} GiB and "
-            f"{free / 2**30:.1f} GiB are free; crop it, or choose a coarser level."
-        )
+    memory.check_host(shape, free_bytes)
     array = np.asarray(volume)
     if array.dtype == bool:
         array = array.astype(np.uint8)
@@ -74,7 +70,7 @@ def check_volume(volume: ArrayLike, *, free_bytes: int | None = None) -> NDArray
     return array
 
 
-def make_target(volume: ArrayLike, grid: Grid, device: str = "cpu") -> Target:
+def make_target(volume: ArrayLike, grid: Grid) -> Target:
     """Return the volume scaled for the solvers; see `check_volume` for what is raised."""
     array = check_volume(volume)
     if array.size < 2:
@@ -102,10 +98,9 @@ def make_target(volume: ArrayLike, grid: Grid, device: str = "cpu") -> Target:
     background = _most_common(values[valid] if missing else values)
     values -= np.float32(background)
     values[~valid] = 0
-    mask = torch.from_numpy(valid).to(device) if missing else None
     return Target(
-        torch.from_numpy(values).to(device),
-        mask,
+        torch.from_numpy(values),
+        torch.from_numpy(valid) if missing else None,
         n_valid,
         low + background * (high - low),
         high - low,

@@ -73,7 +73,8 @@ def cut_surfaces(gaussians: Gaussians, shape: Sequence[int], k: float) -> list[N
     # ellipsoids have the same sum, and others the same one with a probability of 2^-64.
     limits = np.iinfo(np.int64)
     names = np.random.default_rng(0).integers(limits.min, limits.max, len(gaussians.means), endpoint=True)
-    sums = splat_flat(gaussians.means, gaussians.factors, torch.from_numpy(names), shape, k).numpy()
+    amounts = torch.from_numpy(names).to(gaussians.means.device)
+    sums = splat_flat(gaussians.means, gaussians.factors, amounts, shape, k).cpu().numpy()
     pairs = (_pairs(sums, axis) for axis in range(sums.ndim))
     return [one != other for one, other in pairs]
 

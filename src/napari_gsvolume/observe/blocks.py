@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .matrices import determinant, inverse
 from .voxels import symmetric
 
 
@@ -19,10 +20,10 @@ class OwnBlocks:
     """
 
     def __init__(self, blocks: Tensor) -> None:
-        n = blocks.shape[-1]
-        mean = float(blocks.diagonal(dim1=1, dim2=2).mean()) if len(blocks) else 0.0
-        self.matrices = blocks + (1e-6 * mean or 1.0) * torch.eye(n, dtype=blocks.dtype)
-        self._roots = torch.linalg.cholesky(self.matrices)
+        more = 1e-6 * blocks.diagonal(dim1=1, dim2=2).mean()
+        one = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+        self.matrices = blocks + torch.where(more > 0, more, 1.0) * one
+        self._roots = torch.linalg.cholesky_ex(self.matrices)[0]  # without having the host look for errors
 
     @property
     def diagonal(self) -> Tensor:
@@ -51,15 +52,15 @@ def shape_blocks(factors: Tensor, variance: float) -> Tensor:
     """
     n, ndim = factors.shape[:2]
     W = factors.double()
-    eye = torch.eye(ndim, dtype=torch.float64)
-    T = torch.linalg.inv(eye + variance * (W.mT @ W))  # (N, D, D)
-    units = symmetric(torch.eye(ndim * (ndim + 1) // 2, dtype=torch.float64), ndim)  # (L, D, D): B of each entry
+    one, each = (torch.eye(k, dtype=W.dtype, device=W.device) for k in (ndim, ndim * (ndim + 1) // 2))
+    T = inverse(one + variance * (W.mT @ W))  # (N, D, D)
+    units = symmetric(each, ndim)  # (L, D, D): B of each entry
     TB = T[:, None] @ units  # (N, L, D, D)
     trace = torch.einsum("laa->l", units) / 2 - torch.einsum("nlaa->nl", TB) / 4
-    blocks = torch.zeros(n, ndim + len(units), ndim + len(units), dtype=torch.float64)
+    blocks = W.new_zeros(n, ndim + len(units), ndim + len(units))
     blocks[:, :ndim, :ndim] = T / 2
     blocks[:, ndim:, ndim:] = torch.einsum("nlab,nmba->nlm", TB, TB) / 8 + outer(trace, trace)
-    blocks *= torch.linalg.det(T).sqrt()[:, None, None]
+    blocks *= determinant(T).sqrt()[:, None, None]
     return blocks
 
 

@@ -19,9 +19,8 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
-import numpy as np
-import scipy.fft
 import torch
+from scipy.fft import next_fast_len
 from scipy.special import gammainc
 from torch import Tensor
 
@@ -50,7 +49,7 @@ class Neighbourhood:
 
     def __init__(self, values: Tensor, radius: float, normalised: bool) -> None:
         self.values, self.normalised = values, normalised
-        self.ball = Ball(radius, values.shape)
+        self.ball = Ball(radius, values.shape, values.device)
 
     def predict(self, gaussians: Gaussians) -> Tensor:
         """Return q at every voxel."""
@@ -243,7 +242,8 @@ class EllipsoidAt:
         """The block diagonal of ``J^T J``, of rank one (normalised: two), plus `_ROUND` times its mean eigenvalue."""
         A = self._A[:, 1:].double()
         if self._M is None:
-            own = self._collect(torch.ones(self.shape))[:, :, None] * outer(A, A)
+            ones = torch.ones(self.shape, device=A.device)
+            own = self._collect(ones)[:, :, None] * outer(A, A)
         else:
             q, inverse = self._sums
             M = self._M[:, 1:].double()
@@ -253,8 +253,8 @@ class EllipsoidAt:
             varying = (second - mean * first).clamp_min(0)
             centred = A - mean * M
             own = each[:, :, None] * outer(centred, centred) + varying[:, :, None] * outer(M, M)
-        n = own.shape[-1]
-        return OwnBlocks(own + _ROUND * own.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(n))
+        mean_eigenvalue = own.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+        return OwnBlocks(own + _ROUND * torch.diag_embed(mean_eigenvalue.expand(-1, own.shape[-1])))
 
 
 class Ball:
@@ -271,28 +271,27 @@ class Ball:
         The mean squared offset along an axis.
     """
 
-    def __init__(self, radius: float, shape: Sequence[int]) -> None:
+    def __init__(self, radius: float, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
         if not (radius >= 0 and math.isfinite(radius)):
             raise ValueError(f"The neighbourhood's radius has to be a number of voxels from 0 on; got {radius:g}.")
         self.shape = tuple(shape)
         reach = [min(int(radius), n - 1) for n in shape]
-        offsets = np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij")
-        squares = np.square(offsets).sum(0)
+        offsets = torch.meshgrid(*(torch.arange(-r, r + 1) for r in reach), indexing="ij")
+        squares = torch.stack(offsets).square().sum(0)
         inside = squares <= radius**2
         self.size = int(inside.sum())
         self.variance = float(squares[inside].sum()) / (self.size * len(self.shape))
         # Padded by the reach once: what wraps around an end lands in the padding.
-        self._padded = tuple(scipy.fft.next_fast_len(n + r, real=True) for n, r in zip(shape, reach, strict=True))
-        kernel = np.zeros(self._padded)
+        self._padded = [next_fast_len(n + r, real=True) for n, r in zip(shape, reach, strict=True)]
+        kernel = torch.zeros(self._padded, dtype=torch.float64)
         kernel[tuple(o[inside] for o in offsets)] = 1  # around the origin, negative offsets at the far ends
-        self._spectrum = scipy.fft.rfftn(kernel).real.copy()  # real, the ball being symmetric
+        self._spectrum = torch.fft.rfftn(kernel.to(device)).real.clone()  # real, the ball being symmetric
 
     def sum(self, grid: Tensor) -> Tensor:
         """Return the sums, float64."""
-        spectrum = scipy.fft.rfftn(grid.double().numpy(), self._padded, workers=-1)
-        spectrum *= self._spectrum
-        sums = scipy.fft.irfftn(spectrum, self._padded, workers=-1, overwrite_x=True)
-        return torch.from_numpy(np.ascontiguousarray(sums[tuple(slice(n) for n in self.shape)]))
+        spectrum = torch.fft.rfftn(grid.double(), self._padded).mul_(self._spectrum)
+        sums: Tensor = torch.fft.irfftn(spectrum, self._padded)
+        return sums[tuple(slice(n) for n in self.shape)].contiguous()
 
 
 def _inverse(sums: Tensor, least: float) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..splat import gather, n_monomials, splat
+from .matrices import determinant, exponential, inverse
 
 
 class Gaussians(NamedTuple):
@@ -40,18 +41,22 @@ class Gaussians(NamedTuple):
         """Return the Gaussians after a whitened step ``(N, K)``."""
         ndim = self.means.shape[1]
         a, B = step[:, 1 : ndim + 1], symmetric(step[:, ndim + 1 :], ndim)
-        shift = torch.linalg.solve(self.factors.mT, a)  # W^-T a
-        return Gaussians(self.means + shift, self.factors @ torch.linalg.matrix_exp(-B / 2), self.weights + step[:, 0])
+        shift = (inverse(self.factors).mT @ a[:, :, None])[:, :, 0]  # W^-T a
+        return Gaussians(self.means + shift, self.factors @ exponential(-B / 2), self.weights + step[:, 0])
+
+    def to(self, device: torch.device) -> Gaussians:
+        """Return the Gaussians on a device."""
+        return Gaussians(*(t.to(device) for t in self))
 
 
-def empty(ndim: int) -> Gaussians:
+def empty(ndim: int, device: torch.device) -> Gaussians:
     """Return no Gaussians."""
-    return Gaussians(torch.zeros(0, ndim), torch.zeros(0, ndim, ndim), torch.zeros(0))
+    return Gaussians(*(torch.zeros(0, *shape, device=device) for shape in ((ndim,), (ndim, ndim), ())))
 
 
 def self_overlap(gaussians: Gaussians) -> Tensor:
     """Return ``c = int e^2 = pi^(D/2) / |det W|`` of each Gaussian, ``(N,)``; its energy is ``w^2 c``."""
-    overlap: Tensor = math.pi ** (gaussians.means.shape[1] / 2) / torch.linalg.det(gaussians.factors).abs()
+    overlap: Tensor = math.pi ** (gaussians.means.shape[1] / 2) / determinant(gaussians.factors).abs()
     return overlap
 
 
@@ -83,22 +88,24 @@ def transposed_derivative(gaussians: Gaussians, grid: Tensor) -> Tensor:
     return torch.cat([moments[:, :1], linear, quadratic], 1)
 
 
-def symmetric(triangle: Tensor, ndim: int) -> Tensor:
+def triangle(ndim: int) -> list[tuple[int, int]]:
+    """Return the row and the column of each entry of an upper triangle, row by row."""
+    return [(i, j) for i in range(ndim) for j in range(i, ndim)]
+
+
+def symmetric(rows: Tensor, ndim: int) -> Tensor:
     """Return symmetric matrices ``(..., D, D)`` from the rows of their upper triangles."""
-    rows, columns = torch.triu_indices(ndim, ndim)
-    matrix = triangle.new_empty(*triangle.shape[:-1], ndim, ndim)
-    matrix[..., rows, columns] = triangle
-    matrix[..., columns, rows] = triangle
-    return matrix
+    # Entry by entry, here and below: lists of indices would have to be copied to a GPU, which waits for it.
+    place = {entry: k for k, entry in enumerate(triangle(ndim))}
+    entries = [rows[..., place[min(i, j), max(i, j)]] for i in range(ndim) for j in range(ndim)]
+    return torch.stack(entries, -1).reshape(*rows.shape[:-1], ndim, ndim)
 
 
 def upper(matrix: Tensor) -> Tensor:
     """Return the rows of the upper triangles of matrices ``(..., D, D)``."""
-    rows, columns = torch.triu_indices(matrix.shape[-1], matrix.shape[-1])
-    return matrix[..., rows, columns]
+    return torch.stack([matrix[..., i, j] for i, j in triangle(matrix.shape[-1])], -1)
 
 
 def multiplicity(ndim: int, like: Tensor) -> Tensor:
     """Return how often each entry of an upper triangle stands in the full matrix."""
-    rows, columns = torch.triu_indices(ndim, ndim)
-    return torch.where(rows == columns, 1.0, 2.0).to(like)
+    return upper(2 - torch.eye(ndim, dtype=like.dtype, device=like.device))
