@@ -1,4 +1,4 @@
-"""The GPU's kernels: on a GPU (`pytest -m gpu`), or small cases in numba's simulator (see test_simulator.py)."""
+"""The GPU's kernels: on a GPU (`pytest -m gpu`), or small cases in numba's simulator (see test_cuda_without_gpu.py)."""
 
 import gc
 

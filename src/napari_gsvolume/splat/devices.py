@@ -35,6 +35,14 @@ def available_device(wanted: str) -> str:
     return f"cuda:{index}"
 
 
+def idle_gpu() -> str | None:
+    """Return in one sentence why a GPU that is there is not used; None where it is, or there is none."""
+    problem = gpu_problem()
+    if problem is None or torch.version.cuda is None or not torch.cuda.device_count():
+        return None
+    return f"There is a GPU, but the CPU computes: {problem}"
+
+
 def unusable(device: str, problem: str) -> str:
     """Return the sentence for a GPU that is wanted and has this problem."""
     return f"The device {device!r} cannot be used: {problem.rstrip('.')}; or choose the device 'cpu'."
@@ -42,7 +50,7 @@ def unusable(device: str, problem: str) -> str:
 
 def devices() -> dict[str, str]:
     """Return the devices that can be chosen here, with what to call each to the user."""
-    named = {"auto": "auto (a GPU where there is one)", "cpu": "cpu"}
+    named = {"auto": "auto (GPU if any)", "cpu": "cpu"}
     if gpu_problem() is None:
         named |= {f"cuda:{i}": f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())}
     return named
@@ -65,7 +73,7 @@ def _of_torch() -> str | None:
             warnings.simplefilter("ignore")  # the error says it as well
             torch.zeros(1, device="cuda").add_(1)
     except (RuntimeError, AssertionError) as error:  # no driver or one too old, no GPU or one this build is not for
-        return f"PyTorch finds no GPU that it can use ({first_sentence(error)})."
+        return f"PyTorch finds no GPU that it can use ({first_sentence(error)}); docs/gpu.md says what to do."
     return None
 
 
@@ -76,7 +84,7 @@ def _of_numba() -> str | None:
     from numba.cuda.cudadrv import driver, nvvm, runtime
 
     if error := cuda.cuda_error():
-        return f"numba-cuda finds no driver that it can use ({first_sentence(error)})."
+        return f"numba-cuda finds no driver that it can use ({first_sentence(error)}); docs/gpu.md says what to do."
     if not nvvm.is_available():
         return 'numba-cuda finds no compiler; install "napari-gsvolume[cuda]" (docs/gpu.md).'
     # Kernels are compiled here: by a toolkit of a newer major version than its own no driver takes them.
