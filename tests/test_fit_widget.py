@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from qtpy.QtWidgets import QFileDialog
 
 from napari_gsvolume import FitSettings, GaussianVolume, vessel_phantom
 from napari_gsvolume.fitting.result import HistoryPoint
+from napari_gsvolume.splat.devices import gpu_problem
+from napari_gsvolume.widgets import fit as fit_module
 from napari_gsvolume.widgets.fit import FitWidget
 from napari_gsvolume.widgets.plot import HistoryPlot
 
@@ -434,3 +437,104 @@ def test_a_ratio_has_the_number_of_gaussians_follow(open_widget, volume):
     fields["gaussians"].on.native.click()
     assert fields["gaussians"].value is not None
     assert fields["ratio"].value is not None
+
+
+GPU = {"cuda:0": "cuda:0 (NVIDIA Card)"}
+TWO = {**GPU, "cuda:1": "cuda:1 (NVIDIA Card)"}
+
+
+@pytest.fixture
+def pretend_gpus(monkeypatch):
+    """Return a function that pretends GPUs, or a reason for none; the list it returns grows when they are found."""
+
+    def pretend(gpus, problem=None):
+        found = []
+        names = {"auto": "auto (GPU if any)", "cpu": "cpu", **gpus}
+        monkeypatch.setattr(fit_module, "devices", lambda: found.append(True) or names)
+        monkeypatch.setattr(fit_module, "gpu_problem", lambda: problem)
+        return found
+
+    return pretend
+
+
+def remember_device(make_napari_viewer, qtbot, name):
+    """Have a session with this device leave its settings behind."""
+    widget = FitWidget(make_napari_viewer())
+    qtbot.addWidget(widget.native)
+    widget.form.fields["device"].value = name
+    assert widget.form.settings().device == name
+
+
+def test_devices_are_found_when_the_rows_are_opened(open_widget, pretend_gpus, volume):
+    found = pretend_gpus(TWO)
+    _, widget = open_widget(volume)
+    row = widget.form.fields["device"]
+    assert widget.form.settings().device == "auto"
+    assert not found  # it would start CUDA
+    widget.form.folds[-1].toggleButton().click()
+    assert row.choices == ("auto", "cpu", "cuda:0", "cuda:1")
+    assert [row.native.itemText(i) for i in (0, 3)] == ["auto (GPU if any)", "cuda:1 (NVIDIA Card)"]
+    assert row.value == "auto"
+    assert row.tooltip == FitSettings.model_fields["device"].description
+    row.native.setCurrentIndex(3)
+    assert widget.form.settings().device == "cuda:1"
+    for _ in range(2):
+        widget.form.folds[-1].toggleButton().click()
+    widget.reset_choices()  # napari does when layers change
+    assert (row.value, len(row.choices), len(found)) == ("cuda:1", 4, 1)
+
+
+def test_where_there_is_no_gpu_the_tooltip_says_why(open_widget, pretend_gpus, volume):
+    pretend_gpus({}, "the kernels need the package numba-cuda.")
+    _, widget = open_widget(volume)
+    widget.form.folds[-1].toggleButton().click()
+    row = widget.form.fields["device"]
+    assert row.choices == ("auto", "cpu")
+    assert row.tooltip.endswith(". No GPU can be used: the kernels need the package numba-cuda.")
+
+
+@pytest.mark.parametrize(("gpus", "taken"), [(TWO, "cuda:1"), (GPU, "auto"), ({}, "auto")])
+@pytest.mark.parametrize("look", [True, False])
+def test_a_remembered_gpu_that_is_gone_is_auto(make_napari_viewer, pretend_gpus, qtbot, gpus, taken, look):
+    pretend_gpus(TWO)
+    remember_device(make_napari_viewer, qtbot, "cuda:1")
+    found = pretend_gpus(gpus)
+    widget = FitWidget(make_napari_viewer())
+    qtbot.addWidget(widget.native)
+    assert not found
+    if look:
+        widget.form.folds[-1].toggleButton().click()
+        assert widget.form.fields["device"].value == taken
+    assert widget.form.settings().device == taken
+    assert "cuda:1" in widget.form.fields["device"].choices or taken == "auto"
+
+
+def test_the_cpu_is_remembered_and_starts_no_cuda(make_napari_viewer, pretend_gpus, qtbot):
+    found = pretend_gpus(TWO)
+    remember_device(make_napari_viewer, qtbot, "cpu")
+    widget = FitWidget(make_napari_viewer())
+    qtbot.addWidget(widget.native)
+    assert widget.form.settings().device == "cpu"
+    assert not found
+
+
+def test_a_gpu_that_cannot_be_used_is_said_in_one_sentence(open_widget, pretend_gpus, qtbot, volume):
+    if gpu_problem() is None:
+        pytest.skip("there is a GPU")
+    pretend_gpus(GPU)
+    viewer, widget = open_widget(volume)
+    widget.form.fields["device"].value = "cuda:0"
+    click(qtbot, widget.button)
+    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
+    assert widget.status.value.startswith("The device 'cuda:0' cannot be used: ")
+    assert names(viewer) == ["volume"]
+    widget.form.fields["device"].value = "auto"
+    run(qtbot, widget)
+    assert "cuda" not in widget.status.value
+
+
+@pytest.mark.parametrize(("device", "where"), [("cpu", ""), ("cuda:1", " on cuda:1")])
+def test_the_gpu_that_computes_is_named(device, where):
+    step = SimpleNamespace(psnr_db=30, n_gaussians=1000, seconds=7, progress=0.5, device=device)
+    text = fit_module._figures(SimpleNamespace(step=step, result=None))
+    assert text == f"30.00 dB, 1,000 Gaussians, 7 s{where}, about 7 s left"

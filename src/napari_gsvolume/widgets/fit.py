@@ -34,8 +34,9 @@ from ..layers import (
     residual_limit,
     series_placement,
 )
+from ..splat.devices import devices, gpu_problem
 from . import job
-from .form import SettingsForm
+from .form import Found, Late, SettingsForm
 from .job import Preview
 from .plot import HistoryPlot
 from .runner import RunWidget, row_of, time_left
@@ -60,6 +61,15 @@ _FILES = {
 }
 
 
+def _devices() -> Found:
+    """Return the devices there are, and why no GPU is among them; where there is one, this starts CUDA."""
+    problem = gpu_problem()
+    return devices(), f"No GPU can be used: {problem}" if problem else ""
+
+
+_LATE: dict[str, Late] = {"device": (("auto", "cpu"), _devices)}
+
+
 class FitWidget(RunWidget):
     """Choose an image layer, press Run, watch its Gaussians appear; Stop keeps what there is.
 
@@ -73,7 +83,7 @@ class FitWidget(RunWidget):
         self._shown: ShownLayers[str] = ShownLayers(napari_viewer)
         self._results: list[tuple[SourceVolume, FitResult]] = []
         self._turns: deque[Callable[[], None]] = deque()  # what is still to be drawn
-        self.form = SettingsForm(FitSettings, _MAIN, _SUGGESTIONS, {"gaussians": 2000}, _FOLDED, "Solver")
+        self.form = SettingsForm(FitSettings, _MAIN, _SUGGESTIONS, {"gaussians": 2000}, _FOLDED, "Solver", _LATE)
         self.keep = CheckBox(
             text="Keep earlier results", tooltip="Add new layers instead of updating those of the last run"
         )
@@ -257,7 +267,8 @@ def _load_points() -> None:
 
 def _figures(preview: Preview) -> str:
     step = preview.step
-    text = f"{step.psnr_db:.2f} dB, {step.n_gaussians:,} Gaussians, {step.seconds:.0f} s"
+    where = "" if step.device == "cpu" else f" on {step.device}"
+    text = f"{step.psnr_db:.2f} dB, {step.n_gaussians:,} Gaussians, {step.seconds:.0f} s{where}"
     if preview.result is not None:
         similarity = "" if preview.result.ssim is None else f", SSIM {preview.result.ssim:.3f}"
         return f"{text}{similarity}. {step.message}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from magicgui.widgets import CheckBox, Container, FloatSpinBox, SpinBox, Widget, create_widget
+from magicgui.widgets import CheckBox, ComboBox, Container, FloatSpinBox, SpinBox, Widget, create_widget
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from qtpy.QtCore import QSettings
@@ -52,6 +52,60 @@ class OptionalNumber(Container[Any]):
             self.number.value = value
 
 
+Found = tuple[dict[str, str], str]
+"""What a `LateChoice` offers: values with what to call each, and a sentence to add to the tooltip, or ""."""
+Late = tuple[Sequence[str], Callable[[], Found]]
+"""The values that are there in any case, the default first, and what finds all."""
+
+
+class LateChoice(ComboBox):
+    """A choice among what takes a while to find, and is found when somebody looks.
+
+    Before that it has its default and what was chosen last time, unseen; what is gone by then is the default again.
+    """
+
+    def __init__(self, late: Late, label: str, tooltip: str) -> None:
+        self._certain, self._find = late
+        self._default = self._certain[0]
+        self._names = {value: value for value in self._certain}
+        self._found, self._about = False, tooltip
+        super().__init__(choices=self._offered, value=self._default, label=label, tooltip=tooltip)
+
+    def _offered(self, _: Any) -> list[tuple[str, str]]:
+        return [(name, value) for value, name in self._names.items()]
+
+    @property
+    def value(self) -> str:
+        """The value chosen."""
+        chosen: str = ComboBox.value.fget(self)
+        return chosen
+
+    @value.setter
+    def value(self, value: str) -> None:
+        if not self._found:
+            self._names.setdefault(value, value)
+            self.reset_choices()
+        ComboBox.value.fset(self, value if value in self._names else self._default)
+
+    def find(self) -> None:
+        """Find what there is, if that has not been done."""
+        if self._found:
+            return
+        chosen = self.value
+        self._names, more = self._find()
+        self._found = True
+        self.choices = ()  # else those of before keep their places
+        self.reset_choices()
+        self.value = chosen
+        if more:
+            self.tooltip = f"{self._about}. {more}"
+
+    def settle(self) -> None:
+        """Make sure that what is chosen is there."""
+        if self.value not in self._certain:
+            self.find()
+
+
 class SettingsForm(Generic[Model]):
     """The fields of a pydantic model as widgets; what is typed is remembered from one session to the next.
 
@@ -65,7 +119,7 @@ class SettingsForm(Generic[Model]):
     Parameters
     ----------
     model : type
-        The model; every field an int, float, bool or Literal, or an int or float or None.
+        The model; every field an int, float, bool or Literal, or an int or float or None, or one of `late`.
     main : sequence of str
         Fields shown first; the others are folded away.
     suggestions : dict
@@ -76,6 +130,8 @@ class SettingsForm(Generic[Model]):
         Titles, and the fields folded away under each.
     rest : str
         Title of all other fields, so that a new one has a place.
+    late : dict
+        Text fields that are a choice of what has to be found: once the row is seen, or its value counts.
     """
 
     def __init__(
@@ -86,10 +142,12 @@ class SettingsForm(Generic[Model]):
         initial: dict[str, Any],
         folded: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
         rest: str = "More settings",
+        late: Mapping[str, Late] = types.MappingProxyType({}),
     ) -> None:
         self.model = model
         self.fields: dict[str, Any] = {
-            name: _row(name, field, suggestions.get(name, 1)) for name, field in model.model_fields.items()
+            name: _row(name, field, suggestions.get(name, 1), late.get(name))
+            for name, field in model.model_fields.items()
         }
         self.rows: list[Widget] = [self.fields[name] for name in main]
         placed = {*main, *(name for names in folded.values() for name in names)}
@@ -106,13 +164,16 @@ class SettingsForm(Generic[Model]):
         fold.layout().setContentsMargins(0, 0, 0, 0)
         fold.layout().setSpacing(2)
         fold.addWidget(group.native)
-        fold.toggled.connect(lambda opened: self._close_others(fold) if opened else None)
+        fold.toggled.connect(lambda opened: self._on_opened(fold, names) if opened else None)
         return fold
 
-    def _close_others(self, opened: QCollapsible) -> None:
+    def _on_opened(self, opened: QCollapsible, names: Sequence[str]) -> None:
         for fold in self.folds:
             if fold is not opened and fold.isExpanded():
                 fold.collapse()
+        for name in names:
+            if isinstance(self.fields[name], LateChoice):
+                self.fields[name].find()
 
     def settings(self) -> Model:
         """Return the validated settings, and remember them.
@@ -122,6 +183,9 @@ class SettingsForm(Generic[Model]):
         ValueError
             In one sentence, naming the row, if a value does not fit.
         """
+        for widget in self.fields.values():
+            if isinstance(widget, LateChoice):
+                widget.settle()
         values = {name: widget.value for name, widget in self.fields.items()}
         try:
             settings = self.model(**values)
@@ -156,8 +220,10 @@ def _label(name: str) -> str:
     return special.get(name, name.replace("_", " ").capitalize())
 
 
-def _row(name: str, field: FieldInfo, suggestion: float) -> Widget:
+def _row(name: str, field: FieldInfo, suggestion: float, late: Late | None) -> Widget:
     annotation, description = field.annotation, field.description or ""
+    if late is not None:
+        return LateChoice(late, _label(name), description)
     kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or _is_union(annotation) else ()
     if type(None) in kinds:
         kind = next(_plain(k) for k in kinds if k is not type(None))

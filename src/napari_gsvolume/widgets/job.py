@@ -8,17 +8,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..fitting import FitResult, FitSettings, FitStep, fit_steps
+from ..gaussians import GaussianVolume
 from ..layers import SourceVolume
+from ..projections import DEPTH, Projections, hounsfield_to_attenuation, project, with_noise
+from ..scan import Mode, Scan
 from ..studies import StudyStep, study_steps
 
 News = TypeVar("News")
+Volume = GaussianVolume | NDArray[Any]
+_VIEWS_OF_A_RUN = 25  # into how many parts a scan is cut, for the bar to move and Stop to be heard
 _SHORTEST_PAUSE = 0.5
 _NEWS_EVERY = 0.2
 _PAUSE_PER_COST = 4.0
@@ -96,7 +101,7 @@ def run(
     The last two previews of a volume have its final density: the first comes at once, the other with the result when
     its metrics are computed.
     """
-    yield from _beside_the_viewer(_previews(sources, settings, pace, stop))
+    yield from beside_the_viewer(_previews(sources, settings, pace, stop))
 
 
 def run_study(
@@ -106,10 +111,65 @@ def run_study(
 
     A case that is stopped has no outcome: it would not be comparable with the others.
     """
-    yield from _beside_the_viewer(_study(source, study, settings, stop))
+    yield from beside_the_viewer(_study(source, study, settings, stop))
 
 
-def _beside_the_viewer(news: Iterator[News]) -> Iterator[News]:
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """How many views of how many are projected; with the last one all of them, if it was not stopped."""
+
+    done: int
+    count: int
+    projections: Projections | None = None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is done to voxels before, and to views after they are projected; see `napari_gsvolume.projections`."""
+
+    hounsfield: bool = False
+    photons: float | None = None
+    sigma: float | None = None
+    depth: float = DEPTH
+
+    def before(self, volume: Volume) -> Volume:
+        """Return attenuation of Hounsfield units."""
+        return hounsfield_to_attenuation(volume) if self.hounsfield else volume
+
+    def after(self, projections: Projections) -> Projections:
+        """Return the views with noise."""
+        if self.photons is None and self.sigma is None:
+            return projections
+        depth = None if self.hounsfield else self.depth
+        images = with_noise(projections.images, self.photons, self.sigma, depth=depth)
+        return replace(projections, images=images)
+
+
+def run_projection(
+    source: SourceVolume | GaussianVolume, scan: Scan, mode: Mode, finish: Finish, stop: Callable[[], bool]
+) -> Iterator[Taken]:
+    """Project voxels or Gaussians, a few views at a time."""
+    yield from beside_the_viewer(_taken(source, scan, mode, finish, stop))
+
+
+def _taken(
+    source: SourceVolume | GaussianVolume, scan: Scan, mode: Mode, finish: Finish, stop: Callable[[], bool]
+) -> Iterator[Taken]:
+    count = len(scan)
+    volume: Volume = source if isinstance(source, GaussianVolume) else np.asarray(source.array)
+    volume = finish.before(volume)
+    if isinstance(volume, GaussianVolume) and mode != "xray":
+        volume = volume.sample()  # once, not for every few views
+    images = []
+    for views in np.array_split(np.arange(count), min(count, _VIEWS_OF_A_RUN)):
+        if stop():
+            return
+        yield Taken(int(views[0]), count)
+        images.append(project(volume, scan.select(views), mode).images)
+    yield Taken(count, count, finish.after(Projections(np.concatenate(images), scan, mode)))
+
+
+def beside_the_viewer(news: Iterator[News]) -> Iterator[News]:
     """Pass news on from a thread of low priority; raise what goes wrong as something that the viewer gets to see."""
     _let_the_viewer_go_first()
     try:

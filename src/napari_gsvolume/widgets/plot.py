@@ -1,20 +1,53 @@
-"""PSNR over time, the number of Gaussians, and the terms of the loss, in napari's colours."""
+"""Curves over time, in napari's colours: of a fit, and of a recovery."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import matplotlib.style as mplstyle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 from napari.viewer import Viewer
 from napari_matplotlib.base import BaseNapariMPLWidget
 
 from ..fitting import HistoryPoint
+from ..recovering.recover import RecoverPoint
 
 _TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
 
 
-class HistoryPlot(BaseNapariMPLWidget):
+class _TimePlot(BaseNapariMPLWidget):
+    """Curves over seconds, small enough for a dock; axes in pairs share a place."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__(viewer)
+        self.toolbar.hide()
+        self.figure.set_size_inches(2.8, 2.0)
+        self.layout().setContentsMargins(0, 0, 0, 0)
+
+    def _style(self, *shown: Axes) -> None:
+        colour = self.napari_theme_style_sheet.get("axes.labelcolor", "gray")
+        for axes in shown:
+            axes.tick_params(colors=colour, labelsize=8)
+            axes.xaxis.label.set_color(colour)
+            for label in (axes.xaxis.label, axes.yaxis.label):
+                label.set_fontsize(8)
+            for spine in axes.spines.values():
+                spine.set_color(colour)
+
+    def _fit_in(self, least: int, most: int) -> None:
+        # Else the canvas asks for its 640 x 480 and the dock gets wide.
+        self.canvas.setMinimumSize(200, least)
+        self.setMaximumHeight(most)
+
+
+def _on_the_right(axes: Axes) -> None:
+    axes.yaxis.set_label_position("right")
+    axes.yaxis.tick_right()
+    axes.patch.set_visible(False)  # it lies above the other axes, and must not hide their curves
+
+
+class HistoryPlot(_TimePlot):
     """Curves over seconds: PSNR (left axis) and N (right axis, stepped); below, where there are penalties, all terms.
 
     Attributes
@@ -25,9 +58,6 @@ class HistoryPlot(BaseNapariMPLWidget):
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__(viewer)
-        self.toolbar.hide()
-        self.figure.set_size_inches(2.8, 2.0)
-        self.layout().setContentsMargins(0, 0, 0, 0)
         self._grid = self.figure.add_gridspec(2, 1, height_ratios=(3, 2))
         with mplstyle.context(self.napari_theme_style_sheet):
             self.axes = self.figure.add_subplot(self._grid[0])
@@ -45,13 +75,13 @@ class HistoryPlot(BaseNapariMPLWidget):
         self.axes.plot(seconds, [p.psnr_db for p in history], color="tab:cyan", lw=1.5)
         self.axes.set_ylabel("PSNR (dB)", color="tab:cyan")
         self.counts.set_ylabel("Gaussians", color="tab:orange")
-        self.counts.yaxis.set_label_position("right")
-        self.counts.yaxis.tick_right()
+        _on_the_right(self.counts)
         self.counts.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         self._draw_terms(history)
         self.axes.xaxis.set_major_locator(MaxNLocator(5))  # of both: they share it
         self._arrange()
-        self._style()
+        self._style(self.axes, self.counts, self.terms)
+        self._style_terms()
         self.canvas.draw_idle()
 
     def _draw_terms(self, history: Sequence[HistoryPoint]) -> None:
@@ -75,24 +105,57 @@ class HistoryPlot(BaseNapariMPLWidget):
             axes.set_subplotspec(self._grid[0] if both else self._grid[:])
         self.axes.tick_params(labelbottom=not both)
         (self.terms if both else self.axes).set_xlabel("seconds")
-        # Else the canvas asks for its 640 x 480 and the dock gets wide.
-        self.canvas.setMinimumSize(200, 270 if both else 160)
-        self.setMaximumHeight(370 if both else 260)
+        self._fit_in(270 if both else 160, 370 if both else 260)
 
-    def _style(self) -> None:
-        # The counts' axes lie above the PSNR's: theirs must not hide them.
-        self.counts.patch.set_visible(False)
+    def _style_terms(self) -> None:
         colour = self.napari_theme_style_sheet.get("axes.labelcolor", "gray")
-        for axes in (self.axes, self.counts, self.terms):
-            axes.tick_params(colors=colour, labelsize=8)
-            axes.xaxis.label.set_color(colour)
-            for label in (axes.xaxis.label, axes.yaxis.label):
-                label.set_size(8)
-            for spine in axes.spines.values():
-                spine.set_color(colour)
         self.terms.yaxis.label.set_color(colour)
         if self.terms.get_visible():
             self.terms.legend(
                 loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=7, frameon=False, labelcolor=colour,
                 borderaxespad=0, handlelength=1, columnspacing=1,
             )  # fmt: skip
+
+
+class MisfitPlot(_TimePlot):
+    """Misfit to the measurements (left axis), and PSNR where there is a true volume (right axis), over seconds.
+
+    Where there are Gaussians, after a dotted line, misfits are not told until the end.
+
+    Attributes
+    ----------
+    axes, quality : Axes
+        Of misfit and PSNR; the latter is visible only if there is any.
+    """
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__(viewer)
+        with mplstyle.context(self.napari_theme_style_sheet):
+            self.axes = self.figure.add_subplot()
+            self.quality = self.axes.twinx()
+        self._fit_in(160, 260)
+        self.show_history(())
+
+    def show_history(self, history: Sequence[RecoverPoint]) -> None:
+        """Draw a history, from its start; without one there is nothing to see."""
+        self.setVisible(len(history) > 0)
+        for axes in (self.axes, self.quality):
+            axes.clear()
+        misfits = [(p.seconds, p.misfit) for p in history if p.misfit]
+        levels = [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None]
+        self.axes.set_yscale("log")
+        self.axes.plot(*zip(*misfits, strict=True), color="tab:orange", lw=1.5) if misfits else None
+        self.axes.set_ylabel("misfit", color="tab:orange")
+        self.axes.yaxis.set_minor_formatter(NullFormatter())
+        self.axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        self.quality.set_visible(bool(levels))
+        self.quality.plot(*zip(*levels, strict=True), color="tab:cyan", lw=1.5) if levels else None
+        self.quality.set_ylabel("PSNR (dB)", color="tab:cyan")
+        _on_the_right(self.quality)
+        first = next((p.seconds for p in history if p.n_gaussians), None)
+        if first is not None:
+            self.axes.axvline(first, color="gray", ls=":", lw=1)
+        self.axes.set_xlabel("seconds")
+        self.axes.xaxis.set_major_locator(MaxNLocator(5))
+        self._style(self.axes, self.quality)
+        self.canvas.draw_idle()

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton, Widget, create_widget
-from napari.layers import Image
+from napari.layers import Image, Layer
 from napari.utils.notifications import show_error, show_warning
 from napari.viewer import Viewer
 from qtpy.QtCore import QEvent, QObject, QSize, Qt, QThreadPool, QTimer
-from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
+from qtpy.QtWidgets import QFrame, QScrollArea, QSizePolicy, QWidget
 from superqt.utils import create_worker
 
 from ..fitting.target import check_volume
@@ -38,10 +38,18 @@ class RunWidget(Container[Any]):
         Rows before the button, and after the line of text.
     whole_series : bool
         Whether all volumes of a series may be chosen, beside one of them.
+    source : Widget, optional
+        What a layer is chosen with; a box of all image layers if omitted.
     """
 
     def __init__(
-        self, viewer: Viewer, above: Sequence[Widget], below: Sequence[Widget], *, whole_series: bool = False
+        self,
+        viewer: Viewer,
+        above: Sequence[Widget],
+        below: Sequence[Widget],
+        *,
+        whole_series: bool = False,
+        source: Widget | None = None,
     ) -> None:
         self._viewer = viewer
         self._whole_series = whole_series
@@ -50,9 +58,9 @@ class RunWidget(Container[Any]):
         self._error_shown = False
         self._left = False
 
-        self.image = create_widget(annotation=Image, label="Image")
-        self.time_point = ComboBox(label="Time point", choices=[0], tooltip="Which volume of the series to fit")
-        self.level = ComboBox(label="Level", choices=[0], tooltip="Which level of the pyramid to load and fit")
+        self.image: Any = create_widget(annotation=Image, label="Image") if source is None else source
+        self.time_point = ComboBox(label="Time point", choices=[0], tooltip="Which volume of the series to use")
+        self.level = ComboBox(label="Level", choices=[0], tooltip="Which level of the pyramid to load and use")
         self.button = PushButton(text="Run")
         self.progress = ProgressBar(min=0, max=1000, value=0)
         self.status = Label(value="")
@@ -64,6 +72,7 @@ class RunWidget(Container[Any]):
         for widget in self._below:  # rows would be indented, as if they had a label
             self.content.addWidget(widget.native)
         self.status.native.setWordWrap(True)
+        self.status.native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)  # no narrow lines
         self.native.layout().addWidget(_Scroll(self._rows.native))
 
         self.image.changed.connect(self._on_image)
@@ -100,9 +109,9 @@ class RunWidget(Container[Any]):
         self._rows.reset_choices(*args)
         self._on_image(self.image.value)
 
-    def _on_image(self, layer: Image | None) -> None:
+    def _on_image(self, layer: Layer | None) -> None:
         """Ask for a time point or a level where the layer has several."""
-        shapes = [] if layer is None or layer.rgb else level_shapes(layer)
+        shapes = level_shapes(layer) if isinstance(layer, Image) and not layer.rgb else []
         is_series = bool(shapes) and len(shapes[0]) == 4
         points = [*range(shapes[0][0]), *([ALL] if self._whole_series else [])] if is_series else [0]
         _offer(self.time_point, points)
@@ -111,19 +120,23 @@ class RunWidget(Container[Any]):
         self.level.visible = len(shapes) > 1
 
     def _sources(self) -> list[SourceVolume]:
-        """Return the chosen volumes; raise if there are none, or they are too large."""
+        """Return the chosen volumes; raise if there are none, or they are too large to be fitted."""
+        sources = self._volumes()
+        # The size is checked before anything is loaded; the rest is checked by the fit itself.
+        check_volume(np.broadcast_to(np.float32(0), np.shape(sources[0].array)))
+        return sources
+
+    def _volumes(self) -> list[SourceVolume]:
+        """Return the chosen volumes; raise if there are none."""
         layer = self.image.value
         if layer is None:
-            raise ValueError("There is no image layer to fit; open an image first (File > Open Sample has some).")
+            raise ValueError("There is no image layer; open an image first (File > Open Sample has some).")
         level = self.level.value if layer.multiscale else 0
         points: Sequence[int | None] = [None]
         if not layer.rgb and len(level_shapes(layer)[0]) == 4:
             n = level_shapes(layer)[0][0]
             points = range(n) if self.time_point.value == ALL else [self.time_point.value]
-        sources = [source_volume(layer, time_point=t, level=level) for t in points]
-        # The size is checked before anything is loaded; the rest is checked by the fit itself.
-        check_volume(np.broadcast_to(np.float32(0), np.shape(sources[0].array)))
-        return sources
+        return [source_volume(layer, time_point=t, level=level) for t in points]
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -176,7 +189,7 @@ class RunWidget(Container[Any]):
             return
         self._error_shown = True
         known = isinstance(error, ValueError | MemoryError | OSError)
-        text = str(error) if known else f"The fit failed, please report it: {error or type(error).__name__}"
+        text = str(error) if known else f"This failed, please report it: {error or type(error).__name__}"
         self._say(text, show_warning if known else show_error)
 
     def _on_finished(self) -> None:
