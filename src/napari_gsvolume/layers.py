@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.components import LayerList
@@ -15,8 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from .gaussians import GaussianVolume
 from .geometry import Grid
+from .scan import Mode, Scan, voxel_size_mm
+
+if TYPE_CHECKING:
+    from .projections import Projections
 
 METADATA_KEY = "napari_gsvolume"
+PROJECTION_KINDS: dict[Mode, str] = {"xray": "X-rays", "mip": "MIP", "minip": "minIP", "mean": "means"}
+"""What layers of projections are called."""
 MOST_ELLIPSOIDS = 5000
 """More Gaussians than this are shown as points: a surface of them would make the viewer slow."""
 _ELLIPSOID_SIGMAS = 1.0
@@ -179,6 +185,29 @@ def residual_layer(
     )
 
 
+def recovered_layer(
+    name: str, volume: NDArray[np.float32], grid: Grid, limits: tuple[float, float], metadata: dict[str, Any]
+) -> LayerData:
+    """Return a volume recovered on a grid as an image layer "name · recovered"."""
+    _, options, kind = density_layer(name, volume, grid_placement(grid), limits, metadata)
+    return volume, options | {"name": f"{name} · recovered"}, kind
+
+
+def reprojected_layers(
+    stack: SourceVolume, scan: Scan, reprojected: NDArray[np.float32], residual: NDArray[np.float32]
+) -> tuple[LayerData, LayerData]:
+    """Return what a recovered volume's projections are, and measured - reprojected, where the measured stack is.
+
+    Image layers "name · reprojected", in the stack's contrast limits and with its geometry, and "name · projection
+    residual", diverging.
+    """
+    metadata = {"scan": scan.to_dict(), "kind": "xray"}
+    _, options, kind = density_layer(stack.name, reprojected, stack.placement, stack.limits, metadata)
+    again = reprojected, options | {"name": f"{stack.name} · reprojected"}, kind
+    _, options, kind = residual_layer(stack.name, residual, stack.placement, residual_limit(residual), {})
+    return again, (residual, options | {"name": f"{stack.name} · projection residual"}, kind)
+
+
 def case_layer(
     source: SourceVolume, study: str, case: str, density: NDArray[np.float32], gaussians: GaussianVolume
 ) -> LayerData:
@@ -197,6 +226,51 @@ def artefact_layer(
     look = {"contrast_limits": (0.0, limit), "colormap": "inferno", "blending": "additive"}
     options = {"name": f"{source.name} · {case} · artefacts", **look, **source.placement, "rgb": False}
     return artefacts, {**options, "metadata": _case_metadata(study, case, gaussians)}, "image"
+
+
+def projection_layer(name: str, projections: Projections, grid: Grid) -> LayerData:
+    """Return a stack of views as an image layer "name · X-rays", around the middle of the voxels that it is of.
+
+    Its axes are view, v and u. The views are spread over the extent of the voxels' first axis, so that they take all of
+    the slider. The geometry is in the metadata (`scan_of`).
+    """
+    images, scan = projections.images, projections.scan
+    corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape], indexing="ij"), -1).reshape(-1, 3)
+    world = corners @ grid.affine[:-1, :-1].T + grid.affine[:-1, -1]
+    mm = float((voxel_size_mm(grid) / grid.voxel_size)[0])  # a unit of the world
+    pixel = np.linalg.norm([scan.v[0], scan.u[0]], axis=1) / mm
+    scale = np.array([np.ptp(world[:, 0]) / len(images), *pixel])
+    options = {
+        "name": f"{name} · {PROJECTION_KINDS[projections.kind]}",
+        "contrast_limits": _value_limits(images),
+        "colormap": "gray",
+        "scale": tuple(scale),
+        "translate": tuple((world.min(0) + world.max(0)) / 2 - scale * (np.array(images.shape) - 1) / 2),
+        "units": grid.units,
+        "axis_labels": ("view", "v", "u"),
+        "rgb": False,
+    }
+    metadata = {"scan": scan.to_dict(), "kind": projections.kind}
+    return images, {**options, "metadata": {METADATA_KEY: metadata}}, "image"
+
+
+def scan_of(metadata: dict[str, Any]) -> Scan | None:
+    """Return the geometry of the projections whose metadata this is; None if it has none."""
+    entry = metadata.get(METADATA_KEY)
+    found = entry.get("scan") if isinstance(entry, dict) else None
+    return None if found is None else Scan.from_dict(found)
+
+
+def projection_kind(metadata: dict[str, Any]) -> Mode:
+    """Return what the pixels of projections are whose metadata this is; line integrals if it does not say."""
+    entry = metadata.get(METADATA_KEY)
+    kind: Mode = entry.get("kind", "xray") if isinstance(entry, dict) else "xray"
+    return kind
+
+
+def _value_limits(values: NDArray[np.float32]) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    return low, high if high > low else low + 1e-6
 
 
 def _case_metadata(study: str, case: str, gaussians: GaussianVolume) -> dict[str, Any]:
