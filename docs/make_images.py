@@ -81,8 +81,29 @@ def compare(seconds: float) -> None:
     viewer.close()
 
 
+def reconstruct(seconds: float) -> None:
+    """Project the anatomical phantom 30 times, recover it, and take a picture."""
+    viewer, project = opened("Project")
+    volume = viewer.layers[0]
+    project.form.fields["views"].value = 30
+    project.form.fields["hounsfield"].value = True
+    run(project)
+    viewer.window.remove_dock_widget(project.native)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Reconstruct")
+    widget.truth.value = volume
+    widget.hounsfield.value = True
+    widget.form.fields["time_limit"].value = seconds
+    run(widget)
+    viewer.dims.order = (1, 0, 2)
+    viewer.dims.set_current_step(1, viewer.dims.nsteps[1] // 2)
+    viewer.reset_view()
+    shoot(viewer, "reconstruct.png")
+    viewer.close()
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     fit(40)
     compare(12)
+    reconstruct(60)
     sys.exit(main(["demo", "--no-window", "--png", str(IMAGES / "fit-demo.png")]))

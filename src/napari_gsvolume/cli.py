@@ -186,7 +186,7 @@ def sample(
 
 
 @app.command()
-@_with_settings(gaussians=1000, time_limit=20.0, iterations=None, solver="gauss-newton", seed=0)
+@_with_settings(gaussians=1000, time_limit=20.0, iterations=None, solver="gauss-newton", seed=0, device="auto")
 def ablate(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume, .nii or .nii.gz.")],
     study: Annotated[Study, typer.Option(help="What to vary.")],
@@ -317,7 +317,7 @@ def _run(steps: Iterator[FitStep], stop: _Stop, quiet: bool = False) -> FitResul
     with _bar(quiet) as show:
         for step in steps:
             stop.begun = True
-            show(step.message, step.progress, step)
+            show(step.message, step.progress, _reached(step))
         return step.result()
 
 
@@ -326,29 +326,34 @@ def _shown(steps: Iterator[StudyStep], stop: _Stop) -> Iterator[StudyStep]:
     with _bar() as show:
         for at in steps:
             stop.begun |= at.step.iteration > 0
-            show(f"{at.case} ({at.index + 1} of {at.count})", at.progress, at.step)
+            show(f"{at.case} ({at.index + 1} of {at.count})", at.progress, _reached(at.step))
             yield at
 
 
 @contextmanager
-def _bar(quiet: bool = False) -> Iterator[Callable[[str, float, FitStep], None]]:
+def _bar(quiet: bool = False) -> Iterator[Callable[[str, float, str], None]]:
     """Yield what moves a progress bar, drawn where stderr is a terminal."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0, figures="")
 
-        def show(text: str, progress: float, step: FitStep) -> None:
-            figures = f"{step.n_gaussians:,} Gaussians  {step.psnr_db:.2f} dB  {step.seconds:.0f} s"
+        def show(text: str, progress: float, figures: str) -> None:
             bar.update(task, description=text, completed=progress, figures=figures)
 
         yield show
 
 
+def _reached(step: FitStep) -> str:
+    return f"{step.n_gaussians:,} Gaussians  {step.psnr_db:.2f} dB  {step.seconds:.0f} s"
+
+
 def _summarise(figures: dict[str, Any], files: list[Path]) -> None:
     ssim = "" if figures["ssim"] is None else f", SSIM {figures['ssim']:.4f}"
     print(figures["message"])
-    print(f"PSNR {figures['psnr_db']:.2f} dB{ssim}, {figures['n_gaussians']:,} Gaussians, {figures['seconds']:.1f} s")
+    where = "" if figures["device"] == "cpu" else f" on {figures['device']}"
+    reached = f"PSNR {figures['psnr_db']:.2f} dB{ssim}, {figures['n_gaussians']:,} Gaussians"
+    print(f"{reached}, {figures['seconds']:.1f} s{where}")
     for path in files:
         print(f"{path}: {file_size(path.stat().st_size)}")
 
@@ -454,3 +459,6 @@ def _sentence(error: Exception) -> str:
 
 def _say(text: str) -> None:
     print(f"gsvolume: {text}", file=sys.stderr)
+
+
+from . import cli_recover, cli_scan  # noqa: E402, F401, their commands register themselves on `app`

@@ -25,8 +25,10 @@ def determinant(matrices: Tensor) -> Tensor:
     """Return the determinants, ``(...)``."""
     first, *others = matrices.unbind(-1)  # columns
     if len(others) == 1:
-        return first[..., 0] * others[0][..., 1] - first[..., 1] * others[0][..., 0]
-    return (first * torch.linalg.cross(*others)).sum(-1)
+        area: Tensor = first[..., 0] * others[0][..., 1] - first[..., 1] * others[0][..., 0]
+        return area
+    volume: Tensor = (first * torch.linalg.cross(*others)).sum(-1)
+    return volume
 
 
 def inverse(matrices: Tensor) -> Tensor:

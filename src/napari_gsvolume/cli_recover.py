@@ -1,0 +1,199 @@
+"""The shell commands that recover a volume: ``gsvolume reconstruct`` and ``gsvolume from-slices``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+
+import typer
+from rich.filesize import decimal as file_size
+
+from .cli import _FIGURES, _IMAGE, _MODEL, _bar, _check_outputs, _one_volume, _Stop, app
+from .recovering.settings import RecoverSettings
+
+if TYPE_CHECKING:
+    from .files.nifti import NiftiImage
+    from .recovering.recover import Recovered, Recovery
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Out = Annotated[Path | None, typer.Option(metavar="M", help="Write the Gaussians, .gsv or .safetensors.")]
+_Reconstruction = Annotated[Path | None, typer.Option(metavar="R.nii.gz", help="Write the volume recovered.")]
+_Voxels = Annotated[
+    Path | None, typer.Option(metavar="V.nii.gz", help="Write the voxels that the Gaussians were fitted to.")
+]
+_Report = Annotated[Path | None, typer.Option(metavar="REP.json", help="Write figures and history.")]
+
+
+def _with_settings(command: _Command) -> _Command:
+    """Replace a command's ``**settings`` by options, the fields of `RecoverSettings`."""
+    types = get_type_hints(RecoverSettings)
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for name, field in RecoverSettings.model_fields.items():
+        option = typer.Option(field.default, help=f"{field.description}.")
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=types[name])
+        )
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
+@app.command()
+@_with_settings
+def reconstruct(
+    projections: Annotated[
+        Path, typer.Argument(metavar="P.nii.gz", help="The stack of projections, axes (u, v, view).")
+    ],
+    geometry: Annotated[
+        Path | None, typer.Option(metavar="GEO.json", help="Its geometry; P.json if not given.")
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="IN.nii.gz", help="Recover at this image's voxels, and compare with it (PSNR, SSIM)."),
+    ] = None,
+    i0: Annotated[
+        float | None, typer.Option(help="The stack holds raw intensities, of so many counts without a volume.")
+    ] = None,
+    out: _Out = None,
+    reconstruction: _Reconstruction = None,
+    voxels: _Voxels = None,
+    report: _Report = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    **settings: Any,
+) -> None:
+    """Recover a volume, as Gaussians, from few X-ray projections.
+
+    Ctrl-C ends it and keeps what it has reached: the files are written. A second one aborts.
+    """
+    RecoverSettings(**settings)
+    inputs = [p for p in (projections, geometry, like) if p is not None]
+    files = _check_outputs(
+        inputs,
+        out=(out, _MODEL), reconstruction=(reconstruction, _IMAGE), voxels=(voxels, _IMAGE),
+        report=(report, _FIGURES),
+    )  # fmt: skip
+    from .projections import attenuation, read_projections
+    from .recovering.problem import Problem, grid_of_scan
+
+    stack = read_projections(projections, geometry)
+    image = None if like is None else _read(like)
+    images = stack.images if i0 is None else attenuation(stack.images, i0)
+    grid = grid_of_scan(stack.scan) if image is None else image.grid
+    problem = Problem(grid, (images, stack.scan), truth=None if image is None else image.data)
+    recovery = problem.recovery(RecoverSettings(**settings))
+    _finish(recovery, image, files, out, reconstruction, voxels, report, quiet)
+
+
+@app.command()
+@_with_settings
+def from_slices(
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume whose slices are known.")],
+    keep_every: Annotated[
+        int, typer.Option(min=1, help="Only every so many-th slice is known; the others are compared with.")
+    ] = 1,
+    axis: Annotated[Literal["z", "y", "x"], typer.Option(help="Along which the slices are stacked.")] = "z",
+    thickness: Annotated[float, typer.Option(min=0, help="Of the slices, full width at half maximum, mm.")] = 0.0,
+    out: _Out = None,
+    reconstruction: _Reconstruction = None,
+    voxels: _Voxels = None,
+    report: _Report = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    **settings: Any,
+) -> None:
+    """Recover a volume, as Gaussians, from some of its slices.
+
+    With --keep-every 1 all slices are known, and the volume is recovered with as many slices as make its voxels as long
+    along the axis as across.
+    """
+    RecoverSettings(**settings)
+    files = _check_outputs(
+        [image],
+        out=(out, _MODEL), reconstruction=(reconstruction, _IMAGE), voxels=(voxels, _IMAGE),
+        report=(report, _FIGURES),
+    )  # fmt: skip
+    import numpy as np
+
+    from .recovering.problem import Problem, Stack, isotropic
+    from .recovering.slices import cubic, missing_psnr
+
+    source, along = _read(image), "zyx".index(axis)
+    known = np.arange(source.data.shape[along]) % keep_every == 0
+    problem = Problem(
+        isotropic(source.grid, along) if keep_every == 1 else source.grid,
+        stacks=[Stack(source.data, source.grid, along, keep_every)],
+        thickness=thickness,
+        truth=None if keep_every == 1 else source.data,
+    )
+    recovery = problem.recovery(RecoverSettings(**settings))
+
+    def missing(result: Recovered) -> dict[str, float]:
+        if known.all():
+            return {}
+        return {
+            "psnr_missing_db": missing_psnr(result.reconstruction, source.data, known, along),
+            "psnr_missing_cubic_db": missing_psnr(cubic(source.data, known, along), source.data, known, along),
+        }
+
+    _finish(recovery, source, files, out, reconstruction, voxels, report, quiet, missing)
+
+
+def _read(path: Path) -> NiftiImage:
+    from .files.nifti import read_nifti
+
+    image = read_nifti(path)
+    volume = _one_volume(image, path, None)
+    if volume.ndim != 3:
+        raise ValueError(f"{path} is an image of two axes; a volume is needed.")
+    return image
+
+
+def _finish(
+    recovery: Recovery,
+    source: NiftiImage | None,
+    files: list[Path],
+    out: Path | None,
+    reconstruction: Path | None,
+    voxels: Path | None,
+    report: Path | None,
+    quiet: bool,
+    more: Callable[[Recovered], dict[str, float]] = lambda result: {},
+) -> None:
+    """Run a recovery behind a progress bar, write its files, and say what it reached."""
+    from .files.nifti import write_nifti
+
+    with _Stop() as stop:
+        result = _run(recovery, stop, quiet)
+        figures = result.report() | (others := more(result))
+        if out is not None:
+            result.gaussians.save(out)
+        same = source is not None and source.grid.shape == recovery.grid.shape
+        for path, volume in ((reconstruction, result.reconstruction), (voxels, result.voxels)):
+            if path is not None:
+                write_nifti(path, volume, recovery.grid, like=source if same else None)
+        if report is not None:
+            report.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if quiet:
+        return
+    print(result.message)
+    against = "" if result.psnr_db is None else f"PSNR {result.psnr_db:.2f} dB, "
+    print(f"{against}misfit {result.misfit:.3g}, {len(result.gaussians):,} Gaussians, {result.seconds:.1f} s")
+    if others:
+        print(
+            f"Missing slices: {others['psnr_missing_db']:.2f} dB, "
+            f"a cubic spline has {others['psnr_missing_cubic_db']:.2f} dB"
+        )
+    for path in files:
+        print(f"{path}: {file_size(path.stat().st_size)}")
+
+
+def _run(recovery: Recovery, stop: _Stop, quiet: bool) -> Recovered:
+    with _bar(quiet) as show:
+        for step in recovery.steps(stop):
+            stop.begun = True
+            now = step.now
+            psnr = "" if now.psnr_db is None else f"{now.psnr_db:.2f} dB  "
+            show(step.message, step.progress, f"{now.n_gaussians:,} Gaussians  {psnr}{now.seconds:.0f} s")
+        return recovery.result(step)

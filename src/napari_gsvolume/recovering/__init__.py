@@ -1,0 +1,1 @@
+"""From measurements to a volume: projections, slices, or both."""
