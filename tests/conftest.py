@@ -29,3 +29,15 @@ def refused():
             assert word in text
 
     return refused
+
+
+@pytest.fixture
+def statuses():
+    """Return a function that collects what a viewer's status bar says; napari itself may say something else soon."""
+
+    def statuses(viewer):
+        said = []
+        viewer.events.status.connect(lambda event: said.append(event.value))
+        return said
+
+    return statuses

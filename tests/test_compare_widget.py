@@ -181,12 +181,13 @@ def test_stop_keeps_the_finished_cases(open_widget, qtbot):
     assert widget.table.rowCount() == 5
 
 
-def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, volume):
+def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, volume, statuses):
     viewer, widget = open_widget(np.ones((8, 8, 8)), "population")
+    said = statuses(viewer)
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
     assert "constant" in widget.status.value
-    assert viewer.status == widget.status.value
+    assert widget.status.value in said
     assert (names(viewer), widget.table.rowCount(), widget.save.enabled) == (["volume"], 0, False)
     widget.image.value = viewer.add_image(volume, name="good")
     few(widget, gaussians=volume.size + 1)

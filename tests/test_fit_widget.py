@@ -213,14 +213,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, volume, case):
+def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, volume, case, statuses):
     make, options, words = BAD[case]
     viewer, widget = open_widget(make(), **options)
     before = names(viewer)
+    said = statuses(viewer)
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
     assert words in widget.status.value
-    assert viewer.status == widget.status.value
+    assert widget.status.value in said
     assert names(viewer) == before
     widget.image.value = viewer.add_image(volume, name="good")
     run(qtbot, widget)

@@ -173,13 +173,14 @@ def bad_pixels(projections):
 
 
 @pytest.mark.parametrize("bad", [bad_views, bad_detector, bad_pixels])
-def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, projections, bad):
+def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, projections, bad, statuses):
     changes, words = bad(projections)
     viewer, widget = open_widget("Reconstruct", (changes["images"], stack_of(projections)[1]))
+    said = statuses(viewer)
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
     assert words in widget.status.value
-    assert viewer.status == widget.status.value
+    assert widget.status.value in said
     assert names(viewer) == {"stack"}
     viewer.layers["stack"].data = projections.images
     run(qtbot, widget)

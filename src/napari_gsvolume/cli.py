@@ -26,7 +26,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .files import EXPORTS, GAUSSIAN_FILES
-from .fitting.settings import FitSettings, Study, one_sentence
+from .fitting.settings import FitSettings, Study
+from .parameters import one_sentence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

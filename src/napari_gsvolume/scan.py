@@ -12,14 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from .fitting.settings import one_sentence
 from .geometry import Grid
+from .parameters import Count, Positive, one_sentence
 
 Beam = Literal["parallel", "fan", "cone"]
 Mode = Literal["xray", "mip", "minip", "mean"]
@@ -385,8 +385,6 @@ def spread(views: int, arc: float) -> NDArray[np.float64]:
 
 
 Vector = tuple[float, float, float]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):

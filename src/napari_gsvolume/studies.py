@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from .fitting import FitResult, FitSettings, FitStep, fit_steps
 from .fitting.penalties import mean_overlap, spacings
-from .fitting.settings import Population, Study, make_settings
+from .fitting.settings import Population, Study
 from .geometry import Grid
 from .observe.artefacts import artefact_map, surface_artefact
 from .observe.voxels import Gaussians
+from .parameters import made
 from .splat import SUPPORT
 
 STUDIES: tuple[str, ...] = get_args(Study)
@@ -157,7 +158,7 @@ def study_steps(
     ValueError
         If there is no such study, or the volume or a setting cannot be used.
     """
-    todo = [(name, make_settings(**{**settings, **own})) for name, own in cases(study).items()]
+    todo = [(name, made(FitSettings, **{**settings, **own})) for name, own in cases(study).items()]
     return _steps(volume, todo, grid, stop)
 
 

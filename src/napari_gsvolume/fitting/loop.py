@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..geometry import Grid
 from ..observe.voxels import Gaussians, empty
+from ..parameters import made
 from ..splat import available_device, prepare
 from ..splat.devices import idle_gpu
 from .compress import check_size, compressed
@@ -25,7 +26,7 @@ from .metrics import psnr_db
 from .objective import Evaluation, Objective
 from .population import Plan, make_plan, seeds, source, useful
 from .result import FitResult, FitStep, HistoryPoint
-from .settings import FitSettings, make_settings
+from .settings import FitSettings
 from .strategies import Strategy, strategy
 from .target import Target, check_volume, make_target
 
@@ -100,7 +101,7 @@ def fit_steps(
     ------
     FitStep
     """
-    options = make_settings(**settings)
+    options = made(FitSettings, **settings)
     array = check_volume(volume)
     if affine is not None and grid is not None:
         raise ValueError("Give an affine or a grid, not both.")

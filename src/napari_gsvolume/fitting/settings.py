@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from ..parameters import Count, NotNegative, Positive
+
 Population = Literal["residual", "gradient", "saddle", "mcmc", "merge"]
 Study = Literal["spacing", "penalties", "support", "population"]
 """What `napari_gsvolume.studies` can vary."""
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _device_name(name: str) -> str:
@@ -22,22 +20,6 @@ def _device_name(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
         raise PydanticCustomError("device", "choose auto, cpu, cuda, or cuda:1 for the second GPU")
     return name
-
-
-def make_settings(**values: Any) -> FitSettings:
-    """Return the settings; raise ValueError, in one sentence naming the field, if a value does not fit."""
-    try:
-        return FitSettings(**values)
-    except ValidationError as error:
-        raise ValueError(one_sentence(error)) from error
-
-
-def one_sentence(error: ValidationError, label: Callable[[str], str] = str) -> str:
-    """Return what is wrong with the first value that does not fit; `label` names its field to the user."""
-    first = error.errors()[0]
-    if not first["loc"]:  # not one value, but how some go together
-        return first["msg"].removeprefix("Value error, ").rstrip(".").capitalize() + "."
-    return f"{label('.'.join(map(str, first['loc'])))}: {first['msg'].rstrip('.')} (it is {first['input']!r})."
 
 
 class FitSettings(BaseModel):

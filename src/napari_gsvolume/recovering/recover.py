@@ -22,8 +22,9 @@ from ..fitting import FitStep, fit_steps
 from ..fitting.metrics import psnr_db, ssim
 from ..gaussians import GaussianVolume
 from ..geometry import Grid
+from ..parameters import made
 from .measurements import Measurement
-from .settings import VOXELS_A_GAUSSIAN, RecoverSettings, make_settings
+from .settings import VOXELS_A_GAUSSIAN, RecoverSettings
 from .voxels import estimates
 from .voxels import misfit as mean_misfit
 
@@ -162,7 +163,7 @@ class Recovery:
         support: ArrayLike | None = None,
         **settings: Any,
     ) -> None:
-        self.settings = make_settings(**settings)
+        self.settings = made(RecoverSettings, **settings)
         if grid.ndim != 3:
             raise ValueError(f"A volume has three axes; this grid has {grid.ndim}.")
         if not measurements:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ..fitting.settings import Count, NotNegative, Positive, one_sentence
+from ..parameters import Count, NotNegative, Positive
 
 VOXELS_A_GAUSSIAN = 50
 """Of an open number of Gaussians: more are slower, and what few views tell does not fill them."""
@@ -35,11 +35,3 @@ class RecoverSettings(BaseModel):
     lambda_sparsity: NotNegative = Field(0.0, description="Weight of the mean |weight| of the Gaussians")
     lambda_overlap: NotNegative = Field(0.0, description="Weight of their mean overlap")
     lambda_smoothness: NotNegative = Field(0.0, description="Weight of their mean squared gradient")
-
-
-def make_settings(**values: Any) -> RecoverSettings:
-    """Return the settings; raise ValueError, in one sentence naming the field, if a value does not fit."""
-    try:
-        return RecoverSettings(**values)
-    except ValidationError as error:
-        raise ValueError(one_sentence(error)) from error

@@ -15,7 +15,7 @@ from qtpy.QtCore import QSettings
 from qtpy.QtWidgets import QAbstractSpinBox
 from superqt import QCollapsible
 
-from ..fitting.settings import one_sentence
+from ..parameters import one_sentence
 
 Model = TypeVar("Model", bound=BaseModel)
 _LARGEST = 10_000_000

@@ -1,0 +1,29 @@
+"""What all models of settings share: kinds of numbers, and one sentence for what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def made(model: type[Model], **values: Any) -> Model:
+    """Return a model; raise ValueError, in one sentence naming the field, if a value does not fit."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ValueError(one_sentence(error)) from error
+
+
+def one_sentence(error: ValidationError, label: Callable[[str], str] = str) -> str:
+    """Return what is wrong with the first value that does not fit; `label` names its field to the user."""
+    first = error.errors()[0]
+    if not first["loc"]:  # not one value, but how some go together
+        return first["msg"].removeprefix("Value error, ").rstrip(".").capitalize() + "."
+    return f"{label('.'.join(map(str, first['loc'])))}: {first['msg'].rstrip('.')} (it is {first['input']!r})."
