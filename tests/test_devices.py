@@ -10,7 +10,7 @@ import torch
 
 import napari_gsvolume as gsv
 from napari_gsvolume.cli import main
-from napari_gsvolume.splat.devices import available_device, devices, gpu_problem, idle_gpu
+from napari_gsvolume.splat.devices import available_device, devices, gpu_problem, gsplat_problem, idle_gpu
 
 Pretend = Callable[..., None]
 
@@ -199,3 +199,36 @@ def test_on_this_machine() -> None:
     else:
         assert available_device("auto") == "cpu"
         assert list(devices()) == ["auto", "cpu"]
+
+
+class TestGsplat:
+    @pytest.fixture
+    def installed(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+        def installed(there: bool) -> None:
+            find_spec = importlib.util.find_spec
+            monkeypatch.setattr(
+                importlib.util, "find_spec", lambda n: (object() if there else None) if n == "gsplat" else find_spec(n)
+            )
+
+        return installed
+
+    def test_without_a_gpu(self, machine: Pretend, installed: Callable[[bool], None]) -> None:
+        machine(torch_cuda=None)
+        installed(True)
+        assert (gsplat_problem() or "").startswith("gsplat needs a GPU: this PyTorch is built without CUDA")
+
+    def test_with_a_gpu(self, machine: Pretend, installed: Callable[[bool], None]) -> None:
+        machine()
+        installed(True)
+        assert gsplat_problem() is None
+        installed(False)
+        assert "gsplat is not installed" in (gsplat_problem() or "")
+
+    def test_the_shell_tells(self, machine: Pretend, installed: Callable[[bool], None], capsys: Any) -> None:
+        machine(gpus=2)
+        installed(True)
+        assert main(["devices"]) == 0
+        said = capsys.readouterr().out
+        assert "cuda:1 (NVIDIA Card 1)" in said
+        assert "GPU: can be used." in said
+        assert "gsplat: can be used." in said

@@ -287,6 +287,18 @@ def demo(
         show_in_napari(volume, grid, result)
 
 
+@app.command()
+def devices() -> None:
+    """List what can be computed on here, and say why not on a GPU."""
+    from .splat.devices import devices as listed
+    from .splat.devices import gpu_problem, gsplat_problem
+
+    for name in listed().values():
+        print(name)
+    for what, problem in (("GPU", gpu_problem()), ("gsplat", gsplat_problem())):
+        print(f"{what}: {problem or 'can be used.'}")
+
+
 class _Stop:
     """The wish to stop: inside this context the first SIGINT or SIGTERM only notes it, the second one aborts."""
 

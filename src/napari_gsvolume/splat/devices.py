@@ -65,6 +65,14 @@ def gpu_problem() -> str | None:
     return None
 
 
+def gsplat_problem() -> str | None:
+    """Return in one sentence why gsplat's rasteriser cannot be used; None where it can. It is not imported for that."""
+    if importlib.util.find_spec("gsplat") is None:
+        return 'gsplat is not installed; install "napari-gsvolume[gsplat]" (docs/gpu.md).'
+    problem = gpu_problem()
+    return None if problem is None else f"gsplat needs a GPU: {problem}"
+
+
 def _of_torch() -> str | None:
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA; install a build with CUDA (docs/gpu.md)."
