@@ -24,7 +24,7 @@ from ..gaussians import GaussianVolume
 from ..geometry import Grid
 from ..parameters import made
 from .measurements import Measurement
-from .settings import VOXELS_A_GAUSSIAN, RecoverSettings
+from .settings import ITERATIONS, VOXELS_A_GAUSSIAN, RecoverSettings
 from .voxels import estimates
 from .voxels import misfit as mean_misfit
 
@@ -196,8 +196,10 @@ class Recovery:
             return time.perf_counter() - began
 
         def share() -> float:
-            of_time = 0.0 if voxel_seconds is None else seconds() / voxel_seconds
-            return min(1.0, max(of_time, iteration / s.iterations))
+            shares = [] if voxel_seconds is None else [seconds() / voxel_seconds]
+            if s.iterations is not None or not shares:
+                shares.append(iteration / (s.iterations or ITERATIONS))
+            return min(1.0, max(shares))
 
         def point(volume: Callable[[], NDArray[np.float32]], misfit: float | None, n: int) -> None:
             nonlocal compared, psnr
@@ -219,9 +221,10 @@ class Recovery:
             iteration += 1
         stopped = stop()
         left = _LAST_SECONDS if stopped else None if s.time_limit is None else max(s.time_limit - seconds(), 1.0)
+        iterations = ITERATIONS if s.fit_iterations is None and left is None else s.fit_iterations
         for step in fit_steps(
-            volume(), grid=self.grid, gaussians=self._count(), seed=s.seed, time_limit=left,
-            iterations=s.fit_iterations, stop=(lambda: False) if stopped else stop, device="cpu",
+            volume(), grid=self.grid, gaussians=self._count(), seed=s.seed, time_limit=left, iterations=iterations,
+            stop=(lambda: False) if stopped else stop, device="cpu",
             lambda_sparsity=s.lambda_sparsity, lambda_overlap=s.lambda_overlap, lambda_smoothness=s.lambda_smoothness,
         ):  # fmt: skip
             if step.n_gaussians:

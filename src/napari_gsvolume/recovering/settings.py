@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..parameters import Count, NotNegative, Positive
 
-VOXELS_A_GAUSSIAN = 50
+VOXELS_A_GAUSSIAN = 30
 """Of an open number of Gaussians: more are slower, and what few views tell does not fill them."""
+ITERATIONS = 60
 
 
 class RecoverSettings(BaseModel):
@@ -25,11 +26,12 @@ class RecoverSettings(BaseModel):
         "blocks", description="What volumes look like: similar blocks repeat, or total variation is small"
     )
     non_negative: bool = Field(True, description="Intensities are not below zero, unless measurements are")
-    iterations: Annotated[int, Field(ge=1, le=1000)] = Field(
-        60, description="Iterations between measurements and prior, where no time limit ends them earlier"
+    iterations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None,
+        description=f"Iterations between measurements and prior; {ITERATIONS} if neither they nor a time are given",
     )
-    fit_iterations: Annotated[int, Field(ge=1, le=1000)] = Field(
-        60, description="Iterations of the fit of the Gaussians, likewise"
+    fit_iterations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description=f"Iterations of the fit of the Gaussians; {ITERATIONS} likewise"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of all that is random")
     lambda_sparsity: NotNegative = Field(0.0, description="Weight of the mean |weight| of the Gaussians")
