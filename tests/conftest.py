@@ -1,6 +1,8 @@
 from contextlib import contextmanager
 
+import numba
 import pytest
+import torch
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +43,28 @@ def statuses():
         return said
 
     return statuses
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Let numba and torch use one thread: tiny volumes gain nothing from more, which wait for each other when busy."""
+    before = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(before[0])
+    torch.set_num_threads(before[1])
+
+
+@pytest.fixture
+def run(inputs, monkeypatch, capfd):
+    """Return a function that runs a command line in the module's folder of inputs: exit code, stdout and stderr."""
+    from napari_gsvolume.cli import main
+
+    monkeypatch.chdir(inputs)
+
+    def run(*args):
+        code = main([str(arg) for arg in args])
+        return code, *capfd.readouterr()
+
+    return run

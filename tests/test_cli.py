@@ -12,7 +12,7 @@ import pytest
 
 import napari_gsvolume.fitting
 from napari_gsvolume import FitSettings, GaussianVolume, Grid, __version__, anatomical_phantom
-from napari_gsvolume.cli import _Stop, main
+from napari_gsvolume.cli import _Stop
 from napari_gsvolume.files.nifti import read_nifti, write_nifti
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,18 +45,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, volume: np.ndarray) -> Path
     (folder / "foreign.nii.gz").write_text("This is no image.")
     (folder / "foreign.safetensors").write_text("These are no Gaussians.")
     return folder
-
-
-@pytest.fixture
-def run(inputs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in the folder of inputs; return exit code, stdout and stderr."""
-    monkeypatch.chdir(inputs)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main([str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

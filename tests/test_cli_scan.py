@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from napari_gsvolume import GaussianVolume, Grid, anatomical_phantom
-from napari_gsvolume.cli import main
 from napari_gsvolume.files.nifti import write_nifti
 from napari_gsvolume.observe.raycast import project
 from napari_gsvolume.projections import hounsfield_to_attenuation, read_projections
@@ -34,18 +33,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     orbit(GRID.shape, VOXEL, [0, 33], "cone").save(folder / "cone.json")
     (folder / "broken.json").write_text('{"beam": "pencil"}')
     return folder
-
-
-@pytest.fixture
-def run(inputs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in the folder of inputs; return exit code, stdout and stderr."""
-    monkeypatch.chdir(inputs)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main([str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def test_the_contract(run: Run, tmp_path: Path) -> None:

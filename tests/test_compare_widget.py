@@ -9,15 +9,13 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QFileDialog
 
+from clicking import LEFT, SLOW, click, fill, run
 from napari_gsvolume import GaussianVolume, vessel_phantom
 from napari_gsvolume.layers import METADATA_KEY, gaussians_of
 from napari_gsvolume.studies import COLUMNS, as_csv, as_markdown, cases, readable
 from napari_gsvolume.widgets import job
 from napari_gsvolume.widgets.compare import CompareWidget
 from napari_gsvolume.widgets.fit import FitWidget
-
-SLOW = 120_000  # ms: two busy cores, and perhaps the kernels' first compilation
-LEFT = Qt.MouseButton.LeftButton
 
 
 @pytest.fixture
@@ -34,25 +32,10 @@ def open_widget(make_napari_viewer):
         if data is not None:
             viewer.add_image(data, name="volume", **options)
         _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Compare fits")
-        few(widget, study=study, gaussians=20, iterations=3, time_limit=None)
+        fill(widget, study=study, gaussians=20, iterations=3, time_limit=None)
         return viewer, widget
 
     return open_
-
-
-def few(widget, **values):
-    for name, value in values.items():
-        widget.form.fields[name].value = value
-
-
-def click(qtbot, button):
-    qtbot.mouseClick(button.native, LEFT)
-
-
-def run(qtbot, widget):
-    click(qtbot, widget.button)
-    assert widget.running, widget.status.value
-    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
 
 
 def click_row(qtbot, table, row):
@@ -143,7 +126,7 @@ def test_a_second_run_updates_in_place(open_widget, qtbot, volume):
     before, layer = names(viewer), viewer.layers["volume · saddle"]
     first = layer.data.copy()
     viewer.layers["volume"].translate = (1, 2, 3)
-    few(widget, gaussians=30)
+    fill(widget, gaussians=30)
     run(qtbot, widget)
     assert names(viewer) == before
     assert viewer.layers["volume · saddle"] is layer
@@ -152,7 +135,7 @@ def test_a_second_run_updates_in_place(open_widget, qtbot, volume):
     assert widget.table.cases() == list(cases("population"))
     assert shown(viewer) == [list(cases("population"))[-1]]
     # Another study comes beside it, and hides it.
-    few(widget, study="support")
+    fill(widget, study="support")
     run(qtbot, widget)
     assert set(before) < set(names(viewer))
     assert widget.table.cases() == list(cases("support"))
@@ -162,7 +145,7 @@ def test_a_second_run_updates_in_place(open_widget, qtbot, volume):
 
 def test_stop_keeps_the_finished_cases(open_widget, qtbot):
     viewer, widget = open_widget(vessel_phantom(32)[0], "support")
-    few(widget, gaussians=50, iterations=None, time_limit=1.0)
+    fill(widget, gaussians=50, iterations=None, time_limit=1.0)
     click(qtbot, widget.button)
     assert widget.button.text == "Stop"
     qtbot.waitUntil(lambda: widget.table.rowCount() == 1, timeout=SLOW)
@@ -176,7 +159,7 @@ def test_stop_keeps_the_finished_cases(open_widget, qtbot):
     assert len(names(viewer)) == 1 + 2 * len(done)
     assert widget.status.value == f"Stopped: {len(done)} of 5 cases finished."
     assert all(outcome.result.message != "Stopped." for outcome in widget.outcomes)
-    few(widget, gaussians=20, iterations=3)
+    fill(widget, gaussians=20, iterations=3)
     run(qtbot, widget)
     assert widget.table.rowCount() == 5
 
@@ -190,11 +173,11 @@ def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, 
     assert widget.status.value in said
     assert (names(viewer), widget.table.rowCount(), widget.save.enabled) == (["volume"], 0, False)
     widget.image.value = viewer.add_image(volume, name="good")
-    few(widget, gaussians=volume.size + 1)
+    fill(widget, gaussians=volume.size + 1)
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
     assert "more than the" in widget.status.value
-    few(widget, gaussians=20)
+    fill(widget, gaussians=20)
     run(qtbot, widget)
     assert widget.table.rowCount() == 5
     assert "good · mcmc" in names(viewer)
@@ -227,7 +210,7 @@ def test_what_nobody_foresaw_is_said_and_keeps_the_finished_cases(open_widget, q
 def test_fits_and_studies_leave_each_others_layers_alone(open_widget, qtbot, volume):
     viewer, compare = open_widget(volume, "population")
     _, fit = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Fit Gaussians")
-    few(fit, gaussians=25, iterations=2)
+    fill(fit, gaussians=25, iterations=2)
     run(qtbot, compare)  # one of its cases is "residual", as one of the layers of a fit
     case = viewer.layers["volume · residual"]
     of_case = case.data.copy()
@@ -296,7 +279,7 @@ def test_closing_stops_the_worker(make_napari_viewer, qtbot, how):
     viewer = make_napari_viewer()
     viewer.add_image(vessel_phantom(32)[0], name="volume")
     dock, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Compare fits")
-    few(widget, study="support", gaussians=50, iterations=100_000, time_limit=None)
+    fill(widget, study="support", gaussians=50, iterations=100_000, time_limit=None)
     click(qtbot, widget.button)
     status, worker, stopped = widget.status, widget._worker, widget._stop
     qtbot.waitUntil(lambda: "dB" in status.value, timeout=SLOW)
@@ -321,7 +304,7 @@ def test_studies_are_explained_and_settings_remembered(open_widget, make_napari_
     assert len(tips) == 4
     assert widget.study.tooltip in tips
     assert widget.study.tooltip in widget.status.value
-    few(widget, study="population", solver="adam", iterations=2)
+    fill(widget, study="population", solver="adam", iterations=2)
     run(qtbot, widget)
     second = CompareWidget(make_napari_viewer())
     qtbot.addWidget(second.native)

@@ -16,6 +16,8 @@ from napari_gsvolume import GaussianVolume, Grid, layers
 from napari_gsvolume.contributions import WriteError, gaussian_reader, nifti_reader
 from napari_gsvolume.files import FileFormatError
 from napari_gsvolume.layers import gaussian_layer
+from napari_gsvolume.projections import project, write_projections
+from napari_gsvolume.scan import orbit
 
 pytestmark = pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
 
@@ -157,6 +159,23 @@ class TestReadingNifti:
         assert len(viewer.layers) == 0
         viewer.open(good, plugin=PLUGIN)
         assert len(viewer.layers) == 1
+
+    def test_a_stack_of_projections_has_the_geometry_beside_it(self, viewer, tmp_path):
+        volume = np.random.default_rng(0).random((5, 8, 7)).astype(np.float32)
+        stack = project(volume, orbit(volume.shape, 2.0, [0, 30, 60]))
+        path = tmp_path / "P.nii.gz"
+        write_projections(path, stack)
+        [layer] = viewer.open(path, plugin=PLUGIN)
+        assert layer.name == "P"
+        np.testing.assert_allclose(layer.data, stack.images, rtol=1e-6)
+        scan = layers.scan_of(layer.metadata)
+        np.testing.assert_allclose(scan.sources, stack.scan.sources)
+        assert scan.shape == volume.shape
+        for sidecar in ('{"RepetitionTime": 2.0}', "not JSON", '{"format": "napari-gsvolume scan", "version": 1}'):
+            path.with_name("P.json").write_text(sidecar)
+            [layer] = viewer.open(path, plugin=PLUGIN)
+            assert layers.scan_of(layer.metadata) is None
+            assert layer.data.shape == stack.images.shape
 
     def test_other_files_are_left_to_others(self):
         assert nifti_reader("scan.tif") is None

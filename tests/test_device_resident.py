@@ -3,7 +3,6 @@
 import gc
 from collections import Counter
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -19,16 +18,7 @@ from pretended_device import DEVICE, OnCard, pretended
 
 FIT = {"gaussians": 25, "rounds": 2, "iterations": 6, "cg_steps": 3}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Volumes this small gain nothing from more, and on busy machines threads wait for each other."""
-    before = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
-    yield
-    numba.set_num_threads(before[0])
-    torch.set_num_threads(before[1])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ SOLVERS = ["gauss-newton", "adam", "sgd"]
 AFFINE = [[3, 0, 0.2, -7], [0, 2, 0, 5], [0.1, 0, -1, 0.5], [0, 0, 0, 1]]
 QUICK = {"gaussians": 40, "iterations": 8}
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def psnr(volume, reconstruction):
     """The definition, over finite voxels, in float64."""
@@ -46,17 +48,6 @@ def blobs(ndim, size=24):
     voxels = np.stack(np.meshgrid(*[np.arange(size)] * ndim, indexing="ij"), -1)
     whitened = np.einsum("...nd,nde->...ne", voxels[..., None, :] - means, factors)
     return known, 10 + np.exp(-(whitened**2).sum(-1) / 2) @ weights
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Volumes this small gain nothing from more, and on busy machines threads wait for each other."""
-    before = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
-    yield
-    numba.set_num_threads(before[0])
-    torch.set_num_threads(before[1])
 
 
 @pytest.fixture(scope="module")

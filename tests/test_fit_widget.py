@@ -11,14 +11,13 @@ from napari.layers import Image, Points, Surface
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 
+from clicking import SLOW, click, run
 from napari_gsvolume import FitSettings, GaussianVolume, vessel_phantom
 from napari_gsvolume.fitting.result import HistoryPoint
 from napari_gsvolume.splat.devices import gpu_problem
 from napari_gsvolume.widgets import fit as fit_module
 from napari_gsvolume.widgets.fit import FitWidget
 from napari_gsvolume.widgets.plot import HistoryPlot
-
-SLOW = 60_000  # ms: two busy cores, and perhaps the kernels' first compilation
 
 
 @pytest.fixture
@@ -40,16 +39,6 @@ def open_widget(make_napari_viewer, qtbot):
         return viewer, widget
 
     return open_
-
-
-def click(qtbot, button):
-    qtbot.mouseClick(button.native, Qt.MouseButton.LeftButton)
-
-
-def run(qtbot, widget):
-    click(qtbot, widget.button)
-    assert widget.running, widget.status.value
-    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
 
 
 def names(viewer):

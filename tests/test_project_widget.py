@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from qtpy.QtCore import Qt
 
+from clicking import SLOW, click, fill, run
 from napari_gsvolume import GaussianVolume, Grid, vessel_phantom
 from napari_gsvolume.layers import gaussian_layer, grid_placement, scan_of
 from napari_gsvolume.projections import hounsfield_to_attenuation, project
@@ -12,8 +12,6 @@ from napari_gsvolume.scan import c_arm, orbit, spread
 from napari_gsvolume.widgets.camera import seen_along
 from napari_gsvolume.widgets.project import ProjectWidget
 
-SLOW = 120_000  # ms: two busy cores, and perhaps the kernels' first compilation
-LEFT = Qt.MouseButton.LeftButton
 GRID = Grid((24, 22, 20), np.diag([2.0, 1.5, 1.0, 1]), ("mm",) * 3)
 
 
@@ -41,25 +39,10 @@ def open_widget(make_napari_viewer):
         elif data is not None:
             viewer.add_image(data, name="volume", **grid_placement(GRID))
         _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Project")
-        choose(widget, views=4, **values)
+        fill(widget, views=4, **values)
         return viewer, widget
 
     return open_
-
-
-def choose(widget, **values):
-    for name, value in values.items():
-        widget.form.fields[name].value = value
-
-
-def click(qtbot, button):
-    qtbot.mouseClick(button.native, LEFT)
-
-
-def run(qtbot, widget):
-    click(qtbot, widget.button)
-    assert widget.running, widget.status.value
-    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
 
 
 def test_a_stack_with_its_geometry(open_widget, qtbot, volume):
@@ -90,19 +73,19 @@ def test_a_second_run_updates_in_place(open_widget, qtbot, volume):
     run(qtbot, widget)
     stack = viewer.layers["volume · X-rays"]
     first = stack.data.copy()
-    choose(widget, path="limited arc", arc=60.0)
+    fill(widget, path="limited arc", arc=60.0)
     run(qtbot, widget)
     assert len(viewer.layers) == 2
     assert viewer.layers["volume · X-rays"] is stack
     assert not np.array_equal(first, stack.data)
     np.testing.assert_allclose(scan_of(stack.metadata).sources, orbit(GRID.shape, 1.0, [0, 15, 30, 45]).sources)
-    choose(widget, path="C-arm")  # of other shape: another layer in its place, seen as well
+    fill(widget, path="C-arm")  # of other shape: another layer in its place, seen as well
     run(qtbot, widget)
     assert [layer.name for layer in viewer.layers] == ["volume", "volume · X-rays"]
     assert viewer.layers["volume · X-rays"].visible
     same = c_arm(GRID.shape, GRID.voxel_size, spread(4, 200))
     np.testing.assert_allclose(scan_of(viewer.layers["volume · X-rays"].metadata).sources, same.sources)
-    choose(widget, path="biplane", mode="mip")
+    fill(widget, path="biplane", mode="mip")
     run(qtbot, widget)
     assert len(viewer.layers["volume · MIP"].data) == 2
     assert not viewer.layers["volume · X-rays"].visible
@@ -119,7 +102,7 @@ def test_gaussians_noise_and_detector(open_widget, qtbot, gaussians):
     clean = project(gaussians, scan).images
     assert stack.data.shape == clean.shape
     assert 0 < np.abs(stack.data - clean).max() < 0.2 * clean.max()
-    choose(widget, photons=None, hounsfield=True)
+    fill(widget, photons=None, hounsfield=True)
     run(qtbot, widget)
     np.testing.assert_allclose(stack.data, project(hounsfield_to_attenuation(gaussians), scan).images, atol=1e-5)
 
@@ -133,7 +116,7 @@ def test_rows_that_say_nothing_are_hidden(open_widget, qtbot, volume):
         "current view": "",
         "limited arc": "beam views arc",
     }.items():
-        choose(widget, path=path)
+        fill(widget, path=path)
         assert " ".join(row for row in ("beam", "views", "arc") if widget.form.fields[row].visible) == seen
 
 
@@ -180,9 +163,9 @@ def test_following_the_camera(open_widget, qtbot, volume, gaussians, kind):
     source = volume if kind == "voxels" else gaussians
     scan = seen_along(viewer, GRID, 160)
     np.testing.assert_allclose(widget.live.picture, project(source, scan).images[0], rtol=1e-5, atol=1e-5)
-    choose(widget, mode="mip")
+    fill(widget, mode="mip")
     qtbot.waitUntil(lambda: 0.5 < widget.live.picture.max() < 1.01, timeout=SLOW)
-    choose(widget, hounsfield=True)
+    fill(widget, hounsfield=True)
     qtbot.waitUntil(lambda: 0 < widget.live.picture.max() < 0.02, timeout=SLOW)
     widget.follow.value = False
     last = widget.live.picture
@@ -194,7 +177,7 @@ def test_following_the_camera(open_widget, qtbot, volume, gaussians, kind):
 
 def test_stop(open_widget, qtbot, volume):
     viewer, widget = open_widget(np.tile(volume, (4, 4, 4)), path="circle")
-    choose(widget, views=2000)
+    fill(widget, views=2000)
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: "views" in widget.status.value, timeout=SLOW)
     click(qtbot, widget.button)
@@ -220,9 +203,9 @@ def test_bad_input_gets_one_sentence(open_widget, qtbot, volume):
     widget.image.value = viewer.add_image(holes, name="holes")
     said("NaN")
     widget.image.value = viewer.add_image(volume, name="good")
-    choose(widget, mode="mip", photons=100.0)
+    fill(widget, mode="mip", photons=100.0)
     said("sigma", "mip")
-    choose(widget, photons=None)
+    fill(widget, photons=None)
     run(qtbot, widget)
     assert "good · MIP" in viewer.layers
 

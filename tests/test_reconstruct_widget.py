@@ -5,15 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from napari.layers import Surface
-from qtpy.QtCore import Qt
 
+from clicking import SLOW, click, fill, run
 from napari_gsvolume import GaussianVolume, vessel_phantom
 from napari_gsvolume.geometry import Grid
 from napari_gsvolume.layers import METADATA_KEY, projection_layer, scan_of
 from napari_gsvolume.projections import project
-from napari_gsvolume.scan import preset
+from napari_gsvolume.scan import orbit, preset, spread
 
-SLOW = 120_000  # ms: two busy cores, and perhaps the kernels' first compilation
 SIDE = 24
 GRID = Grid((SIDE,) * 3, np.diag([2, 2, 2, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0))), ("mm",) * 3)
 
@@ -37,9 +36,7 @@ def open_widget(make_napari_viewer):
         for array, options in layers:
             viewer.add_image(array, **options)
         _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", name)
-        few = {"gaussians": 250, "time_limit": None, "iterations": 8, "fit_iterations": 12}
-        for field, value in few.items():
-            widget.form.fields[field].value = value
+        fill(widget, gaussians=250, time_limit=None, iterations=8, fit_iterations=12)
         return viewer, widget
 
     return open_
@@ -54,16 +51,6 @@ def true(volume):
     return volume, {"name": "true", "scale": (2, 2, 2), "translate": (5, -2, 7), "units": ("mm",) * 3}
 
 
-def click(qtbot, button):
-    qtbot.mouseClick(button.native, Qt.MouseButton.LeftButton)
-
-
-def run(qtbot, widget):
-    click(qtbot, widget.button)
-    assert widget.running, widget.status.value
-    qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
-
-
 def names(viewer):
     return {layer.name for layer in viewer.layers}
 
@@ -73,7 +60,7 @@ def test_a_stack_with_geometry_becomes_a_volume_in_its_place(open_widget, qtbot,
     assert widget.image.value.name == "stack"
     assert widget.geometry.value == "of the layer"
     assert not widget.file.visible
-    assert not any(row.visible for row in widget.arc.rows)
+    assert not any(row.visible for row in widget.orbit.rows)
     widget.truth.value = viewer.layers["true"]
     run(qtbot, widget)
     result = widget.recovered
@@ -130,10 +117,10 @@ def test_stop_keeps_what_there_is(open_widget, qtbot, projections):
     assert {"stack · gaussians", "stack · centres"} < names(viewer)
 
 
-@pytest.mark.parametrize("how", ["from a file", "parallel beam"])
+@pytest.mark.parametrize("how", ["from a file", "orbit, typed in"])
 def test_a_stack_without_geometry(open_widget, qtbot, volume, projections, tmp_path, how):
     _, widget = open_widget("Reconstruct", stack_of(projections, metadata={}))
-    assert widget.geometry.value == "parallel beam"
+    assert widget.geometry.value == "orbit, typed in"
     widget.geometry.value = how
     qtbot.waitUntil(lambda: widget.file.visible == (how == "from a file"))
     if how == "from a file":
@@ -141,9 +128,31 @@ def test_a_stack_without_geometry(open_widget, qtbot, volume, projections, tmp_p
         widget.file.value = tmp_path / "scan.json"
     else:
         for name, value in {"pixel_size": 2.0, "width": SIDE, "height": SIDE}.items():
-            widget.arc.fields[name].value = value
+            widget.orbit.fields[name].value = value
     run(qtbot, widget)
     assert widget.recovered.reconstruction.shape == volume.shape
+    assert np.corrcoef(widget.recovered.reconstruction.ravel(), volume.ravel())[0, 1] > 0.8
+
+
+def test_a_cone_that_is_typed_in(open_widget, qtbot, volume):
+    geometry = {"source_to_axis": 150.0, "source_to_detector": 250.0}
+    scan = orbit(
+        (SIDE,) * 3, 2.0, spread(6, 360), "cone", pixels=(60, 50), pixel_size=(3, 3), offset=(-8, 0), **geometry
+    )
+    _, widget = open_widget("Reconstruct", stack_of(project(volume, scan), metadata={}))
+    beam = widget.orbit.fields["beam"]
+    qtbot.waitUntil(lambda: beam.visible)
+    assert not widget.orbit.fields["source_to_axis"].visible
+    beam.value = "cone"
+    qtbot.waitUntil(lambda: widget.orbit.fields["source_to_axis"].visible)
+    typed = {"arc": 360, "pixel_size": 3.0, "offset": -8.0, "voxel_size": 2.0, "width": SIDE, "height": SIDE}
+    for name, value in typed.items():
+        widget.orbit.fields[name].value = value
+    click(qtbot, widget.button)
+    assert "distances" in widget.status.value
+    for name, value in geometry.items():
+        widget.orbit.fields[name].value = value
+    run(qtbot, widget)
     assert np.corrcoef(widget.recovered.reconstruction.ravel(), volume.ravel())[0, 1] > 0.8
 
 
@@ -249,7 +258,10 @@ def test_stacks_of_two_orientations_and_projections_together(open_widget, qtbot,
         "name": "across", "scale": (2, 2, 8), "translate": (5, -2, 10), "units": ("mm",) * 3
     }  # fmt: skip
     viewer, widget = slices(open_widget, thick, across, stack_of(projections), known="whole stack", thickness=8.0)
+    assert not widget.thicknesses[0].visible
     widget.image.value, widget.others[0].value = viewer.layers["thick"], viewer.layers["across"]
+    qtbot.waitUntil(lambda: widget.thicknesses[0].visible)
+    widget.thicknesses[0].value = 8.0
     widget.views.value = viewer.layers["stack"]
     run(qtbot, widget)
     made = viewer.layers["thick · recovered"]

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 
 from napari_gsvolume import Grid
 from napari_gsvolume.cli import main
@@ -14,7 +15,7 @@ from napari_gsvolume.observe.raycast import project
 from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.recovering.block_matching import BlockMatching
 from napari_gsvolume.recovering.measurements import FWHM, Projected, Sliced
-from napari_gsvolume.recovering.noise import noise_variance
+from napari_gsvolume.recovering.noise import estimated_variance
 from napari_gsvolume.recovering.problem import Problem, Stack
 from napari_gsvolume.recovering.recover import Recovery, recover
 from napari_gsvolume.recovering.settings import RecoverSettings
@@ -122,13 +123,13 @@ class TestNoise:
         random = np.random.default_rng(0)
         smooth = np.broadcast_to(np.linspace(0, 4, 200), (3, 150, 200))
         deviation = 0.01 * np.exp(smooth / 2)
-        found = noise_variance(smooth + deviation * random.normal(size=smooth.shape))
+        found = estimated_variance(smooth + deviation * random.normal(size=smooth.shape))
         ratio = found[:, :, ::40] / deviation[:, :, ::40] ** 2
         assert (ratio > 0.6).all()
         assert (ratio < 1.6).all()
 
     def test_small_images(self) -> None:
-        assert not noise_variance(np.ones((2, 2, 9))).any()
+        assert not estimated_variance(np.ones((2, 2, 9))).any()
 
 
 class TestPrior:
@@ -295,6 +296,30 @@ class TestShell:
                      "--fit-iterations", 4, "--reconstruction", R]  # fmt: skip
         assert main([str(a) for a in arguments]) == 0
         assert nib.load(R).header.get_zooms() == (1, 1, 1)
+
+    def test_two_stacks_and_projections_together(self, volume: Path, tmp_path: Path, capsys) -> None:
+        truth, affine = np.clip(nib.load(volume).get_fdata(), 0, None), np.eye(4)  # (x, y, z), as nibabel has it
+        thick, across, whole, P, R = (tmp_path / f"{name}.nii.gz" for name in ("thick", "across", "whole", "P", "R"))
+        nib.Nifti1Image(truth, affine).to_filename(whole)
+        turned = affine @ np.array([[4, 0, 0, 1.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+        seen = [gaussian_filter1d(truth, 4 / FWHM, axis, mode="nearest") for axis in (0, 2)]
+        nib.Nifti1Image(seen[0].reshape(6, 4, 24, 24)[:, 1:3].mean(1), turned).to_filename(across)
+        down = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 4, 1.5], [0, 0, 0, 1.0]])
+        nib.Nifti1Image(seen[1].reshape(24, 24, 6, 4)[..., 1:3].mean(3), down).to_filename(thick)
+        assert main(["project", str(whole), "--views", "8", "--out", str(P)]) == 0
+        common = ["from-slices", thick, "--thickness", 4, "--gaussians", 400, "--iterations", 40,
+                  "--fit-iterations", 2, "--voxels", R]  # fmt: skip
+        errors = []
+        both = [*common, "--also", across, "--also-thickness", 4]
+        for arguments in (common, both, [*both, "--projections", P]):
+            assert main([str(a) for a in arguments]) == 0
+            found = nib.load(R)
+            np.testing.assert_allclose(found.affine, affine, atol=1e-6)
+            errors.append(np.square(np.asarray(found.dataobj) - truth).mean())
+        assert errors[1] < 0.7 * errors[0]
+        assert errors[2] < 0.8 * errors[1]
+        assert main([str(a) for a in [*both, "--also-thickness", 5]]) == 2
+        assert "1 --also and 2 --also-thickness" in capsys.readouterr().err
 
     def test_without_geometry(self, volume: Path, capsys) -> None:
         assert main(["reconstruct", str(volume)]) == 2

@@ -2,7 +2,6 @@
 
 import math
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -23,16 +22,7 @@ from napari_gsvolume.splat.reference import grid_points
 
 SHAPES = [(24, 24), (20, 20, 20), (1, 24, 24), (20, 1, 20), (9, 1), (1, 1, 30)]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Grids this small gain nothing from more, and on busy machines threads wait for each other."""
-    before = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
-    yield
-    numba.set_num_threads(before[0])
-    torch.set_num_threads(before[1])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def some(count, shape, radii=(1.0, 2.5), seed=0):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from napari_gsvolume.observe.raycast import back_project, project
+from napari_gsvolume.observe import raycast_torch
+from napari_gsvolume.observe.raycast import STEP, back_project, project
 from napari_gsvolume.observe.voxels import Gaussians, predict
 from napari_gsvolume.observe.xray import XRay
 from napari_gsvolume.scan import Scan, orbit, spread
@@ -153,6 +154,27 @@ class TestVoxels:
         np.testing.assert_allclose(mean, volume.mean(1), rtol=0.05)
         assert (minip < mean).all()
         assert (minip >= volume.min()).all()
+
+    @pytest.mark.parametrize("mode", ["xray", "mip", "minip", "mean"])
+    @pytest.mark.parametrize("beam", BEAMS)
+    def test_torch_sees_the_same(self, beam: str, mode: str) -> None:
+        """What a GPU computes, here on the CPU; rays along an axis and beside the volume are among them."""
+        volume, scan = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32), scan_of(beam)
+        upright = orbit(SHAPE, VOXEL, [0, 90], "parallel", pixels=(80, 40))
+        for seen in (scan, upright):
+            images = raycast_torch.project(torch.from_numpy(volume), seen, mode, STEP * VOXEL.min())
+            expected = project(volume, seen, mode)
+            assert images.shape == expected.shape
+            assert images.dtype == np.float32
+            np.testing.assert_allclose(images, expected, atol=2e-3 * np.abs(expected).max())
+            assert np.sqrt(np.mean((images - expected) ** 2)) < 1e-4 * np.abs(expected).max()
+
+    def test_torch_has_less_memory_than_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        volume, scan = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32), scan_of("cone", 2)
+        whole = raycast_torch.project(torch.from_numpy(volume), scan, "xray", 0.4)
+        monkeypatch.setattr(raycast_torch, "_CHUNK", 20_000)
+        parts = raycast_torch.project(torch.from_numpy(volume), scan, "xray", 0.4)
+        np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-4)
 
     def test_rays_that_miss(self) -> None:
         scan = orbit(SHAPE, VOXEL, [0], pixels=(9, 9), pixel_size=(1, 1), offset=(500, 0))

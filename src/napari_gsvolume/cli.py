@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, get_type_hints
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.filesize import decimal as file_size
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -82,14 +82,14 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def _with_settings(**defaults: Any) -> Callable[[_Command], _Command]:
-    """Replace a command's ``**settings`` by options: the named fields of FitSettings with these defaults, or all."""
+def _with_settings(model: type[BaseModel] = FitSettings, **defaults: Any) -> Callable[[_Command], _Command]:
+    """Replace a command's ``**settings`` by options: the named fields of a model with these defaults, or all."""
 
     def decorate(command: _Command) -> _Command:
-        types = get_type_hints(FitSettings)  # without the bounds, which FitSettings itself checks
+        types = get_type_hints(model)  # without the bounds, which the model itself checks
         signature = inspect.signature(command, eval_str=True)
         parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        for name, field in FitSettings.model_fields.items():
+        for name, field in model.model_fields.items():
             if name in defaults or not defaults:
                 option = typer.Option(defaults.get(name, field.default), help=f"{field.description}.")
                 kind = inspect.Parameter.KEYWORD_ONLY

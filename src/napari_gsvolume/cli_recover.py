@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.filesize import decimal as file_size
 
-from .cli import _FIGURES, _IMAGE, _MODEL, _bar, _check_outputs, _one_volume, _Stop, app
+from .cli import _FIGURES, _IMAGE, _MODEL, _bar, _check_outputs, _one_volume, _Stop, _with_settings, app
 from .recovering.settings import RecoverSettings
 
 if TYPE_CHECKING:
     from .files.nifti import NiftiImage
     from .recovering.recover import Recovered, Recovery
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _Out = Annotated[Path | None, typer.Option(metavar="M", help="Write the Gaussians, .gsv or .safetensors.")]
 _Reconstruction = Annotated[Path | None, typer.Option(metavar="R.nii.gz", help="Write the volume recovered.")]
 _Voxels = Annotated[
@@ -27,22 +26,26 @@ _Voxels = Annotated[
 _Report = Annotated[Path | None, typer.Option(metavar="REP.json", help="Write figures and history.")]
 
 
-def _with_settings(command: _Command) -> _Command:
-    """Replace a command's ``**settings`` by options, the fields of `RecoverSettings`."""
-    types = get_type_hints(RecoverSettings)
-    signature = inspect.signature(command, eval_str=True)
-    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for name, field in RecoverSettings.model_fields.items():
-        option = typer.Option(field.default, help=f"{field.description}.")
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=types[name])
-        )
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return command
+@dataclass(frozen=True)
+class _Outputs:
+    """The files to write."""
+
+    out: Path | None
+    reconstruction: Path | None
+    voxels: Path | None
+    report: Path | None
+
+    def checked(self, inputs: list[Path]) -> list[Path]:
+        """Return those that are wanted; raise now if one could not be written."""
+        return _check_outputs(
+            inputs,
+            out=(self.out, _MODEL), reconstruction=(self.reconstruction, _IMAGE), voxels=(self.voxels, _IMAGE),
+            report=(self.report, _FIGURES),
+        )  # fmt: skip
 
 
 @app.command()
-@_with_settings
+@_with_settings(RecoverSettings)
 def reconstruct(
     projections: Annotated[
         Path, typer.Argument(metavar="P.nii.gz", help="The stack of projections, axes (u, v, view).")
@@ -68,13 +71,9 @@ def reconstruct(
 
     Ctrl-C ends it and keeps what it has reached: the files are written. A second one aborts.
     """
-    RecoverSettings(**settings)
-    inputs = [p for p in (projections, geometry, like) if p is not None]
-    files = _check_outputs(
-        inputs,
-        out=(out, _MODEL), reconstruction=(reconstruction, _IMAGE), voxels=(voxels, _IMAGE),
-        report=(report, _FIGURES),
-    )  # fmt: skip
+    asked = RecoverSettings(**settings)
+    outputs = _Outputs(out, reconstruction, voxels, report)
+    files = outputs.checked([p for p in (projections, geometry, like) if p is not None])
     from .projections import attenuation, read_projections
     from .recovering.problem import Problem, grid_of_scan
 
@@ -83,12 +82,11 @@ def reconstruct(
     images = stack.images if i0 is None else attenuation(stack.images, i0)
     grid = grid_of_scan(stack.scan) if image is None else image.grid
     problem = Problem(grid, (images, stack.scan), truth=None if image is None else image.data)
-    recovery = problem.recovery(RecoverSettings(**settings))
-    _finish(recovery, image, files, out, reconstruction, voxels, report, quiet)
+    _finish(problem.recovery(asked), image, outputs, files, quiet)
 
 
 @app.command()
-@_with_settings
+@_with_settings(RecoverSettings)
 def from_slices(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume whose slices are known.")],
     keep_every: Annotated[
@@ -96,6 +94,19 @@ def from_slices(
     ] = 1,
     axis: Annotated[Literal["z", "y", "x"], typer.Option(help="Along which the slices are stacked.")] = "z",
     thickness: Annotated[float, typer.Option(min=0, help="Of the slices, full width at half maximum, mm.")] = 0.0,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="STACK.nii.gz", help="Another stack of the same volume, of any orientation; repeatable."),
+    ] = None,
+    also_thickness: Annotated[
+        list[float] | None, typer.Option(min=0, help="Of its slices, in the order of --also; 0 if none is given.")
+    ] = None,
+    projections: Annotated[
+        Path | None, typer.Option(metavar="P.nii.gz", help="X-rays around the middle of the volume, as well.")
+    ] = None,
+    geometry: Annotated[
+        Path | None, typer.Option(metavar="GEO.json", help="Of the projections; P.json if not given.")
+    ] = None,
     out: _Out = None,
     reconstruction: _Reconstruction = None,
     voxels: _Voxels = None,
@@ -108,26 +119,34 @@ def from_slices(
     With --keep-every 1 all slices are known, and the volume is recovered with as many slices as make its voxels as long
     along the axis as across.
     """
-    RecoverSettings(**settings)
-    files = _check_outputs(
-        [image],
-        out=(out, _MODEL), reconstruction=(reconstruction, _IMAGE), voxels=(voxels, _IMAGE),
-        report=(report, _FIGURES),
-    )  # fmt: skip
+    asked = RecoverSettings(**settings)
+    outputs = _Outputs(out, reconstruction, voxels, report)
+    others = also or []
+    thicknesses = also_thickness or [0.0] * len(others)
+    if len(thicknesses) != len(others):
+        raise ValueError(f"There are {len(others)} --also and {len(thicknesses)} --also-thickness; give as many.")
+    if geometry is not None and projections is None:
+        raise ValueError("--geometry is that of --projections; give both, or neither.")
+    files = outputs.checked([p for p in (image, *others, projections, geometry) if p is not None])
     import numpy as np
 
-    from .recovering.problem import Problem, Stack, isotropic
+    from .projections import read_projections
+    from .recovering.problem import Problem, Stack, isotropic, longest_step
     from .recovering.slices import cubic, missing_psnr
 
     source, along = _read(image), "zyx".index(axis)
     known = np.arange(source.data.shape[along]) % keep_every == 0
+    stacks = [Stack(source.data, source.grid, along, keep_every, thickness)]
+    for path, thick in zip(others, thicknesses, strict=True):
+        other = _read(path)
+        stacks.append(Stack(other.data, other.grid, longest_step(other.grid), thickness=thick))
+    stack = None if projections is None else read_projections(projections, geometry)
     problem = Problem(
         isotropic(source.grid, along) if keep_every == 1 else source.grid,
-        stacks=[Stack(source.data, source.grid, along, keep_every)],
-        thickness=thickness,
+        None if stack is None else (stack.images, stack.scan),
+        stacks,
         truth=None if keep_every == 1 else source.data,
     )
-    recovery = problem.recovery(RecoverSettings(**settings))
 
     def missing(result: Recovered) -> dict[str, float]:
         if known.all():
@@ -137,7 +156,7 @@ def from_slices(
             "psnr_missing_cubic_db": missing_psnr(cubic(source.data, known, along), source.data, known, along),
         }
 
-    _finish(recovery, source, files, out, reconstruction, voxels, report, quiet, missing)
+    _finish(problem.recovery(asked), source, outputs, files, quiet, missing)
 
 
 def _read(path: Path) -> NiftiImage:
@@ -153,11 +172,8 @@ def _read(path: Path) -> NiftiImage:
 def _finish(
     recovery: Recovery,
     source: NiftiImage | None,
+    outputs: _Outputs,
     files: list[Path],
-    out: Path | None,
-    reconstruction: Path | None,
-    voxels: Path | None,
-    report: Path | None,
     quiet: bool,
     more: Callable[[Recovered], dict[str, float]] = lambda result: {},
 ) -> None:
@@ -167,14 +183,14 @@ def _finish(
     with _Stop() as stop:
         result = _run(recovery, stop, quiet)
         figures = result.report() | (others := more(result))
-        if out is not None:
-            result.gaussians.save(out)
+        if outputs.out is not None:
+            result.gaussians.save(outputs.out)
         same = source is not None and source.grid.shape == recovery.grid.shape
-        for path, volume in ((reconstruction, result.reconstruction), (voxels, result.voxels)):
+        for path, volume in ((outputs.reconstruction, result.reconstruction), (outputs.voxels, result.voxels)):
             if path is not None:
                 write_nifti(path, volume, recovery.grid, like=source if same else None)
-        if report is not None:
-            report.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        if outputs.report is not None:
+            outputs.report.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if quiet:
         return
     print(result.message)

@@ -12,7 +12,7 @@ import torch
 from .files import GAUSSIAN_FILES
 from .gaussians import GaussianVolume
 from .geometry import Grid
-from .layers import LayerData, density_layer, gaussian_layer, gaussians_of, grid_placement
+from .layers import LayerData, density_layer, gaussian_layer, gaussians_of, grid_placement, projection_layer
 
 
 class WriteError(Exception):
@@ -46,8 +46,14 @@ def _each(read: Callable[[str], list[LayerData]]) -> Reader:
 
 def _read_nifti(path: str) -> list[LayerData]:
     from .files.nifti import read_nifti
+    from .projections import Projections, scan_beside
+    from .recovering.problem import grid_of_scan
 
     image = read_nifti(path)
+    if (scan := scan_beside(path)) is not None and scan.image_shape == image.data.shape:
+        projections = Projections(np.asarray(image.data, np.float32), scan)
+        images, options, kind = projection_layer(_stem(path), projections, grid_of_scan(scan))
+        return [(images, options | {"name": _stem(path)}, kind)]
     place = grid_placement(image.grid)
     if image.time_step is not None:
         place = _with_time(image.grid, image.time_step, image.time_unit or "pixel")

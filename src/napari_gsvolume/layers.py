@@ -201,8 +201,9 @@ def reprojected_layers(
     Image layers "name · reprojected", in the stack's contrast limits and with its geometry, and "name · projection
     residual", diverging.
     """
-    metadata = {"scan": scan.to_dict(), "kind": "xray"}
-    _, options, kind = density_layer(stack.name, reprojected, stack.placement, stack.limits, metadata)
+    _, options, kind = density_layer(
+        stack.name, reprojected, stack.placement, stack.limits, _projection_metadata(scan, "xray")
+    )
     again = reprojected, options | {"name": f"{stack.name} · reprojected"}, kind
     _, options, kind = residual_layer(stack.name, residual, stack.placement, residual_limit(residual), {})
     return again, (residual, options | {"name": f"{stack.name} · projection residual"}, kind)
@@ -250,8 +251,11 @@ def projection_layer(name: str, projections: Projections, grid: Grid) -> LayerDa
         "axis_labels": ("view", "v", "u"),
         "rgb": False,
     }
-    metadata = {"scan": scan.to_dict(), "kind": projections.kind}
-    return images, {**options, "metadata": {METADATA_KEY: metadata}}, "image"
+    return images, {**options, "metadata": {METADATA_KEY: _projection_metadata(scan, projections.kind)}}, "image"
+
+
+def _projection_metadata(scan: Scan, kind: Mode) -> dict[str, Any]:
+    return {"scan": scan.to_dict(), "kind": kind}
 
 
 def scan_of(metadata: dict[str, Any]) -> Scan | None:

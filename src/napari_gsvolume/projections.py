@@ -6,6 +6,7 @@ is the optical depth p, and of I0 photons ``I0 exp(-p)`` come through (docs/proj
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from .geometry import Grid
 from .observe.raycast import project as cast
 from .observe.voxels import Gaussians
 from .observe.xray import XRay
-from .scan import Mode, Scan, ScanError
+from .scan import FORMAT, Mode, Scan, ScanError
+from .splat.devices import available_device
 
 Floats = NDArray[np.float32]
 
@@ -67,7 +69,7 @@ class Projections:
         object.__setattr__(self, "images", images)
 
 
-def project(source: ArrayLike | GaussianVolume, scan: Scan, mode: Mode = "xray") -> Projections:
+def project(source: ArrayLike | GaussianVolume, scan: Scan, mode: Mode = "xray", device: str = "auto") -> Projections:
     """Return the projections of voxels or of Gaussians.
 
     X-rays of Gaussians are closed-form line integrals (`napari_gsvolume.observe.xray`), and their background is there
@@ -80,19 +82,23 @@ def project(source: ArrayLike | GaussianVolume, scan: Scan, mode: Mode = "xray")
     scan : Scan
     mode : "xray", "mip", "minip" or "mean"
         Line integrals, or the largest, smallest or mean intensity along the ray.
+    device : str
+        As of `napari_gsvolume.splat.devices.available_device`.
 
     Raises
     ------
     ValueError
-        If the volume is not of the scan's shape, or not finite.
+        If the volume is not of the scan's shape, or not finite, or the device cannot be used.
     """
+    device = available_device(device)
     if not isinstance(source, GaussianVolume):
-        return Projections(cast(source, scan, mode), scan, mode)
+        return Projections(cast(source, scan, mode, device=device), scan, mode)
     if source.grid.shape != scan.shape:
         raise ValueError(f"The scan is of a volume of shape {scan.shape}, these Gaussians are of {source.grid.shape}.")
     if mode != "xray":
-        return Projections(cast(source.sample(), scan, mode), scan, mode)
-    images = XRay(scan).predict(Gaussians(source.means, source.factors, source.weights)).numpy()
+        return Projections(cast(source.sample(), scan, mode, device=device), scan, mode)
+    numbers = (tensor.to(device) for tensor in (source.means, source.factors, source.weights))
+    images = XRay(scan, device).predict(Gaussians(*numbers)).cpu().numpy()
     if source.background:
         for view, image in enumerate(images):
             image += np.float32(source.background) * box_lengths(scan, view)
@@ -254,6 +260,16 @@ def geometry_beside(path: str | Path) -> Path:
     """Return the name of the geometry that goes with a stack: P.json of P.nii.gz."""
     path = Path(path)
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def scan_beside(path: str | Path) -> Scan | None:
+    """Return the geometry in the file beside a stack; None if there is none, or the file is about something else."""
+    beside = geometry_beside(path)
+    try:
+        data = json.loads(beside.read_text(encoding="utf-8"))
+        return Scan.from_dict(data) if isinstance(data, dict) and data.get("format") == FORMAT else None
+    except (OSError, ValueError):
+        return None
 
 
 def write_projections(path: str | Path, projections: Projections, geometry: str | Path | None = None) -> None:

@@ -103,6 +103,11 @@ class Scan:
         return len(self.sources)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Views, and rows and columns of pixels: the shape ``(K, V, U)`` of a stack of images."""
+        return len(self), self.pixels[1], self.pixels[0]
+
+    @property
     def origins(self) -> NDArray[np.float64]:
         """The point of each view where its `frames` start: the source, or the detector's centre, ``(K, 3)``."""
         return self.centres if self.beam == "parallel" else self.sources

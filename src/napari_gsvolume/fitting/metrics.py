@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 def psnr_db(mean_square: float) -> float:
     """Return the peak signal-to-noise ratio in dB of a mean squared error relative to the squared data range."""
     return -10 * math.log10(max(mean_square, 1e-20))
+
+
+def psnr_between(truth: ArrayLike, volume: ArrayLike, data_range: float) -> float:
+    """Return the PSNR in dB of a volume against the true one."""
+    error = np.subtract(volume, truth, dtype=np.float64)
+    return psnr_db(float(np.square(error).mean()) / data_range**2)
 
 
 def ssim(

@@ -10,11 +10,13 @@ from math import floor
 
 import numba
 import numpy as np
+import torch
 from numba import njit, prange
 from numpy.typing import ArrayLike, NDArray
 
 from ..scan import Mode, Scan
 from ..splat.cpu import _launch
+from . import raycast_torch
 
 _MODES: dict[str, int] = {"xray": 0, "mip": 1, "minip": 2, "mean": 3}
 STEP = 0.5
@@ -22,7 +24,9 @@ STEP = 0.5
 _BEAMS = {"parallel": 0, "fan": 1, "cone": 2}
 
 
-def project(volume: ArrayLike, scan: Scan, mode: Mode = "xray", *, step: float = STEP) -> NDArray[np.float32]:
+def project(
+    volume: ArrayLike, scan: Scan, mode: Mode = "xray", *, step: float = STEP, device: str = "cpu"
+) -> NDArray[np.float32]:
     """Return the projections of a volume.
 
     Parameters
@@ -34,6 +38,8 @@ def project(volume: ArrayLike, scan: Scan, mode: Mode = "xray", *, step: float =
         within the volume's voxel centres, 0 where it misses them.
     step : float
         Distance between samples, in the smallest side of a voxel.
+    device : str
+        Of torch; on any but the CPU `raycast_torch` samples the rays.
 
     Returns
     -------
@@ -49,18 +55,20 @@ def project(volume: ArrayLike, scan: Scan, mode: Mode = "xray", *, step: float =
         raise ValueError(f"The scan is of a volume of shape {scan.shape}, this one is {array.shape}.")
     if not np.isfinite(array).all():
         raise ValueError("The volume holds NaN or infinite voxels; replace them before projecting it.")
-    images = np.zeros((len(scan), scan.pixels[1], scan.pixels[0]), np.float32)
+    length = step * scan.voxel_size.min()
+    if device != "cpu":
+        return raycast_torch.project(torch.as_tensor(array, device=device), scan, mode, length)
+    images = np.zeros(scan.image_shape, np.float32)
     with _launch:
-        _project(array, images, *_rays(scan), step * scan.voxel_size.min(), _MODES[mode])
+        _project(array, images, *_rays(scan), length, _MODES[mode])
     return images
 
 
 def back_project(images: ArrayLike, scan: Scan, *, step: float = STEP) -> NDArray[np.float32]:
     """Return the transpose of the line integrals of `project` applied to images ``(K, V, U)``: a volume, float32."""
     array = np.ascontiguousarray(images, np.float32)
-    expected = (len(scan), scan.pixels[1], scan.pixels[0])
-    if array.shape != expected:
-        raise ValueError(f"The scan has images of shape {expected}, these are {array.shape}.")
+    if array.shape != scan.image_shape:
+        raise ValueError(f"The scan has images of shape {scan.image_shape}, these are {array.shape}.")
     parts = np.zeros((numba.get_num_threads(), *scan.shape), np.float32)
     with _launch:
         _back_project(array, parts, *_rays(scan), step * scan.voxel_size.min())

@@ -47,7 +47,7 @@ class XRay:
 
     def __init__(self, scan: Scan, device: torch.device | str = "cpu") -> None:
         self.scan = scan
-        self.shape = (scan.pixels[1], scan.pixels[0])
+        self.shape = scan.image_shape[1:]
 
         def tensor(values: object) -> Tensor:
             return torch.as_tensor(values, dtype=torch.float64, device=device)

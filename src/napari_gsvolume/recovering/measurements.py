@@ -21,7 +21,7 @@ from torch import Tensor
 from ..geometry import Grid
 from ..observe.raycast import STEP, back_project, project
 from ..scan import Scan
-from .noise import noise_variance
+from .noise import estimated_variance
 
 FWHM = 2 * math.sqrt(2 * math.log(2))
 """Full width at half maximum of a Gaussian of standard deviation one."""
@@ -79,7 +79,7 @@ class Projected:
 
     def __init__(self, images: ArrayLike, scan: Scan, variance: ArrayLike | None = None) -> None:
         array = np.asarray(images, np.float64)
-        expected = (len(scan), scan.pixels[1], scan.pixels[0])
+        expected = scan.image_shape
         if array.shape != expected:
             raise ValueError(
                 f"The geometry is of {expected[0]} views of {expected[2]} x {expected[1]} pixels; the projections are "
@@ -93,7 +93,7 @@ class Projected:
         self.scan, self._images = scan, array
         self._side = float(scan.voxel_size.min())
         self._map = _planes(scan)
-        self._variance = noise_variance(array) if variance is None else np.broadcast_to(variance, expected)
+        self._variance = estimated_variance(array) if variance is None else np.broadcast_to(variance, expected)
         self.scale(1.0)
 
     def unit(self) -> float:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from ..fitting.target import check_volume
 from ..geometry import Grid
-from ..scan import Scan, orbit, spread, voxel_size_mm
+from ..scan import Beam, Scan, ScanError, orbit, spread, voxel_size_mm
 from .measurements import Measurement, Projected, Sliced
 from .recover import Recovery
 from .settings import RecoverSettings
@@ -20,12 +20,16 @@ from .settings import RecoverSettings
 Floats = NDArray[np.float32]
 
 
-class ArcSettings(BaseModel):
-    """Parallel views around z whose geometry is typed in; anything else is better said in a file."""
+class OrbitSettings(BaseModel):
+    """An orbit around z that is typed in; any other geometry is better said in a file."""
 
+    beam: Beam = Field("parallel", description="Rays are parallel, or come from a point: as a fan a row, or as a cone")
     arc: float = Field(180.0, gt=0, le=360, description="Degrees over which the views are evenly spread")
+    source_to_axis: float | None = Field(None, gt=0, description="From the source of a fan or cone to the axis, mm")
+    source_to_detector: float | None = Field(None, gt=0, description="From the source to the detector, mm")
     pixel_size: float = Field(1.0, gt=0, description="Distance of the detector's pixels, mm")
-    voxel_size: float | None = Field(None, gt=0, description="Of the volume, mm; a pixel's if not given")
+    offset: float = Field(0.0, description="Of the detector's middle from the middle ray, along its rows, mm")
+    voxel_size: float | None = Field(None, gt=0, description="Of the volume, mm; what a pixel sees if not given")
     width: int | None = Field(
         None, ge=1, le=4096, description="Voxels along y and x; as many as the detector sees if not given"
     )
@@ -34,11 +38,21 @@ class ArcSettings(BaseModel):
     def scan(self, stack: Sequence[int]) -> Scan:
         """Return the geometry of a stack of so many views, rows and columns."""
         views, nv, nu = stack
-        voxel = self.pixel_size if self.voxel_size is None else self.voxel_size
-        seen = self.pixel_size / voxel
-        width, height = self.width or max(1, round(nu * seen)), self.height or max(1, round(nv * seen))
-        angles, size = spread(views, self.arc), (self.pixel_size, self.pixel_size)
-        return orbit((height, width, width), voxel, angles, pixels=(nu, nv), pixel_size=size)
+        distances: dict[str, float] = {}
+        magnification = 1.0
+        if self.beam != "parallel":
+            if self.source_to_axis is None or self.source_to_detector is None:
+                raise ScanError(f"A {self.beam} needs the distances from its source to the axis and to the detector.")
+            distances = {"source_to_axis": self.source_to_axis, "source_to_detector": self.source_to_detector}
+            magnification = self.source_to_detector / self.source_to_axis
+        voxel = self.pixel_size / magnification if self.voxel_size is None else self.voxel_size
+        seen = self.pixel_size / magnification / voxel
+        upright = seen * magnification if self.beam == "fan" else seen  # rows of a fan stay as far apart as they are
+        width, height = self.width or max(1, round(nu * seen)), self.height or max(1, round(nv * upright))
+        return orbit(
+            (height, width, width), voxel, spread(views, self.arc), self.beam, pixels=(nu, nv),
+            pixel_size=(self.pixel_size, self.pixel_size), offset=(self.offset, 0.0), **distances,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +69,18 @@ class Stack:
         Along which they are stacked; None: the one along which the most slices have no NaN.
     every : int
         The first slice and every so many-th from there on are known, the others only to compare with.
+    thickness : float
+        Of the slices: full width at half maximum of their profile, mm.
     """
 
     array: ArrayLike
     grid: Grid
     axis: int | None = 0
     every: int = 1
+    thickness: float = 0.0
 
-    def measured(self, grid: Grid, thickness: float = 0.0) -> Sliced:
-        """Return the known slices as a measurement of the volume on `grid`; `thickness` is in mm."""
+    def measured(self, grid: Grid) -> Sliced:
+        """Return the known slices as a measurement of the volume on `grid`."""
         if self.grid.units != grid.units:
             a, b = (", ".join(g.units) for g in (self.grid, grid))
             raise ValueError(f"One stack of slices is in units {a}, the volume in {b}; give all layers the same.")
@@ -76,7 +93,7 @@ class Stack:
         slices[unknown] = np.nan
         order = [axis, *(other for other in range(3) if other != axis)]
         turned = Grid(slices.shape, self.grid.affine[:, [*order, 3]], self.grid.units)
-        return Sliced(slices, turned, grid, thickness=thickness / mm_per_unit(grid.units[0]))
+        return Sliced(slices, turned, grid, thickness=self.thickness / mm_per_unit(grid.units[0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +107,6 @@ class Problem:
     projections : (array_like, Scan), optional
         X-rays, ``(K, V, U)``, in intensity times mm, and their geometry.
     stacks : sequence of Stack
-    thickness : float
-        Of the slices of all stacks: full width at half maximum of their profile, mm.
     truth, support : array_like, optional
         Of the grid's shape: the true volume, to compare with; where the volume may differ from 0.
     """
@@ -99,7 +114,6 @@ class Problem:
     grid: Grid
     projections: tuple[ArrayLike, Scan] | None = None
     stacks: Sequence[Stack] = ()
-    thickness: float = 0.0
     truth: ArrayLike | None = None
     support: ArrayLike | None = None
 
@@ -109,7 +123,7 @@ class Problem:
 
     def recovery(self, settings: RecoverSettings) -> Recovery:
         """Load the measurements; raise ValueError, in one sentence, if they do not go together."""
-        measurements: list[Measurement] = [stack.measured(self.grid, self.thickness) for stack in self.stacks]
+        measurements: list[Measurement] = [stack.measured(self.grid) for stack in self.stacks]
         if self.projections is not None:
             images, scan = self.projections
             measurements.append(Projected(images, scan.of_grid(self.grid)))

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..fitting import FitStep, fit_steps
-from ..fitting.metrics import psnr_db, ssim
+from ..fitting.metrics import psnr_between, ssim
 from ..gaussians import GaussianVolume
 from ..geometry import Grid
 from ..parameters import made
@@ -268,9 +268,7 @@ class Recovery:
 
     def _psnr(self, volume: NDArray[np.float32]) -> float:
         assert self._truth is not None
-        return psnr_db(
-            float(np.square(volume - self._truth, dtype=np.float64).mean()) / float(np.ptp(self._truth)) ** 2
-        )
+        return psnr_between(self._truth, volume, float(np.ptp(self._truth)))
 
 
 def recover(measurements: Sequence[Measurement], grid: Grid, **others: Any) -> Recovered:

@@ -11,6 +11,7 @@ from ..parameters import Count, NotNegative, Positive
 VOXELS_A_GAUSSIAN = 30
 """Of an open number of Gaussians: more are slower, and what few views tell does not fill them."""
 ITERATIONS = 60
+Prior = Literal["blocks", "tv"]
 
 
 class RecoverSettings(BaseModel):
@@ -22,7 +23,7 @@ class RecoverSettings(BaseModel):
         None, description=f"Number of Gaussians; one for every {VOXELS_A_GAUSSIAN} voxels if not given"
     )
     time_limit: Positive | None = Field(None, description="Stop after this many seconds; about half are for the voxels")
-    prior: Literal["blocks", "tv"] = Field(
+    prior: Prior = Field(
         "blocks", description="What volumes look like: similar blocks repeat, or total variation is small"
     )
     non_negative: bool = Field(True, description="Intensities are not below zero, unless measurements are")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..fitting.metrics import psnr_db
+from ..fitting.metrics import psnr_between
 
 
 def missing_psnr(reconstruction: ArrayLike, volume: ArrayLike, known: NDArray[np.bool_], axis: int) -> float:
     """Return the PSNR in dB over the slices that were not known, with the volume's data range max - min."""
-    truth = np.moveaxis(np.asarray(volume, np.float64), axis, 0)
-    error = np.moveaxis(np.asarray(reconstruction, np.float64), axis, 0)[~known] - truth[~known]
-    return psnr_db(float(np.square(error).mean()) / float(np.ptp(truth)) ** 2)
+    truth, found = (np.moveaxis(np.asarray(v, np.float64), axis, 0) for v in (volume, reconstruction))
+    return psnr_between(truth[~known], found[~known], float(np.ptp(truth)))
 
 
 def cubic(volume: ArrayLike, known: NDArray[np.bool_], axis: int) -> NDArray[np.float64]:

@@ -233,7 +233,9 @@ def _row(name: str, field: FieldInfo, suggestion: float, late: Late | None) -> W
     if kind in (int, float):
         largest = _LARGEST_PENALTY if name.startswith(_PENALTY) else _LARGEST
         bounds = [bound.le for bound in field.metadata if hasattr(bound, "le")]
-        options |= {"min": 0, "max": min([largest, *bounds])} | ({"step": 0.1} if kind is float else {})
+        bounded = any(hasattr(bound, "ge") or hasattr(bound, "gt") for bound in field.metadata)
+        options |= {"min": 0 if bounded else -_LARGEST, "max": min([largest, *bounds])}
+        options |= {"step": 0.1} if kind is float else {}
     row = create_widget(value=field.default, annotation=kind, label=_label(name), options=options)
     if name.startswith(_PENALTY):
         row.native.setDecimals(_PENALTY_DECIMALS)

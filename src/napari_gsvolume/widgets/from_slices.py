@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from magicgui.widgets import FloatSpinBox
 from napari.viewer import Viewer
 from pydantic import BaseModel, Field
 
@@ -50,27 +51,42 @@ class FromSlicesWidget(RecoverWidget):
         self.slices.fields["thickness"].label = "Thickness (mm)"
         tip = "Another stack of the same volume, of any orientation; its slices lie along the axis of its longest step"
         self.others = [LayerChoice(viewer, label, is_volume, tip, none="none") for label in ("Also", "And")]
+        self.thicknesses = [
+            FloatSpinBox(label="Its thickness (mm)", tooltip="As above, of this stack", max=1000) for _ in self.others
+        ]
+        others = [row for rows in zip(self.others, self.thicknesses, strict=True) for row in rows]
         self.views = LayerChoice(
             viewer, "Projections", has_geometry, "X-rays of the same volume, around its middle", none="none"
         )
         source = LayerChoice(viewer, "Slices", is_volume, "A stack of slices, or a volume to take them from")
-        super().__init__(viewer, above=[*self.slices.rows, *self.others, self.views], source=source)
+        super().__init__(viewer, above=[*self.slices.rows, *others, self.views], source=source)
         self.slices.fields["known"].changed.connect(self._on_known)
         self._on_known(self.slices.fields["known"].value)
+        for other in self.others:
+            other.changed.connect(self._on_others)
+        self._on_others()
 
     def _on_known(self, known: str) -> None:
         self.slices.fields["every"].visible = known == _EVERY
         self.slices.fields["axis"].visible = known != _NOT_NAN
 
+    def _on_others(self, *_: Any) -> None:
+        for other, thickness in zip(self.others, self.thicknesses, strict=True):
+            thickness.visible = other.value is not None
+
     def _asked(self, source: SourceVolume) -> Asked:
         asked = self.slices.settings()
         axis = "zyx".index(asked.axis)
         every = asked.every if asked.known == _EVERY else 1
-        others = [source_volume(box.value) for box in self.others if box.value is not None]
+        others = [
+            (source_volume(box.value), thickness.value)
+            for box, thickness in zip(self.others, self.thicknesses, strict=True)
+            if box.value is not None
+        ]
         grid = isotropic(source.grid, axis) if asked.known == _STACK else source.grid
         stacks = [
-            Stack(source.array, source.grid, None if asked.known == _NOT_NAN else axis, every),
-            *(Stack(other.array, other.grid, longest_step(other.grid)) for other in others),
+            Stack(source.array, source.grid, None if asked.known == _NOT_NAN else axis, every, asked.thickness),
+            *(Stack(o.array, o.grid, longest_step(o.grid), thickness=thickness) for o, thickness in others),
         ]
         views, projections = None, None
         if self.views.value is not None:
@@ -78,4 +94,4 @@ class FromSlicesWidget(RecoverWidget):
             scan = scan_of(self.views.value.metadata)
             projections = None if scan is None else (views.array, scan)
         truth = source.array if asked.known == _EVERY else None
-        return Asked(Problem(grid, projections, stacks, asked.thickness, truth), views, source.limits)
+        return Asked(Problem(grid, projections, stacks, truth), views, source.limits)

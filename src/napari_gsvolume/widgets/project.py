@@ -96,9 +96,6 @@ class ProjectWidget(RunWidget):
         fields = self.form.fields
         for widget in (self.image, self.time_point, self.level, fields["mode"], fields["hounsfield"]):
             widget.changed.connect(self.live.changed)
-        # Layers come and go without the dock being told, if it was opened by hand.
-        for event in (napari_viewer.layers.events.inserted, napari_viewer.layers.events.removed):
-            event.connect(self.reset_choices)
 
     def _on_path(self, path: str) -> None:
         for row, paths in _ROWS.items():

@@ -11,12 +11,14 @@ from napari.viewer import Viewer
 
 from ..layers import SourceVolume, scan_of, source_volume
 from ..projections import hounsfield_to_attenuation
-from ..recovering.problem import ArcSettings, Problem, grid_of_scan
+from ..recovering.problem import OrbitSettings, Problem, grid_of_scan
 from ..scan import Scan
 from .form import SettingsForm
 from .recover import Asked, LayerChoice, RecoverWidget, has_geometry, is_stack, is_volume
 
-_OWN, _FILE, _ARC = "of the layer", "from a file", "parallel beam"
+_OWN, _FILE, _ORBIT = "of the layer", "from a file", "orbit, typed in"
+_DISTANCES = ("source_to_axis", "source_to_detector")
+_SUGGESTIONS = {"width": 128.0, "height": 128.0, "source_to_axis": 750.0, "source_to_detector": 1200.0}
 
 
 class ReconstructWidget(RecoverWidget):
@@ -33,13 +35,15 @@ class ReconstructWidget(RecoverWidget):
         tip = "A stack of X-rays: axes view, v, u"
         source = LayerChoice(viewer, "Projections", is_stack, tip, prefers=has_geometry)
         self.geometry = ComboBox(
-            label="Geometry", choices=[_OWN, _FILE, _ARC], tooltip="How the views were taken: source, detector, volume"
+            label="Geometry",
+            choices=[_OWN, _FILE, _ORBIT],
+            tooltip="Source, detector and volume of the views",
         )
         self.file = FileEdit(label="File", filter="*.json", tooltip="A scan's geometry, as Project and the shell write")
-        self.arc = SettingsForm(ArcSettings, tuple(ArcSettings.model_fields), {"width": 128, "height": 128}, {})
-        self.arc.fields["arc"].label = "Arc (degrees)"
-        for name in ("pixel_size", "voxel_size"):
-            self.arc.fields[name].label += " (mm)"
+        self.orbit = SettingsForm(OrbitSettings, tuple(OrbitSettings.model_fields), _SUGGESTIONS, {})
+        self.orbit.fields["arc"].label = "Arc (degrees)"
+        for name in ("pixel_size", "voxel_size", "offset", *_DISTANCES):
+            self.orbit.fields[name].label += " (mm)"
         self.like = LayerChoice(
             viewer, "Voxels", is_volume, "Recover at the voxels of this layer, where it is", none="of the geometry"
         )
@@ -52,10 +56,11 @@ class ReconstructWidget(RecoverWidget):
         self.support = LayerChoice(
             viewer, "Support", lambda layer: isinstance(layer, Labels), "Outside of these labels all is 0", none="all"
         )
-        above = [self.geometry, self.file, *self.arc.rows, self.like, self.truth, self.hounsfield, self.support]
+        above = [self.geometry, self.file, *self.orbit.rows, self.like, self.truth, self.hounsfield, self.support]
         self._last: Layer | None = None
         super().__init__(viewer, above=above, source=source)
         self.geometry.changed.connect(self._on_geometry)
+        self.orbit.fields["beam"].changed.connect(self._on_geometry)
         self.truth.changed.connect(self._on_truth)
         self._on_truth(self.truth.value)
 
@@ -70,22 +75,25 @@ class ReconstructWidget(RecoverWidget):
         if layer is not self._last:
             own = layer is not None and has_geometry(layer)
             if own != (self.geometry.value == _OWN):
-                self.geometry.value = _OWN if own else _ARC
+                self.geometry.value = _OWN if own else _ORBIT
         self._last = layer
         self._on_geometry()
 
     def _on_geometry(self, *_: Any) -> None:
         self.file.visible = self.geometry.value == _FILE
-        for row in self.arc.rows:
-            row.visible = self.geometry.value == _ARC
+        typed = self.geometry.value == _ORBIT
+        for row in self.orbit.rows:
+            row.visible = typed
+        for name in _DISTANCES:
+            self.orbit.fields[name].visible = typed and self.orbit.fields["beam"].value != "parallel"
 
     def _on_truth(self, truth: Layer | None) -> None:
         self.hounsfield.visible = truth is not None
 
     def _scan(self, shape: tuple[int, ...]) -> Scan:
         layer = self.image.value
-        if self.geometry.value == _ARC:
-            return self.arc.settings().scan(shape)
+        if self.geometry.value == _ORBIT:
+            return self.orbit.settings().scan(shape)
         if self.geometry.value == _FILE:
             try:
                 return Scan.load(self.file.value)
@@ -93,9 +101,7 @@ class ReconstructWidget(RecoverWidget):
                 raise ValueError(f"The geometry cannot be read: {error}") from error
         scan = scan_of(layer.metadata)
         if scan is None:
-            raise ValueError(
-                f"'{layer.name}' has no geometry; choose a file of it, or give the arc of a parallel beam."
-            )
+            raise ValueError(f"'{layer.name}' has no geometry; choose a file of it, or type an orbit in.")
         return scan
 
     def _asked(self, source: SourceVolume) -> Asked:

@@ -104,9 +104,6 @@ class RecoverWidget(GaussianWidget):
         self._recovered: Recovered | None = None
         form = SettingsForm(RecoverSettings, _MAIN, _SUGGESTIONS, {"time_limit": 60.0})
         super().__init__(viewer, form, MisfitPlot(viewer), **rows)
-        # Layers come and go without the dock being told, if it was opened by hand.
-        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
-            event.connect(self.reset_choices)
 
     @property
     def recovered(self) -> Recovered | None:

@@ -82,6 +82,9 @@ class RunWidget(Container[Any]):
         self._window_closing = _Closing(self._leave)
         self.native.destroyed.connect(self._leave)
         self._on_image(self.image.value)
+        # napari tells docks of its menu when layers come and go, and those that a script has added nothing.
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            event.connect(self.reset_choices)
 
     @property
     def content(self) -> Any:
