@@ -38,7 +38,7 @@ from napari_gsvolume.scan import Scan, orbit, spread
 
 METHODS = ("fbp", "fdk", "sirt", "sart", "tv", "gaussians")
 OF_ONE_BEAM = {"fbp": "parallel", "sart": "parallel", "fdk": "cone"}
-TV_WEIGHTS = 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1
+TV_WEIGHTS = 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03
 SIRT_STEPS = 200
 console = Console()
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_gsvolume.files._atomic import replaced
+from napari_gsvolume.files._ply import ply_path, write_vertices
 from napari_gsvolume.gaussians import GaussianVolume
 from napari_gsvolume.geometry import Grid
 
@@ -56,9 +55,7 @@ def write_ply(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
     of standard deviations, ``rot_0..3`` a unit quaternion (w, x, y, z) whose matrix has the principal axes as columns.
     There are no ``f_rest``: colours do not depend on the direction of view (``sh_degree`` 0).
     """
-    path = Path(path)
-    if path.suffix.lower() != ".ply":
-        raise ValueError(f"The name of a PLY file ends in .ply; got {path.name}.")
+    path = ply_path(path)
     if gaussians.ndim != 3:
         raise ValueError(f"A PLY file of splats holds Gaussians in 3D; these are {gaussians.ndim}D.")
     if not len(gaussians):
@@ -72,18 +69,13 @@ def write_ply(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
         raise ValueError("A Gaussian is infinitely wide or thin, which a PLY file of splats cannot hold.")
     colours, opacities = _appearance(gaussians)
 
-    table = np.zeros((len(gaussians), len(_PROPERTIES)), "<f4")
+    table = np.zeros((len(gaussians), len(_PROPERTIES)), np.float32)
     table[:, 0:3] = world.means.detach().cpu().numpy()[:, ::-1]
     table[:, 6:9] = (colours - 0.5) / _SH_C0
     table[:, 9] = np.log(opacities) - np.log1p(-opacities)
     table[:, 10:13] = log_scales
     table[:, 13:17] = quaternions
-    # No comment in the header: the first program's viewer takes its third line for the number of splats.
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(gaussians)}"]
-    header += [f"property float {name}" for name in _PROPERTIES]
-    content = "\n".join([*header, "end_header\n"]).encode("ascii") + table.tobytes()
-    with replaced(path) as temporary:
-        temporary.write_bytes(content)
+    write_vertices(path, _PROPERTIES, table)
 
 
 def _appearance(gaussians: GaussianVolume) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
