@@ -69,7 +69,8 @@ def render(
     shading : bool, optional
         By default as the transfer function says.
     background : array_like, (3,)
-        Colour behind the volume, for "dvr"; the other modes have 0 where rays miss the volume.
+        Colour behind the volume, for "dvr". Where rays miss the volume the others have its smallest intensity, "minip"
+        its largest, and "xray" 0.
     mask : array_like, (Z, Y, X), optional
         Where it is zero, as taken from the nearest voxel, there is nothing: no light, and no intensity.
 
@@ -147,6 +148,7 @@ def _images(
         seen = np.concatenate([[0], np.cumsum(table[:, 3] > 0)])
         first, last = (np.clip((a.astype(np.float64) - low) * scale, 0, ENTRIES - 1) for a in (least, most))
         empty = masked | (seen[np.ceil(last).astype(int) + 1] == seen[np.floor(first).astype(int)])
+    nothing = float(most.max() if mode == _MODES["minip"] else least.min())
     for rays in _rays(cameras, volume.shape, size):
         image = np.empty((*cameras.size, 3 if mode < 0 else 1), np.float32)
         with _launch:  # for one view at a time: others that wait for it get their turn
@@ -155,7 +157,7 @@ def _images(
                     volume, mask, empty, image, rays, flat, size, step, table, low, scale, tiny, lit, behind
                 )  # fmt: skip
             else:
-                project(volume, mask, most, image, rays, flat, size, step, mode)
+                project(volume, mask, most, image, rays, flat, size, step, mode, nothing)
         yield image
 
 

@@ -202,7 +202,7 @@ def compose(volume, mask, empty, image, rays, orthographic, size, step, table, l
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _project_ray(volume, mask, highest, start, way, n, distance, mode):  # type: ignore[no-untyped-def]
+def _project_ray(volume, mask, highest, start, way, n, distance, mode, nothing):  # type: ignore[no-untyped-def]
     total, most, least, count = 0.0, -np.inf, np.inf, 0
     s = end = 0
     while s < n:
@@ -220,15 +220,20 @@ def _project_ray(volume, mask, highest, start, way, n, distance, mode):  # type:
         count += 1
         total += value
         most, least = max(most, value), min(least, value)
-    if mode == 3 or not count:
+    if mode == 3:
         return total * distance
+    if not count:
+        return nothing
     return most if mode == 0 else least if mode == 1 else total / count
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def project(volume, mask, highest, image, rays, orthographic, size, step, mode):  # type: ignore[no-untyped-def]
-    """Fill an image (H, W, 1) with the largest (mode 0), smallest (1) or mean (2) sample, or the line integral (3)."""
+def project(volume, mask, highest, image, rays, orthographic, size, step, mode, nothing):  # type: ignore[no-untyped-def]
+    """Fill an image (H, W, 1) with the largest (mode 0), smallest (1) or mean (2) sample, or the line integral (3).
+
+    Where a ray meets nothing there is the intensity `nothing`, or the integral 0.
+    """
     for j in prange(image.shape[0]):
         for i in range(image.shape[1]):
             start, way, n, distance = _ray(rays, i + 0.5, j + 0.5, orthographic, volume.shape, size, step)
-            image[j, i, 0] = _project_ray(volume, mask, highest, start, way, n, distance, mode)
+            image[j, i, 0] = _project_ray(volume, mask, highest, start, way, n, distance, mode, nothing)
