@@ -386,3 +386,24 @@ def test_gsplat_shows_the_same(kind: str, orthographic: bool) -> None:
     torch.testing.assert_close(their_alpha[sure], alpha[sure], rtol=0, atol=1e-3)
     for got, expected in zip(their_gradients, gradients, strict=True):
         torch.testing.assert_close(got, expected.float(), rtol=0, atol=1e-2 * float(expected.abs().max()))
+
+
+def test_joined_splats_are_drawn_as_one_sorted_by_depth():
+    def part(n, degree, seed):
+        random = np.random.default_rng(seed)
+        shapes = (n, 3), (n, 3), (n, 4), (n,), (n, (degree + 1) ** 2, 3)
+        return Splats(*(torch.tensor(random.normal(size=shape) * 0.5, dtype=torch.float32) for shape in shapes))
+
+    one, other = part(20, 0, 1), part(10, 2, 2)
+    both = Splats.joined([one, other])
+    assert (len(both), both.degree) == (30, 2)
+    turned = Splats.joined([other, one])
+    camera = cameras((24, 30))
+    torch.testing.assert_close(both.render(camera), turned.render(camera))
+    alone = Splats.joined([one])
+    torch.testing.assert_close(alone.render(camera), one.render(camera), rtol=0, atol=0)
+    # Harmonics that a part lacks are none.
+    torch.testing.assert_close(both.sh[:20, :1], one.sh, rtol=0, atol=0)
+    assert not both.sh[:20, 1:].any()
+    with pytest.raises(ValueError, match="no splats to join"):
+        Splats.joined([])

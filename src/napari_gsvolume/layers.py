@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from napari.components import LayerList
-from napari.layers import Image, Layer
+from napari.layers import Image, Labels, Layer
 from numpy.typing import ArrayLike, NDArray
 
 from .gaussians import GaussianVolume
@@ -19,6 +19,7 @@ from .scan import Mode, Scan, voxel_size_mm
 
 if TYPE_CHECKING:
     from .projections import Projections
+    from .render.cameras import Cameras
 
 METADATA_KEY = "napari_gsvolume"
 PROJECTION_KINDS: dict[Mode, str] = {"xray": "X-rays", "mip": "MIP", "minip": "minIP", "mean": "means"}
@@ -29,6 +30,26 @@ _ELLIPSOID_SIGMAS = 1.0
 _DIVERGING = "RdBu_r"
 
 LayerData = tuple[Any, dict[str, Any], str]
+
+
+class PictureFrame(Protocol):
+    """Where pictures were taken."""
+
+    @property
+    def cameras(self) -> Cameras:
+        """One for each picture."""
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the pictures are the mirror images of what the cameras see."""
+
+    @property
+    def centre(self) -> tuple[float, float, float]:
+        """What is in the middle of the picture, in the world's last three axes."""
+
+    @property
+    def pixel(self) -> float:
+        """Side of a pixel there, in the unit of the world."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,6 +291,82 @@ def projection_kind(metadata: dict[str, Any]) -> Mode:
     entry = metadata.get(METADATA_KEY)
     kind: Mode = entry.get("kind", "xray") if isinstance(entry, dict) else "xray"
     return kind
+
+
+def picture_layer(
+    name: str,
+    kind: str,
+    images: NDArray[Any],
+    seen: PictureFrame,
+    units: Sequence[str],
+    about: dict[str, Any],
+) -> LayerData:
+    """Return pictures of a volume as an image layer "name · kind", where the canvas showed what they show.
+
+    Parameters
+    ----------
+    name : str
+        Of the volume.
+    kind : str
+        "view", "turntable", "difference" or "DVR".
+    images : ndarray, ([V,] H, W, 3), uint8, or ([V,] H, W), float32
+        In colours or grey; of a difference the absolute values, which are shown as heat.
+    seen : PictureFrame
+        Where the pictures were taken.
+    units : sequence of str
+        Of the world's last three axes.
+    about : dict
+        What is worth remembering of how they were made: settings, metrics.
+    """
+    rgb = images.dtype == np.uint8
+    shape = np.array(images.shape[:-1] if rgb else images.shape)
+    n = len(shape)
+    height = float(shape[-2] * seen.pixel)
+    scale = np.array([height / shape[0], seen.pixel, seen.pixel])[-n:]  # the slider over views is as long
+    limits = (0.0, 255.0) if rgb else (0.0, residual_limit(images)) if kind == "difference" else _value_limits(images)
+    cameras = seen.cameras
+    camera = {
+        "matrices": cameras.matrices.tolist(),
+        "intrinsics": cameras.intrinsics.tolist(),
+        "size": list(cameras.size),
+        "orthographic": cameras.orthographic,
+        "mirrored": seen.mirrored,
+    }
+    options = {
+        "name": f"{name} · {kind}",
+        "contrast_limits": limits,
+        **({} if rgb else {"colormap": "inferno" if kind == "difference" else "gray"}),
+        "scale": tuple(scale),
+        "translate": tuple(np.array(seen.centre)[-n:] - scale * (shape - 1) / 2),
+        "units": tuple(units)[-n:],
+        "axis_labels": ("view", "v", "u")[-n:],
+        "rgb": rgb,
+        "metadata": {METADATA_KEY: {"picture": kind, "camera": camera, **about}},
+    }
+    return images, options, "image"
+
+
+def is_picture(layer: Layer) -> bool:
+    """Whether a layer is pictures of a volume that this plugin took."""
+    entry = layer.metadata.get(METADATA_KEY)
+    return isinstance(entry, dict) and "picture" in entry
+
+
+def layer_colours(layer: Image) -> tuple[NDArray[np.float64], tuple[float, float], float]:
+    """Return the colours of a layer's colormap, evenly spread, ``(n, 4)``, its contrast limits and its gamma."""
+    low, high = (float(v) for v in layer.contrast_limits)
+    return np.clip(layer.colormap.map(np.linspace(0, 1, 256)), 0, 1).astype(float), (low, high), float(layer.gamma)
+
+
+def label_array(layer: Labels, grid: Grid) -> NDArray[np.generic]:
+    """Return a copy of the labels of a grid's voxels; raise ValueError if the layer has others."""
+    labels = layer.data[0] if layer.multiscale else layer.data
+    if tuple(labels.shape) != grid.shape:
+        raise ValueError(
+            f"The labels '{layer.name}' have {' x '.join(map(str, labels.shape))} voxels, the image has "
+            f"{' x '.join(map(str, grid.shape))}; they have to be of the same."
+        )
+    return np.array(labels)
 
 
 def _value_limits(values: NDArray[np.float32]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from .raster import rasterise
 Backend = Literal["auto", "cpu", "reference", "gsplat"]
 Colour = tuple[float, float, float]
 _BLACK = (0.0, 0.0, 0.0)
+_ALL_BUT_SH = ("means", "log_scales", "quaternions", "logits")
 
 
 class View(NamedTuple):
@@ -93,6 +94,27 @@ class Splats:
     def degree(self) -> int:
         """Highest degree of the spherical harmonics."""
         return math.isqrt(self.sh.shape[1]) - 1
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the Gaussians of all parts as one set, which is drawn sorted by depth as a whole.
+
+        Parameters
+        ----------
+        parts : sequence of Splats
+            At least one. Harmonics that a part lacks, beside one of a higher degree, are zero.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if not parts:
+            raise ValueError("There are no splats to join.")
+        most = max(part.sh.shape[1] for part in parts)
+        sh = [torch.nn.functional.pad(part.sh, (0, 0, 0, most - part.sh.shape[1])) for part in parts]
+        others = {name: torch.cat([getattr(part, name) for part in parts]) for name in _ALL_BUT_SH}
+        return cls(**others, sh=torch.cat(sh))
 
     def colours(self, camera: Cameras, sh_degree: int | None = None) -> Tensor:
         """Return the colours ``(N, 3)`` that one camera sees, at least 0, up to a degree of the harmonics."""

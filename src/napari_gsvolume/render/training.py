@@ -29,8 +29,10 @@ from .settings import ITERATIONS, TrainSettings
 from .splats import Splats
 
 Floats = NDArray[np.float32]
-_RATES = {"log_scales": 0.03, "quaternions": 0.008, "logits": 0.1, "constant": 0.02, "harmonics": 0.004}
+_RATES = {"shapes": 0.03, "quaternions": 0.008, "logits": 0.1, "constant": 0.02, "harmonics": 0.004}
 _PLACE_RATE = 0.06  # pixels an iteration
+_LEAST_SCALE = 0.3
+"""Pixels that a standard deviation has at least: finer ones would fall between the pixels of larger images."""
 _FINAL_RATE = 0.05
 _SGD_RATE = 200.0  # times the number of Gaussians, each of which sees so small a part of all pixels
 _FIRST = 0.5  # of all Gaussians there are to be, at first
@@ -251,14 +253,16 @@ class _Learner:
         self.settings = settings
         self.rates = {name: settings.learning_rate * rate for name, rate in _RATES.items()}
         self.rates["means"] = settings.learning_rate * _PLACE_RATE * pixel
+        self.least = 2 * math.log(_LEAST_SCALE * pixel)
         if settings.solver == "sgd":  # in the square of what is learnt, unlike Adam's
             self.rates = {name: _SGD_RATE * settings.gaussians * rate**2 for name, rate in self.rates.items()}
         self._begin(splats)
 
     def _begin(self, splats: Splats) -> None:
+        excess = ((2 * splats.log_scales).exp() - math.exp(self.least)).clamp_min(1e-3 * math.exp(self.least))
         parts = {
             "means": splats.means,
-            "log_scales": splats.log_scales,
+            "shapes": excess.log() / 2,
             "quaternions": splats.quaternions,
             "logits": splats.logits,
             "constant": splats.sh[:, :1],
@@ -274,13 +278,16 @@ class _Learner:
 
     def splats(self) -> Splats:
         """Return the splats as a function of what is learnt."""
-        means, log_scales, quaternions, logits, constant, harmonics = self.leaves.values()
+        means, shapes, quaternions, logits, constant, harmonics = self.leaves.values()
+        log_scales = torch.logaddexp(2 * shapes, shapes.new_tensor(self.least)) / 2
         return Splats(means, log_scales, quaternions, logits, torch.cat([constant, harmonics], 1))
 
     def plain(self) -> Splats:
         """Return the splats as they are, without gradients."""
-        means, log_scales, quaternions, logits, constant, harmonics = (t.detach() for t in self.leaves.values())
-        return Splats(means, log_scales, quaternions, logits, torch.cat([constant, harmonics], 1))
+        with torch.no_grad():
+            splats = self.splats()
+        parts = splats.means, splats.log_scales, splats.quaternions, splats.logits, splats.sh
+        return Splats(*(tensor.detach() for tensor in parts))
 
     def step(self, progress: float) -> None:
         """Move along the gradients; rates fall to a twentieth as training proceeds."""

@@ -17,37 +17,78 @@ Picture = NDArray[np.float32]
 Task = Callable[[], Picture]
 
 _PAUSE = 30  # ms between the first change of the view and the picture, so that a turn does not become a queue
-_SIDE = 260  # pixels on the screen
+SIDE = 260  # pixels on the screen
 
 
-class LiveView(QLabel):
-    """A grey picture, black to white from its least to its largest value, hidden until it is switched on.
+class PictureLabel(QLabel):
+    """A picture on black: grey from its least to its largest value, or colours from 0 to 1.
+
+    Attributes
+    ----------
+    picture : ndarray, (H, W) or (H, W, 3), or None
+        What is shown.
+
+    Parameters
+    ----------
+    width : int
+        Pixels on the screen that the picture fills, if it is not high.
+    """
+
+    def __init__(self, width: int = SIDE) -> None:
+        super().__init__()
+        self.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.setStyleSheet("background: black")
+        self.setMinimumWidth(1)  # a picture does not make the dock wider
+        self.picture: Picture | None = None
+        self._width = width
+
+    def show_picture(self, picture: Picture) -> None:
+        """Show another picture."""
+        self.picture = picture
+        if picture.ndim == 2:
+            low, high = float(picture.min()), float(picture.max())
+            levels = (picture - low) * (255 / max(high - low, 1e-12))
+        else:
+            levels = np.clip(picture, 0, 1) * 255 + 0.5
+        kind = QImage.Format.Format_Grayscale8 if picture.ndim == 2 else QImage.Format.Format_RGB888
+        pixels = np.ascontiguousarray(levels.astype(np.uint8))
+        image = QImage(pixels.tobytes(), pixels.shape[1], pixels.shape[0], pixels.strides[0], kind)
+        ratio, smooth = Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
+        self.setPixmap(QPixmap.fromImage(image).scaled(self._width, SIDE, ratio, smooth))
+
+
+class LiveView(PictureLabel):
+    """A picture that follows the camera, hidden until it is switched on.
 
     One picture is made at a time, beside the viewer; where the view changes meanwhile the next one follows.
 
     Parameters
     ----------
     viewer : napari.Viewer
-        Its camera, dims and layers say when to make another picture.
+        Its camera and dims say when to make another picture.
     task : callable
         Called where the viewer lives: returns what makes the picture, elsewhere; may raise ValueError.
     say : callable
         Is told what goes wrong, in one sentence.
+    framed : bool
+        Whether the picture also depends on the camera's zoom, centre and perspective.
     """
 
-    def __init__(self, viewer: Viewer, task: Callable[[], Task], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, viewer: Viewer, task: Callable[[], Task], say: Callable[[str], None], *, framed: bool = False
+    ) -> None:
         super().__init__()
-        self.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.setMinimumHeight(_SIDE)
-        self.setStyleSheet("background: black")
-        self.picture: Picture | None = None
+        self.setMinimumHeight(SIDE)
         self._task, self._say = task, say
         self._worker: Any = None
         self._outdated = False
         self._pool = QThreadPool(self)
         self._timer = QTimer(self, singleShot=True, interval=_PAUSE)
         self._timer.timeout.connect(self._make)
-        self._events = [viewer.scene.camera.events.angles, viewer.dims.events.ndisplay, viewer.dims.events.order]
+        camera = viewer.scene.camera.events
+        self._events = [camera.angles, camera.orientation, viewer.dims.events.ndisplay, viewer.dims.events.order]
+        if framed:
+            self._events += [camera.zoom, camera.center, camera.perspective]
         self.hide()
 
     def switch(self, on: bool) -> None:
@@ -87,12 +128,7 @@ class LiveView(QLabel):
         if isinstance(made, Exception):
             self._fail(made)
             return
-        self.picture = made
-        low, high = float(made.min()), float(made.max())
-        grey = ((made - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-        image = QImage(grey.tobytes(), grey.shape[1], grey.shape[0], grey.shape[1], QImage.Format.Format_Grayscale8)
-        ratio, smooth = Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
-        self.setPixmap(QPixmap.fromImage(image).scaled(_SIDE, _SIDE, ratio, smooth))
+        self.show_picture(made)
 
     def _fail(self, error: Exception) -> None:
         self.picture = None

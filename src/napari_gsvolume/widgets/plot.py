@@ -12,6 +12,7 @@ from napari_matplotlib.base import BaseNapariMPLWidget
 
 from ..fitting import HistoryPoint
 from ..recovering.recover import RecoverPoint
+from ..render.training import TrainPoint
 
 _TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
 
@@ -117,16 +118,16 @@ class HistoryPlot(_TimePlot):
             )  # fmt: skip
 
 
-class MisfitPlot(_TimePlot):
-    """Misfit to the measurements (left axis), and PSNR where there is a true volume (right axis), over seconds.
-
-    Where there are Gaussians, after a dotted line, misfits are not told until the end.
+class _TwoCurves(_TimePlot):
+    """What falls, by its logarithm (left axis), and PSNR (right axis), over seconds.
 
     Attributes
     ----------
     axes, quality : Axes
-        Of misfit and PSNR; the latter is visible only if there is any.
+        Of what falls, and of PSNR; the latter is visible only if there is any.
     """
+
+    _FALLING = ""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__(viewer)
@@ -134,28 +135,51 @@ class MisfitPlot(_TimePlot):
             self.axes = self.figure.add_subplot()
             self.quality = self.axes.twinx()
         self._fit_in(160, 260)
-        self.show_history(())
+        self._draw([], [])
 
-    def show_history(self, history: Sequence[RecoverPoint]) -> None:
-        """Draw a history, from its start; without one there is nothing to see."""
-        self.setVisible(len(history) > 0)
+    def _draw(self, falling: list[tuple[float, float]], levels: list[tuple[float, float]]) -> None:
+        self.setVisible(bool(falling or levels))
         for axes in (self.axes, self.quality):
             axes.clear()
-        misfits = [(p.seconds, p.misfit) for p in history if p.misfit]
-        levels = [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None]
         self.axes.set_yscale("log")
-        self.axes.plot(*zip(*misfits, strict=True), color="tab:orange", lw=1.5) if misfits else None
-        self.axes.set_ylabel("misfit", color="tab:orange")
+        self.axes.plot(*zip(*falling, strict=True), color="tab:orange", lw=1.5) if falling else None
+        self.axes.set_ylabel(self._FALLING, color="tab:orange")
         self.axes.yaxis.set_minor_formatter(NullFormatter())
         self.axes.yaxis.set_major_locator(LogLocator(numticks=5))
         self.quality.set_visible(bool(levels))
         self.quality.plot(*zip(*levels, strict=True), color="tab:cyan", lw=1.5) if levels else None
         self.quality.set_ylabel("PSNR (dB)", color="tab:cyan")
         _on_the_right(self.quality)
-        first = next((p.seconds for p in history if p.n_gaussians), None)
-        if first is not None:
-            self.axes.axvline(first, color="gray", ls=":", lw=1)
         self.axes.set_xlabel("seconds")
         self.axes.xaxis.set_major_locator(MaxNLocator(5))
         self._style(self.axes, self.quality)
         self.canvas.draw_idle()
+
+
+class MisfitPlot(_TwoCurves):
+    """Misfit to the measurements (left axis), and PSNR where there is a true volume (right axis), over seconds.
+
+    Where there are Gaussians, after a dotted line, misfits are not told until the end.
+    """
+
+    _FALLING = "misfit"
+
+    def show_history(self, history: Sequence[RecoverPoint]) -> None:
+        """Draw a history, from its start; without one there is nothing to see."""
+        misfits = [(p.seconds, p.misfit) for p in history if p.misfit]
+        self._draw(misfits, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
+        self.setVisible(len(history) > 0)
+        first = next((p.seconds for p in history if p.n_gaussians), None)
+        if first is not None:
+            self.axes.axvline(first, color="gray", ls=":", lw=1)
+
+
+class LossPlot(_TwoCurves):
+    """Loss of training (left axis) and PSNR of the views held out (right axis), over seconds."""
+
+    _FALLING = "loss"
+
+    def show_history(self, history: Sequence[TrainPoint]) -> None:
+        """Draw a history, from its start; without one there is nothing to see."""
+        losses = [(p.seconds, p.loss) for p in history if p.loss > 0]
+        self._draw(losses, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])

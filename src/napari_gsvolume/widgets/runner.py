@@ -42,6 +42,8 @@ class RunWidget(Container[Any]):
         What a layer is chosen with; a box of all image layers if omitted.
     """
 
+    _START = "Run"
+
     def __init__(
         self,
         viewer: Viewer,
@@ -61,7 +63,7 @@ class RunWidget(Container[Any]):
         self.image: Any = create_widget(annotation=Image, label="Image") if source is None else source
         self.time_point = ComboBox(label="Time point", choices=[0], tooltip="Which volume of the series to use")
         self.level = ComboBox(label="Level", choices=[0], tooltip="Which level of the pyramid to load and use")
-        self.button = PushButton(text="Run")
+        self.button = PushButton(text=self._START)
         self.progress = ProgressBar(min=0, max=1000, value=0)
         self.status = Label(value="")
         # Not rows of a form themselves: magicgui's containers that scroll do not do so in napari's docks.
@@ -202,7 +204,7 @@ class RunWidget(Container[Any]):
         self._worker = None
         if self._left:
             return
-        self.button.text = "Run"
+        self.button.text = self._START
         self.button.enabled = True
         self._end()
 
