@@ -224,6 +224,8 @@ class TestTraining:
             assert train(scene, **QUICK).psnr_db > 20
 
     def test_what_is_refused(self, ball, refused):
+        with refused(MemoryError, "GiB are free"):
+            Training(ball, views=2000, hold_out=200, size=2048)
         with refused(ValueError, "sh_degree"):
             Training(ball, sh_degree=4)
         with refused(ValueError, "transparent"):

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..fitting.memory import free_bytes
 from ..fitting.metrics import psnr_between
 from ..parameters import made
 from .cameras import Cameras
@@ -39,6 +40,7 @@ _FIRST = 0.5  # of all Gaussians there are to be, at first
 _RENEW_EVERY, _RENEW_UNTIL = 100, 0.6
 _DEGREE_EVERY = 0.08  # of the training, before colours depend on the direction by one more degree
 _JUDGE_EVERY = 5.0  # seconds
+_BYTES_A_PIXEL = 12  # of a reference
 _JUDGES = 12  # cameras that tell which Gaussians are seen
 
 
@@ -136,11 +138,19 @@ class Training:
     ------
     ValueError
         If a setting is out of its range, or the volume cannot be rendered; the sentence says what.
+    MemoryError
+        If the reference images would take more memory than is free.
     """
 
     def __init__(self, scene: Scene, **settings: Any) -> None:
         self.scene, self.settings = scene, made(TrainSettings, **settings)
         s = self.settings
+        needed, free = (s.views + s.hold_out) * s.size**2 * _BYTES_A_PIXEL, free_bytes("cpu")
+        if needed > free:
+            raise MemoryError(
+                f"The references, {s.views + s.hold_out} views of {s.size} x {s.size} pixels, take "
+                f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; ask for fewer, or smaller ones."
+            )
         self.cameras = scene.cameras(s.views, s.size, orthographic=s.orthographic)
         self.judges = scene.held_out(s.hold_out, s.size, orthographic=s.orthographic)
         self.random = np.random.default_rng(s.seed)
