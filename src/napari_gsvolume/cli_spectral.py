@@ -1,0 +1,190 @@
+"""The shell's commands about slices as matrices: ``gsvolume svd`` and ``gsvolume superresolve``."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.filesize import decimal as file_size
+
+from .cli import _IMAGE, _bar, _check_outputs, _Json, _one_volume, _with_settings, app
+from .spectral.settings import Axis, Of, SuperResolveSettings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_TimePoint = Annotated[int | None, typer.Option(help="Which volume of a 4D image, from 0.")]
+_LISTED = 10  # singular values in the printed list
+_BYTES_A_VOXEL = 20  # at the peak of a projection: five float32 volumes of the finer size
+
+
+@app.command()
+def svd(
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume or image, .nii or .nii.gz.")],
+    axis: Annotated[Axis, typer.Option(help="Along which the slices are stacked.")] = "z",
+    of: Annotated[
+        Of, typer.Option(help="One slice, all of them, or the matrix whose rows are the slices (an unfolding).")
+    ] = "slice",
+    slice_: Annotated[
+        int | None, typer.Option("--slice", metavar="K", help="Which, from 0; the middle one else.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", help="What the best image of this rank has.")] = None,
+    time_point: _TimePoint = None,
+    json_: _Json = False,
+) -> None:
+    """Print singular values, their energy and ranks, and the optimal threshold against noise."""
+    if slice_ is not None and of != "slice":
+        raise ValueError(f"--slice {slice_} is for --of slice; leave one of them out.")
+    import numpy as np
+
+    from .files.nifti import read_nifti
+    from .spectral import spectra
+
+    volume = _one_volume(read_nifti(image), image, time_point)
+    if volume.ndim == 2:
+        if axis != "z":
+            raise ValueError(f"{image} is an image of two axes, one slice along z; --axis {axis} has no meaning.")
+        volume = volume[None]
+    along = "zyx".index(axis)
+    count = volume.shape[along]
+    if of == "slices":
+        slices = []
+        with _bar(json_) as show:
+            for values in spectra.each_spectrum(volume, along):
+                slices.append(values)
+                show("Decomposing", len(slices) / count, f"{len(slices)} of {count}")
+        facts = _facts_of_slices(np.stack(slices), volume, along, rank)
+    else:
+        k = count // 2 if slice_ is None else slice_
+        if not 0 <= k < count:
+            raise ValueError(f"--slice {slice_}: there are the slices 0 to {count - 1} along {axis}.")
+        matrix = volume.take(k, along) if of == "slice" else spectra.unfolding(volume, along)
+        facts = ({"slice": k} if of == "slice" else {}) | _facts_of_matrix(matrix, rank)
+    facts = {"of": of, "axis": axis} | facts
+    if json_:
+        print(json.dumps(facts, allow_nan=False))
+    else:
+        _tell(facts)
+
+
+@app.command()
+@_with_settings(SuperResolveSettings)
+def superresolve(
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume or image, .nii or .nii.gz.")],
+    out: Annotated[Path, typer.Option(metavar="HR.nii.gz", help="The finer one to write, float32.")],
+    time_point: _TimePoint = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    **settings: Any,
+) -> None:
+    """Make a volume finer, in its slices or between them, over the same extent of the world."""
+    asked = SuperResolveSettings(**settings)
+    _check_outputs([image], out=(out, _IMAGE))
+    import numpy as np
+    import psutil
+
+    from .files.nifti import read_nifti, write_nifti
+    from .spectral.degradation import Degradation
+    from .spectral.upsample import factors_of, spline
+
+    source = read_nifti(image)
+    volume = _one_volume(source, image, time_point)
+    factors = factors_of(asked.factor, "zyx".index(asked.axis), asked.axes, volume.ndim)
+    grid = source.grid.resampled(factors)
+    needed, free = grid.size * _BYTES_A_VOXEL, psutil.virtual_memory().available
+    shape = " x ".join(map(str, grid.shape))
+    if needed > free:
+        sizes = f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+        raise MemoryError(f"Making {shape} voxels takes about {sizes}; use a smaller --factor or a smaller volume.")
+    volume = volume.astype(np.float32)
+    degradation = Degradation.of_low(volume.shape, factors, asked.degradation, asked.fwhm)
+    finer = spline(volume, factors, onto=degradation if asked.project else None)
+    write_nifti(out, finer, grid, like=source)
+    if quiet:
+        return
+    misfit = float(np.abs(degradation.degrade(finer) - volume).max()) / max(float(np.abs(volume).max()), 1e-30)
+    print(f"Degraded again ({asked.degradation}) it differs from the input by {misfit:.1e} of the largest intensity.")
+    print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
+
+
+def _facts_of_matrix(matrix: NDArray[Any], rank: int | None) -> dict[str, Any]:
+    import numpy as np
+
+    from .spectral import spectra
+
+    array = spectra.checked_slice(matrix)
+    values = np.linalg.svd(array, compute_uv=False)
+    energy, ceiling = spectra.cumulative_energy(values), spectra.best_psnr_db(values, array.shape, float(np.ptp(array)))
+    threshold = float(spectra.optimal_threshold(values, array.shape))
+    facts: dict[str, Any] = {
+        "shape": list(array.shape),
+        "values": values.tolist(),
+        "energy": energy.tolist(),
+        "effective_rank": float(spectra.effective_rank(values)),
+        "stable_rank": float(spectra.stable_rank(values)),
+        "threshold": threshold,
+        "rank_above_threshold": int((values > threshold).sum()),
+        "best_psnr_db": ceiling.tolist(),
+    }
+    if rank is not None:
+        _check_rank(rank, len(values))
+        facts["at_rank"] = {"rank": rank, "energy": float(energy[rank - 1]), "best_psnr_db": float(ceiling[rank - 1])}
+    return facts
+
+
+def _facts_of_slices(values: NDArray[Any], volume: NDArray[Any], along: int, rank: int | None) -> dict[str, Any]:
+    from .spectral import spectra
+
+    shape = [n for k, n in enumerate(volume.shape) if k != along]
+    thresholds = spectra.optimal_threshold(values, (shape[0], shape[1]))
+    facts: dict[str, Any] = {
+        "shape": shape,
+        "count": len(values),
+        "values": values.tolist(),
+        "effective_rank": spectra.effective_rank(values).tolist(),
+        "stable_rank": spectra.stable_rank(values).tolist(),
+        "threshold": thresholds.tolist(),
+        "rank_above_threshold": (values > thresholds[:, None]).sum(1).tolist(),
+    }
+    if rank is not None:
+        _check_rank(rank, values.shape[1])
+        facts["at_rank"] = {"rank": rank, "energy": spectra.cumulative_energy(values)[:, rank - 1].tolist()}
+    return facts
+
+
+def _check_rank(rank: int, largest: int) -> None:
+    if not 1 <= rank <= largest:
+        raise ValueError(f"--rank {rank}: the rank is 1 to {largest} here.")
+
+
+def _tell(facts: dict[str, Any]) -> None:
+    """Print the figures of one matrix; of many, the median slice and the extremes."""
+    shape = " x ".join(map(str, facts["shape"]))
+    if "count" in facts:
+        print(f"{facts['count']} slices along {facts['axis']}, {shape}: median (least to most)")
+        figures = {name: facts[name] for name in ("effective_rank", "stable_rank", "threshold", "rank_above_threshold")}
+        if "at_rank" in facts:
+            figures[f"energy of rank {facts['at_rank']['rank']}"] = facts["at_rank"]["energy"]
+        for name, numbers in figures.items():
+            ordered = sorted(numbers)
+            low, middle, high = ordered[0], ordered[len(ordered) // 2], ordered[-1]
+            print(f"{name.replace('_', ' ')}: {middle:.5g} ({low:.5g} to {high:.5g})")
+        return
+    which = f"Slice {facts['slice']} along" if "slice" in facts else "Unfolding along"
+    print(f"{which} {facts['axis']}, {shape}")
+    values, energy = facts["values"], facts["energy"]
+    print(f"singular values: {', '.join(f'{s:.5g}' for s in values[:_LISTED])}{' ...' * (len(values) > _LISTED)}")
+    ranks = ", ".join(f"{100 * part:g} % in {1 + _first(energy, part)}" for part in (0.9, 0.99, 0.999))
+    print(f"energy: {ranks} of {len(values)} modes")
+    print(f"effective rank: {facts['effective_rank']:.2f}")
+    print(f"stable rank: {facts['stable_rank']:.2f}")
+    print(f"threshold (Gavish-Donoho): {facts['threshold']:.5g}, {facts['rank_above_threshold']} modes above it")
+    if "at_rank" in facts:
+        at = facts["at_rank"]
+        print(f"rank {at['rank']}: {100 * at['energy']:.4g} % of the energy, PSNR at most {at['best_psnr_db']:.2f} dB")
+
+
+def _first(energy: list[float], part: float) -> int:
+    return next(k for k, reached in enumerate([*energy, math.inf]) if reached >= part)

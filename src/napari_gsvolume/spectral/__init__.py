@@ -1,0 +1,1 @@
+"""Slices as matrices: singular values and functions, and super-resolution."""

@@ -1,0 +1,168 @@
+"""The shell's commands about slices as matrices, as the contract says."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from napari_gsvolume import Grid, anatomical_phantom
+from napari_gsvolume.files.nifti import read_nifti, write_nifti
+from napari_gsvolume.spectral.degradation import Degradation
+from napari_gsvolume.spectral.upsample import spline
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+VOLUME = anatomical_phantom(24)[0][:, :20, :18]
+
+
+def oblique() -> np.ndarray:
+    """Return an affine (z, y, x) that is turned about two axes, flipped, anisotropic and shifted."""
+    a, b = 0.4, -0.7
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    turn = turn @ np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn * [3.0, -0.7, 0.9]
+    affine[:3, 3] = -40, 12.5, 90
+    return affine
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    grid = Grid(VOLUME.shape, oblique(), ("mm",) * 3)
+    write_nifti(folder / "ct.nii.gz", VOLUME, grid)
+    write_nifti(folder / "flat.nii.gz", VOLUME[12], Grid((20, 18)))
+    bad, constant = VOLUME.copy(), VOLUME.copy()
+    bad[12, 3, 4] = np.nan
+    constant[12] = 5
+    write_nifti(folder / "nan.nii.gz", bad, grid)
+    write_nifti(folder / "constant.nii.gz", constant, grid)
+    write_nifti(folder / "series.nii.gz", np.stack([VOLUME, 2 * VOLUME]), grid)
+    colours = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), folder / "rgb.nii.gz")
+    return folder
+
+
+class TestSvd:
+    def test_one_slice(self, run) -> None:
+        code, out, err = run("svd", "ct.nii.gz", "--axis", "y", "--slice", 7, "--rank", 3, "--json")
+        assert (code, err) == (0, "")
+        facts = json.loads(out)
+        matrix = VOLUME[:, 7].astype(np.float64)
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert (facts["of"], facts["axis"], facts["slice"], facts["shape"]) == ("slice", "y", 7, [24, 18])
+        np.testing.assert_allclose(facts["values"], values)
+        energy = np.square(values[:3]).sum() / np.square(values).sum()
+        assert facts["at_rank"]["energy"] == pytest.approx(energy)
+        assert facts["energy"][2] == pytest.approx(energy)
+        mse = np.square(values[3:]).sum() / matrix.size
+        assert facts["at_rank"]["best_psnr_db"] == pytest.approx(10 * np.log10(np.ptp(matrix) ** 2 / mse))
+        assert facts["stable_rank"] == pytest.approx(np.square(values).sum() / values[0] ** 2)
+        assert facts["rank_above_threshold"] == (values > facts["threshold"]).sum()
+        code, out, err = run("svd", "ct.nii.gz", "--axis", "y", "--slice", 7, "--rank", 3)
+        assert (code, err) == (0, "")
+        assert "Slice 7 along y, 24 x 18" in out
+        assert f"{values[0]:.5g}" in out
+        assert f"effective rank: {facts['effective_rank']:.2f}" in out
+        assert f"{facts['at_rank']['best_psnr_db']:.2f} dB" in out
+
+    def test_the_middle_slice_and_an_image(self, run) -> None:
+        for name, k in (("ct.nii.gz", 12), ("flat.nii.gz", 0), ("series.nii.gz", 12)):
+            more = ("--time-point", 0) if name == "series.nii.gz" else ()
+            facts = json.loads(run("svd", name, *more, "--json")[1])
+            assert facts["slice"] == k
+            np.testing.assert_allclose(
+                facts["values"], np.linalg.svd(VOLUME[12], compute_uv=False), rtol=1e-4, atol=0.1
+            )
+
+    def test_all_slices_and_the_unfolding(self, run) -> None:
+        facts = json.loads(run("svd", "constant.nii.gz", "--of", "slices", "--rank", 1, "--json")[1])
+        assert (np.shape(facts["values"]), facts["count"]) == ((24, 18), 24)
+        assert facts["at_rank"]["energy"][12] == pytest.approx(1)
+        np.testing.assert_allclose(facts["effective_rank"][12], 1, atol=1e-6)
+        code, out, _ = run("svd", "constant.nii.gz", "--of", "slices", "--rank", 1)
+        assert code == 0
+        assert "24 slices along z, 20 x 18" in out
+        assert f"to {max(facts['effective_rank']):.5g}" in out
+        facts = json.loads(run("svd", "ct.nii.gz", "--axis", "x", "--of", "unfolding", "--json")[1])
+        assert facts["shape"] == [18, 24 * 20]
+        expected = np.linalg.svd(VOLUME.transpose(2, 0, 1).reshape(18, -1).astype(np.float64), compute_uv=False)
+        np.testing.assert_allclose(facts["values"], expected)
+        assert "Unfolding along x, 18 x 480" in run("svd", "ct.nii.gz", "--axis", "x", "--of", "unfolding")[1]
+
+
+class TestSuperresolve:
+    @pytest.mark.parametrize(
+        ("options", "factors"),
+        [
+            ((), (1, 2, 2)),
+            (("--axis", "x"), (2, 2, 1)),
+            (("--axes", "through-plane", "--factor", 3, "--degradation", "bicubic"), (3, 1, 1)),
+            (("--factor", 1.5, "--degradation", "psf", "--fwhm", 1.2), (1, 1.5, 1.5)),
+        ],
+    )
+    def test_the_same_extent_of_the_world_and_the_same_measurements(self, run, tmp_path, options, factors) -> None:
+        path = tmp_path / "HR.nii.gz"
+        code, out, err = run("superresolve", "ct.nii.gz", "--scheme", "spline", *options, "--out", path)
+        assert (code, err) == (0, "")
+        source, made = read_nifti("ct.nii.gz"), read_nifti(path)
+        assert made.data.shape == tuple(round(n * f) for n, f in zip(VOLUME.shape, factors, strict=True))
+        assert " x ".join(map(str, made.data.shape)) in out
+        np.testing.assert_allclose(made.grid.voxel_size, source.grid.voxel_size / factors, rtol=1e-6)
+        # Points: a place at either face, or anywhere within, has the index that the factor says.
+        for part in (np.zeros(3), np.array([0.3, 0.8, 0.5]), 1 / np.array([1, 2, 3])):
+            old = np.append(part * source.grid.shape - 0.5, 1)
+            new = np.append(part * source.grid.shape * factors - 0.5, 1)
+            np.testing.assert_allclose(made.grid.affine @ new, source.grid.affine @ old, atol=1e-4)
+        kind = dict(zip(options[::2], options[1::2], strict=True)).get("--degradation", "block-mean")
+        degradation = Degradation.of_low(VOLUME.shape, factors, kind, 1.2)
+        assert np.abs(degradation.degrade(made.data) - VOLUME).max() < 1e-5 * np.abs(VOLUME).max()
+        assert made.header["sform_code"] == source.header["sform_code"] > 0
+
+    def test_without_the_projection_it_is_the_spline(self, run, tmp_path) -> None:
+        path = tmp_path / "HR.nii.gz"
+        assert run("superresolve", "ct.nii.gz", "--no-project", "--quiet", "--out", path) == (0, "", "")
+        np.testing.assert_allclose(read_nifti(path).data, spline(VOLUME, (1, 2, 2)), atol=1e-2)
+        assert np.abs(Degradation.of_low(VOLUME.shape, (1, 2, 2)).degrade(read_nifti(path).data) - VOLUME).max() > 10
+
+    def test_an_image_and_a_volume_of_a_series(self, run, tmp_path) -> None:
+        path = tmp_path / "HR.nii.gz"
+        assert run("superresolve", "flat.nii.gz", "--factor", 4, "--out", path)[0] == 0
+        assert read_nifti(path).data.shape == (80, 72)
+        assert run("superresolve", "series.nii.gz", "--time-point", 1, "--out", path)[0] == 0
+        low = Degradation.of_low(VOLUME.shape, (1, 2, 2)).degrade(read_nifti(path).data)
+        np.testing.assert_allclose(low, 2 * VOLUME, atol=0.1)
+
+
+OUT = ("--out", "HR.nii.gz")
+BAD = {
+    "a rank": (("svd", "ct.nii.gz", "--rank", 19), "1 to 18"),
+    "a rank of all": (("svd", "ct.nii.gz", "--of", "slices", "--rank", 0), "1 to 18"),
+    "a slice": (("svd", "ct.nii.gz", "--slice", 24), "0 to 23"),
+    "a slice of all": (("svd", "ct.nii.gz", "--of", "slices", "--slice", 2), "--of slice"),
+    "a constant slice": (("svd", "constant.nii.gz"), "constant"),
+    "NaN": (("svd", "nan.nii.gz"), "NaN"),
+    "NaN among all": (("svd", "nan.nii.gz", "--of", "slices"), "NaN"),
+    "colours": (("svd", "rgb.nii.gz"), "colours"),
+    "an axis of an image": (("svd", "flat.nii.gz", "--axis", "y"), "two axes"),
+    "a series": (("svd", "series.nii.gz"), "--time-point"),
+    "a factor": (("superresolve", "ct.nii.gz", "--factor", 1, *OUT), "--factor"),
+    "a scheme": (("superresolve", "ct.nii.gz", "--scheme", "nearest", *OUT), "scheme"),
+    "a volume with NaN": (("superresolve", "nan.nii.gz", *OUT), "NaN"),
+    "a volume of colours": (("superresolve", "rgb.nii.gz", *OUT), "colours"),
+    "slices of an image": (("superresolve", "flat.nii.gz", "--axes", "through-plane", *OUT), "two axes"),
+    "a wide psf": (("superresolve", "ct.nii.gz", "--degradation", "psf", "--fwhm", 5, *OUT), "psf"),
+    "an ending": (("superresolve", "ct.nii.gz", "--out", "HR.npz"), ".nii.gz"),
+    "the input": (("superresolve", "ct.nii.gz", "--out", "ct.nii.gz"), "taken"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_one_sentence(run, inputs, case) -> None:
+    arguments, words = BAD[case]
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (inputs / "HR.nii.gz").exists()
