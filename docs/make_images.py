@@ -101,9 +101,22 @@ def reconstruct(seconds: float) -> None:
     viewer.close()
 
 
+def svd() -> None:
+    """Decompose a slice of the anatomical phantom from the SVD widget and take a picture at rank 20."""
+    viewer, widget = opened("SVD")
+    viewer.window.resize(1400, 960)
+    wait(2)
+    widget.rank.value = 20
+    widget.modes.k.value = 3
+    widget.modes.smoothing.value = 2
+    shoot(viewer, "svd.png")
+    viewer.close()
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     fit(40)
     compare(12)
     reconstruct(60)
+    svd()
     sys.exit(main(["demo", "--no-window", "--png", str(IMAGES / "fit-demo.png")]))

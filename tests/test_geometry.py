@@ -179,3 +179,12 @@ class TestRefusals:
     def test_a_name_for_each_axis(self, names: dict[str, tuple[str, ...]]) -> None:
         with pytest.raises(ValueError, match="needs 2 units and axis labels"):
             Grid((4, 5), **names)
+
+
+def test_a_slab_is_one_voxel_thick_and_where_its_voxels_are(refused):
+    grid = Grid((4, 5, 6), np.diag([2.0, 3, 4, 1]) + np.pad([[1], [2], [3]], ((0, 1), (3, 0))), ("mm",) * 3)
+    slab = grid.slab(1, 3)
+    assert (slab.shape, slab.units, slab.axis_labels) == ((4, 1, 6), grid.units, grid.axis_labels)
+    np.testing.assert_allclose(slab.affine @ [2, 0, 1, 1], grid.affine @ [2, 3, 1, 1])
+    with refused(ValueError, "5 voxels", "y"):
+        grid.slab(1, 5)

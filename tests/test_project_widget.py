@@ -159,7 +159,7 @@ def test_following_the_camera(open_widget, qtbot, volume, gaussians, kind):
     first = widget.live.picture
     viewer.scene.camera.angles = (10, 50, 20)
     qtbot.waitUntil(lambda: widget.live.picture is not first, timeout=SLOW)
-    qtbot.waitUntil(lambda: widget.live._worker is None, timeout=SLOW)
+    qtbot.waitUntil(lambda: not widget.live.busy, timeout=SLOW)
     source = volume if kind == "voxels" else gaussians
     scan = seen_along(viewer, GRID, 160)
     np.testing.assert_allclose(widget.live.picture, project(source, scan).images[0], rtol=1e-5, atol=1e-5)
@@ -184,6 +184,15 @@ def test_stop(open_widget, qtbot, volume):
     qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
     assert "Stopped" in widget.status.value
     assert len(viewer.layers) == 1
+
+
+def test_a_live_view_that_fails_says_so_and_the_next_works(open_widget, qtbot, volume):
+    viewer, widget = open_widget(np.where(volume > volume.mean(), np.nan, volume))
+    widget.follow.value = True
+    qtbot.waitUntil(lambda: "NaN" in widget.status.value, timeout=SLOW)
+    assert widget.live.picture is None
+    widget.image.value = viewer.add_image(volume, name="whole")
+    qtbot.waitUntil(lambda: widget.live.picture is not None, timeout=SLOW)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from napari.viewer import Viewer
 from numpy.typing import NDArray
-from qtpy.QtCore import Qt, QThreadPool, QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import QLabel
-from superqt.utils import create_worker
+
+from .latest import Latest, Task
 
 Picture = NDArray[np.float32]
-Task = Callable[[], Picture]
 
 _PAUSE = 30  # ms between the first change of the view and the picture, so that a turn does not become a queue
 SIDE = 260  # pixels on the screen
@@ -80,9 +80,8 @@ class LiveView(PictureLabel):
         super().__init__()
         self.setMinimumHeight(SIDE)
         self._task, self._say = task, say
-        self._worker: Any = None
-        self._outdated = False
-        self._pool = QThreadPool(self)
+        self._latest = Latest(self.show_picture, self._fail)
+        self.destroyed.connect(self._latest.drop)
         self._timer = QTimer(self, singleShot=True, interval=_PAUSE)
         self._timer.timeout.connect(self._make)
         camera = viewer.scene.camera.events
@@ -102,49 +101,25 @@ class LiveView(PictureLabel):
             self.changed()
         else:
             self._timer.stop()
-            self._outdated = False
+            self._latest.drop()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a picture is still to come."""
+        return self._timer.isActive() or self._latest.busy
 
     def changed(self, *_: Any) -> None:
         """Note that another picture is wanted."""
-        if self.isHidden():
-            return
-        if self._worker is not None:
-            self._outdated = True
-        elif not self._timer.isActive():
+        if not self.isHidden() and not self._timer.isActive():
             self._timer.start()
 
     def _make(self) -> None:
         try:
-            task = self._task()
+            self._latest.ask(self._task())
         except (ValueError, MemoryError) as error:
             self._fail(error)
-            return
-        self._worker = create_worker(_caught, task, _start_thread=False)
-        self._worker.returned.connect(self._show)
-        self._worker.finished.connect(self._on_finished)
-        self._pool.start(self._worker)
-
-    def _show(self, made: Picture | Exception) -> None:
-        if isinstance(made, Exception):
-            self._fail(made)
-            return
-        self.show_picture(made)
 
     def _fail(self, error: Exception) -> None:
         self.picture = None
         self.setText("No live view")
         self._say(str(error))
-
-    def _on_finished(self) -> None:
-        self._worker = None
-        if self._outdated:
-            self._outdated = False
-            self.changed()
-
-
-def _caught(task: Task) -> Picture | Exception:
-    """Return what goes wrong rather than raise it: superqt would print it, or let it vanish."""
-    try:
-        return task()
-    except Exception as error:
-        return error

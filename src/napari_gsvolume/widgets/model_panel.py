@@ -17,7 +17,8 @@ from rich.filesize import decimal as file_size
 from ..render.splat_ply import write_splats
 from ..render.splats import Splats
 from .camera import Seen, camera_of
-from .live import LiveView, Task
+from .latest import Task
+from .live import LiveView
 from .views_job import Kind, Order, Part, Subject, film_problem, view_of
 
 PIXELS = 512

@@ -17,8 +17,8 @@ from ..render.training import TrainPoint
 _TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
 
 
-class _TimePlot(BaseNapariMPLWidget):
-    """Curves over seconds, small enough for a dock; axes in pairs share a place."""
+class DockPlot(BaseNapariMPLWidget):
+    """Curves, small enough for a dock; axes in pairs share a place."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__(viewer)
@@ -42,13 +42,14 @@ class _TimePlot(BaseNapariMPLWidget):
         self.setMaximumHeight(most)
 
 
-def _on_the_right(axes: Axes) -> None:
+def on_the_right(axes: Axes) -> None:
+    """Put the labels of an axis that shares its place on the other side."""
     axes.yaxis.set_label_position("right")
     axes.yaxis.tick_right()
     axes.patch.set_visible(False)  # it lies above the other axes, and must not hide their curves
 
 
-class HistoryPlot(_TimePlot):
+class HistoryPlot(DockPlot):
     """Curves over seconds: PSNR (left axis) and N (right axis, stepped); below, where there are penalties, all terms.
 
     Attributes
@@ -76,7 +77,7 @@ class HistoryPlot(_TimePlot):
         self.axes.plot(seconds, [p.psnr_db for p in history], color="tab:cyan", lw=1.5)
         self.axes.set_ylabel("PSNR (dB)", color="tab:cyan")
         self.counts.set_ylabel("Gaussians", color="tab:orange")
-        _on_the_right(self.counts)
+        on_the_right(self.counts)
         self.counts.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         self._draw_terms(history)
         self.axes.xaxis.set_major_locator(MaxNLocator(5))  # of both: they share it
@@ -118,7 +119,7 @@ class HistoryPlot(_TimePlot):
             )  # fmt: skip
 
 
-class _TwoCurves(_TimePlot):
+class _TwoCurves(DockPlot):
     """What falls, by its logarithm (left axis), and PSNR (right axis), over seconds.
 
     Attributes
@@ -149,7 +150,7 @@ class _TwoCurves(_TimePlot):
         self.quality.set_visible(bool(levels))
         self.quality.plot(*zip(*levels, strict=True), color="tab:cyan", lw=1.5) if levels else None
         self.quality.set_ylabel("PSNR (dB)", color="tab:cyan")
-        _on_the_right(self.quality)
+        on_the_right(self.quality)
         self.axes.set_xlabel("seconds")
         self.axes.xaxis.set_major_locator(MaxNLocator(5))
         self._style(self.axes, self.quality)

@@ -19,7 +19,8 @@ from . import job
 from .camera import seen_along
 from .form import SettingsForm
 from .job import Finish, Taken
-from .live import LiveView, Picture, Task
+from .latest import Task
+from .live import LiveView, Picture
 from .runner import RunWidget, row_of
 from .shown import ShownLayers
 
