@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from typing import get_args
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..splat.cpu import _launch
+from ..splat.devices import available_device
+from . import march_torch
 from .cameras import Cameras, radius_of
 from .march import ENTRIES, compose, project, ranges
 from .settings import RenderMode
@@ -42,6 +45,7 @@ def render(
     shading: bool | None = None,
     background: ArrayLike = (0.0, 0.0, 0.0),
     mask: ArrayLike | None = None,
+    device: str = "auto",
 ) -> NDArray[np.float32]:
     """Return images of a volume.
 
@@ -73,6 +77,8 @@ def render(
         its largest, and "xray" 0.
     mask : array_like, (Z, Y, X), optional
         Where it is zero, as taken from the nearest voxel, there is nothing: no light, and no intensity.
+    device : str
+        As of `napari_gsvolume.splat.devices.available_device`; on a GPU torch takes the samples.
 
     Returns
     -------
@@ -82,12 +88,13 @@ def render(
     Raises
     ------
     ValueError
-        If the volume is not a finite one with three axes, the mask has another shape, there is no such mode, or the
-        size of a voxel, the step or the background makes no sense.
+        If the volume is not a finite one with three axes, the mask has another shape, there is no such mode, the
+        size of a voxel, the step or the background makes no sense, or the device cannot be used.
     """
     images = render_views(
-        volume, voxel_size, cameras, mode, transfer, step=step, shading=shading, background=background, mask=mask
-    )
+        volume, voxel_size, cameras, mode, transfer,
+        step=step, shading=shading, background=background, mask=mask, device=device,
+    )  # fmt: skip
     return np.stack(list(images))
 
 
@@ -102,6 +109,7 @@ def render_views(
     shading: bool | None = None,
     background: ArrayLike = (0.0, 0.0, 0.0),
     mask: ArrayLike | None = None,
+    device: str = "auto",
 ) -> Iterator[NDArray[np.float32]]:
     """Return an iterator over images ``(H, W, C)``, float32, each rendered when it is asked for; else as `render`."""
     array = np.ascontiguousarray(volume, np.float32)
@@ -123,7 +131,10 @@ def render_views(
         raise ValueError(f"The mask has to be of the volume's shape {array.shape}, it is {inside.shape}.")
     if mode == "dvr" and transfer is None:
         transfer = preset("gray", array)
-    return _images(array, size, cameras, _MODES.get(mode, -1), transfer, step * size.min(), shading, behind, inside)
+    return _images(
+        array, size, cameras, _MODES.get(mode, -1), transfer, step * size.min(), shading, behind, inside,
+        available_device(device),
+    )  # fmt: skip
 
 
 def _images(
@@ -136,6 +147,7 @@ def _images(
     shading: bool | None,
     behind: NDArray[np.float64],
     mask: NDArray[np.bool_],
+    device: str,
 ) -> Iterator[NDArray[np.float32]]:
     flat = cameras.orthographic
     with _launch:
@@ -149,15 +161,25 @@ def _images(
         first, last = (np.clip((a.astype(np.float64) - low) * scale, 0, ENTRIES - 1) for a in (least, most))
         empty = masked | (seen[np.ceil(last).astype(int) + 1] == seen[np.floor(first).astype(int)])
     nothing = float(most.max() if mode == _MODES["minip"] else least.min())
-    for rays in _rays(cameras, volume.shape, size):
+    if device != "cpu":
+        voxels, inside = torch.as_tensor(volume, device=device), torch.as_tensor(mask, device=device)
+        for matrix in _rays(cameras, volume.shape, size):
+            rays = march_torch.Rays(voxels, inside, matrix, cameras.size, flat, size, step)
+            if mode < 0:
+                drawn = march_torch.compose(rays, table, low, scale, tiny, lit, behind)
+            else:
+                drawn = march_torch.project(rays, mode, nothing)
+            yield drawn.cpu().numpy()
+        return
+    for matrix in _rays(cameras, volume.shape, size):
         image = np.empty((*cameras.size, 3 if mode < 0 else 1), np.float32)
         with _launch:  # for one view at a time: others that wait for it get their turn
             if mode < 0:
                 compose(
-                    volume, mask, empty, image, rays, flat, size, step, table, low, scale, tiny, lit, behind
+                    volume, mask, empty, image, matrix, flat, size, step, table, low, scale, tiny, lit, behind
                 )  # fmt: skip
             else:
-                project(volume, mask, most, image, rays, flat, size, step, mode, nothing)
+                project(volume, mask, most, image, matrix, flat, size, step, mode, nothing)
         yield image
 
 

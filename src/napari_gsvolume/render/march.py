@@ -16,7 +16,8 @@ ENTRIES = 1024
 """Of the lookup table."""
 AMBIENT, DIFFUSE, SPECULAR, SHININESS = 0.3, 0.7, 0.2, 20.0
 """Phong's shading by a light at the camera."""
-_OPAQUE = 1e-3  # transmittance at which a ray ends
+OPAQUE = 1e-3
+"""Transmittance at which a ray ends."""
 # Reassociation lets sums vectorise; infinities and NaN keep their meaning.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -158,7 +159,7 @@ def _compose_ray(volume, mask, empty, start, way, n, distance, size, table, low,
     red = green = blue = 0.0
     left, s, end, known = 1.0, 0, 0, False
     back = 0.0
-    while s < n and left > _OPAQUE:
+    while s < n and left > OPAQUE:
         if s >= end:
             block, leave = _block(start, way, s, volume.shape)
             end = max(s + 1, int(ceil(leave)))  # noqa: RUF046, numba's ceil is a float

@@ -19,7 +19,7 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gaussians: Count = Field(40_000, description="Number of Gaussians, at most")
-    views: Annotated[int, Field(ge=2, le=2000)] = Field(128, description="Views to learn from, evenly around the volume")
+    views: Annotated[int, Field(ge=2, le=2000)] = Field(128, description="Views to learn from, all around the volume")
     size: Annotated[int, Field(ge=16, le=2048)] = Field(256, description="Pixels of a view's sides")
     sh_degree: Annotated[int, Field(ge=0, le=3)] = Field(
         3, description="Degree of the spherical harmonics: how colours change with the direction of view"
