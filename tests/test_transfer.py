@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_gsvolume.render.transfer import Preset, TransferFunction, intervals, preset
+from napari_gsvolume.render.transfer import Preset, TransferFunction, intervals, preset, together
 
 TWO = TransferFunction([0, 10], [(1, 0, 0), (0, 0, 1)], [0.2, 0.6])
 CT = np.array([-1000.0, 40, 1500]).reshape(1, 1, 3)
@@ -180,3 +180,15 @@ class TestFiles:
         path.write_text("[]", encoding="utf-8")
         with refused(ValueError, "bad.json"):
             TransferFunction.load(path)
+
+
+def test_intervals_together_show_what_each_does(refused) -> None:
+    ramp = TransferFunction([0, 100], [(1, 0, 0), (0, 0, 1)], [0.2, 0.8])
+    parts = intervals(ramp, {"high": (60, 90), "low": (10, 30), "next": (30, 40)})
+    both = together(list(parts.values()))
+    at = np.array([5, 10, 20, 29.9, 30, 39, 50, 60, 75, 89, 95])
+    expected = np.max([part.at(at)[:, 3] for part in parts.values()], 0)
+    np.testing.assert_allclose(both.at(at)[:, 3], expected)
+    np.testing.assert_allclose(both.at([20, 75])[:, :3], ramp.at([20, 75])[:, :3])
+    with refused(ValueError, "overlap"):
+        together([*parts.values(), *intervals(ramp, {"across": (35, 70)}).values()])

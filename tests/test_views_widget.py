@@ -145,6 +145,23 @@ def test_a_second_run_updates_in_place(open_widget, qtbot, volume):
     assert len(viewer.layers) == 1
 
 
+def test_each_interval_is_a_part(open_widget, qtbot, volume):
+    _, widget = open_widget(volume)
+    for bad in ("bone", "bone 300 200", "200 300", "a 1 2; a 3 4"):
+        widget.intervals.value = bad
+        click(qtbot, widget.button)
+        assert "is no interval" in widget.status.value
+    widget.intervals.value = "thin wall 0.2 0.5; core 0.5 2"
+    run(qtbot, widget)
+    assert list(widget.parts) == ["CT · thin wall", "CT · core"]
+    wall, core = (widget.parts[f"CT · {name}"].subject for name in ("thin wall", "core"))
+    at = [0.1, 0.4, 0.8]
+    opacities = [subject.scene().transfer.at(at)[:, 3] for subject in (wall, core, wall.beside(core))]
+    np.testing.assert_array_equal(opacities[0] > 0, [False, True, False])
+    np.testing.assert_array_equal(opacities[1] > 0, [False, False, True])
+    np.testing.assert_allclose(opacities[2], opacities[0] + opacities[1])
+
+
 def test_parts_that_are_shown_and_hidden(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume, iterations=15)
     assert not widget.each.visible

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -248,6 +249,23 @@ def intervals(transfer: TransferFunction, named: Mapping[str, tuple[float, float
         If an interval is not finite or empty.
     """
     return {name: _within(transfer, name, *interval) for name, interval in named.items()}
+
+
+def together(parts: Sequence[TransferFunction]) -> TransferFunction:
+    """Return one transfer function that shows what several do, as `intervals` makes them.
+
+    Raises
+    ------
+    ValueError
+        If two of them overlap.
+    """
+    ordered = sorted(parts, key=lambda part: float(part.values[0]))
+    if any(a.values[-1] > b.values[0] for a, b in pairwise(ordered)):
+        raise ValueError("Intervals that are shown together must not overlap.")
+    values, colours, opacities = (
+        np.concatenate([getattr(part, name) for part in ordered]) for name in ("values", "colours", "opacities")
+    )
+    return replace(ordered[0], values=values, colours=colours, opacities=opacities)
 
 
 def _within(transfer: TransferFunction, name: str, low: float, high: float) -> TransferFunction:

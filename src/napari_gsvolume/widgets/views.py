@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from magicgui.widgets import ComboBox, Container, PushButton
+from magicgui.widgets import ComboBox, Container, LineEdit, PushButton
 from napari.layers import Image, Labels, Layer
 from napari.utils.notifications import show_warning
 from napari.viewer import Viewer
@@ -55,6 +56,10 @@ class ViewsWidget(RunWidget):
             label="Labels", choices=[_TOGETHER, _EACH], value=_TOGETHER,
             tooltip="One set of splats, or one a label, which can be shown and hidden; these share the time",
         )  # fmt: skip
+        self.intervals = LineEdit(
+            label="Intervals",
+            tooltip="Named intervals of intensities, each trained on its own, as: bone 200 3000; fat -150 -30",
+        )
         self.form = SettingsForm(TrainSettings, _MAIN, {"time_limit": _SECONDS}, {"time_limit": _SECONDS})
         self.form.fields["views"].label = "Number of views"
         self.form.fields["size"].label = "Pixels of a view"
@@ -72,7 +77,8 @@ class ViewsWidget(RunWidget):
         self._direct = Container(widgets=[self.mode, self.dvr, self.open_file], layout="horizontal", labels=False)
         self._direct.margins = (0, 0, 0, 0)
         self.panel = ModelPanel(napari_viewer, self._make, self._say)
-        rows = [self.colours.choice, self.colours.file, self.colours.shading, self.part, self.each, *self.form.rows]
+        rows = [self.colours.choice, self.colours.file, self.colours.shading, self.part, self.each, self.intervals]
+        rows += self.form.rows
         super().__init__(napari_viewer, rows, [], source=source)
         for fold in (self.colours.fold, *self.form.folds):
             self.content.insertWidget(self.content.indexOf(row_of(self.button)), fold)
@@ -123,7 +129,8 @@ class ViewsWidget(RunWidget):
         values = None if labels is None else label_array(labels, source.grid)
         if values is not None and not values.any():
             raise ValueError(f"'{labels.name}' has no label but 0, so there is nothing to show.")
-        return Subject(source, self.colours.look(), self.colours.shading.value, values)
+        intervals = read_intervals(self.intervals.value)
+        return Subject(source, self.colours.look(), self.colours.shading.value, values, intervals=intervals)
 
     def _begin(self) -> None:
         settings, subject = self.form.settings(), self._subject()
@@ -278,3 +285,21 @@ def _figures(news: TrainNews) -> str:
     )
     left = f"{len(step.splats):,} Gaussians{time_left(news.seconds, step.progress)}"
     return f"{of}{step.message}: view {step.iteration:,}, loss {last.loss:.3g}{judged}, {left}"
+
+
+def read_intervals(text: str) -> dict[str, tuple[float, float]]:
+    """Return named intervals, as in ``bone 200 3000; fat -150 -30``; raise ValueError if they are none."""
+    found = {}
+    for item in filter(None, (part.strip() for part in text.split(";"))):
+        *words, first, last = item.replace(",", " ").split() if len(item.split()) > 2 else ["", "", ""]
+        try:
+            low, high = float(first), float(last)
+        except ValueError:
+            low = high = 0.0
+        name = " ".join(words)
+        if not (name and math.isfinite(low) and low < high < math.inf) or name in found:
+            raise ValueError(
+                f"'{item}' is no interval; write a name, where it begins and where it ends: bone 200 3000."
+            )
+        found[name] = (low, high)
+    return found

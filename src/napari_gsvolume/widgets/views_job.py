@@ -22,7 +22,7 @@ from ..render.scene import Scene
 from ..render.settings import RenderMode, TrainSettings
 from ..render.splats import Splats
 from ..render.training import Trained, Training, TrainStep
-from ..render.transfer import TransferFunction
+from ..render.transfer import TransferFunction, intervals, together
 from ..scan import voxel_size_mm
 from .camera import Seen
 from .job import Pace, beside_the_viewer
@@ -49,6 +49,8 @@ class Subject:
         Of the volume's voxels; where they are 0 there is nothing.
     values : tuple of int, optional
         Those of the labels that are shown; by default all.
+    intervals : dict
+        Of intensities, by name, from the first up to the second; only they are shown, if there are any.
     """
 
     source: SourceVolume
@@ -56,6 +58,7 @@ class Subject:
     shading: bool = False
     labels: NDArray[np.generic] | None = field(default=None, repr=False)
     values: tuple[int, ...] | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def scene(self) -> Scene:
         """Load the volume; raise ValueError if the transfer function does not suit it."""
@@ -63,20 +66,39 @@ class Subject:
         mask = None
         if self.labels is not None:
             mask = self.labels != 0 if self.values is None else np.isin(self.labels, self.values)
-        mm = voxel_size_mm(self.source.grid)
-        return Scene(volume, mm, self.look(volume), self.shading, mask=mask)
+        transfer = self.look(volume)
+        if self.intervals:
+            transfer = together(list(intervals(transfer, self.intervals).values()))
+        return Scene(volume, voxel_size_mm(self.source.grid), transfer, self.shading, mask=mask)
 
-    def parts(self) -> list[tuple[str, Subject]]:
-        """Return each label on its own, with a name; raise ValueError if there is none, or too many."""
-        if self.labels is None:
-            return [(self.source.name, self)]
-        found = [int(value) for value in np.unique(self.labels) if value]
-        if not 0 < len(found) <= MOST_PARTS:
-            raise ValueError(f"There are {len(found)} labels to train, one after another; 1 to {MOST_PARTS} can be.")
-        return [(f"{self.source.name} · label {value}", replace(self, values=(value,))) for value in found]
+    def parts(self, each: bool) -> list[tuple[str, Subject]]:
+        """Return what is trained on its own, with names: each interval, and each label if `each` says so.
+
+        Raises
+        ------
+        ValueError
+            If there are no labels, or too many parts.
+        """
+        name = self.source.name
+        parts = [(name if self.labels is None else f"{name} · labels", self)]
+        if each and self.labels is not None:
+            found = [int(value) for value in np.unique(self.labels) if value]
+            parts = [(f"{name} · label {value}", replace(self, values=(value,))) for value in found]
+        if self.intervals:
+            parts = [
+                (f"{of} · {interval}", replace(part, intervals={interval: limits}))
+                for of, part in parts
+                for interval, limits in self.intervals.items()
+            ]
+        if not 0 < len(parts) <= MOST_PARTS:
+            raise ValueError(f"There are {len(parts)} parts to train, one after another; 1 to {MOST_PARTS} can be.")
+        return parts
 
     def beside(self, other: Subject) -> Subject:
         """Return what shows the parts of both."""
+        if self.intervals != other.intervals:
+            both = self.intervals | other.intervals if self.intervals and other.intervals else {}
+            return replace(self, intervals=both).beside(replace(other, intervals=both))
         if self.labels is None or other.labels is None:
             return replace(self, labels=None, values=None)
         if self.values is None or other.values is None:
@@ -154,8 +176,7 @@ def run_training(
 def _trained(
     subject: Subject, each: bool, settings: TrainSettings, pace: Pace, stop: Callable[[], bool]
 ) -> Iterator[TrainNews]:
-    together = subject.source.name if subject.labels is None else f"{subject.source.name} · labels"
-    subjects = subject.parts() if each else [(together, subject)]
+    subjects = subject.parts(each)
     n = len(subjects)
     if settings.time_limit is not None:
         settings = settings.model_copy(update={"time_limit": settings.time_limit / n})
