@@ -9,6 +9,7 @@ from skimage.metrics import structural_similarity as skimage_ssim
 
 from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.render import dense
+from napari_gsvolume.render import splats as splats_module
 from napari_gsvolume.render.cameras import around, fibonacci
 from napari_gsvolume.render.losses import Penalties, image_loss, structural_similarity
 from napari_gsvolume.render.population import renewed
@@ -18,6 +19,8 @@ from napari_gsvolume.render.settings import TrainSettings
 from napari_gsvolume.render.splats import Splats
 from napari_gsvolume.render.training import Training, train
 from napari_gsvolume.render.transfer import TransferFunction, preset
+from napari_gsvolume.splat.devices import gpu_problem, gsplat_problem
+from pretended_device import DEVICE, OnCard, pretended
 
 QUICK = {"gaussians": 600, "views": 12, "size": 48, "iterations": 150, "hold_out": 3}
 
@@ -152,6 +155,30 @@ class TestPopulation:
         assert len(kept) == 9
         new, kept = renewed(splats, torch.ones(10), torch.ones(10), 5, torch.Generator().manual_seed(0))
         assert len(new) == len(kept) == 10
+
+
+class TestOnAGPU:
+    """What of it needs no gradients, which the pretended device has none of: nothing mixes devices."""
+
+    def test_views_penalties_and_population_stay_there(self, monkeypatch):
+        with pretended(monkeypatch):
+            monkeypatch.setattr(splats_module, "_usable", lambda backend, device: "reference")
+            there = some().to(DEVICE)
+            view = there.view(around(fibonacci(1), 15.0, (20, 24)))
+            loss = image_loss(view.image, torch.zeros(20, 24, 3).to(DEVICE), TrainSettings(lambda_l1=1))
+            weights = TrainSettings(lambda_sparsity=1, lambda_overlap=1, lambda_smoothness=1)
+            penalty = Penalties(weights, 1.0)(there)
+            pulls, seen = (torch.rand(40).to(DEVICE) for _ in range(2))
+            new, kept = renewed(there, pulls, seen, 50, torch.Generator().manual_seed(0))
+            for tensor in (view.image, loss, penalty, new.means, new.sh, kept):
+                assert isinstance(tensor, OnCard)
+            assert not isinstance(new.to("cpu").means, OnCard)
+
+    @pytest.mark.skipif(gsplat_problem() is None, reason="gsplat can be used here")
+    def test_it_is_said_why_it_cannot_be_used(self, ball, refused):
+        with refused(ValueError, gsplat_problem() if gpu_problem() is None else "'cuda' cannot be used"):
+            Training(ball, device="cuda")
+        assert Training(ball).device == "cpu"
 
 
 class TestTraining:

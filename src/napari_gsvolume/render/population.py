@@ -48,14 +48,15 @@ def renewed(
     n = min(room, math.ceil(_GROWTH * most), int(useful.sum()))
     score = torch.where(useful, pulls, 0).double()
     n = min(n, int((score > 0).sum()))
-    split = torch.multinomial(score, n, generator=random) if n else torch.zeros(0, dtype=torch.long)
+    split = torch.multinomial(score.cpu(), n, generator=random) if n else torch.zeros(0, dtype=torch.long)
+    split = split.to(score.device)
     kept = useful.clone()
     kept[split] = False
     parents = [getattr(splats, name).detach()[split] for name in _NAMES]
     means, log_scales, quaternions, logits, sh = parents
     # Two children a standard deviation apart along the widest axis.
     widest = log_scales.argmax(1)
-    axis = rotations(quaternions)[torch.arange(n), :, widest]  # (n, 3)
+    axis = rotations(quaternions).gather(2, widest[:, None, None].expand(n, 3, 1))[:, :, 0]  # (n, 3)
     reach = 0.5 * log_scales.gather(1, widest[:, None]).exp() * axis
     smaller = log_scales.clone()
     smaller.scatter_(1, widest[:, None], log_scales.gather(1, widest[:, None]) - math.log(_SHRINK))

@@ -51,7 +51,8 @@ def seeds(scene: Scene, n: int, cameras: Cameras, degree: int, random: np.random
 
 def contributions(splats: Splats, cameras: Cameras) -> Tensor:
     """Return how much of the cameras' pixels each Gaussian covers, the sum of its weights, ``(N,)``."""
-    leaf = torch.full((len(splats), 1, 3), 0.5 / harmonics.C0, requires_grad=True)  # white: the image is the cover
+    # White: the image is the cover.
+    leaf = torch.full((len(splats), 1, 3), 0.5 / harmonics.C0, device=splats.means.device, requires_grad=True)
     white = Splats(splats.means, splats.log_scales, splats.quaternions, splats.logits, leaf)
     for camera in cameras:
         white.render(camera).sum().backward()  # type: ignore[no-untyped-call]

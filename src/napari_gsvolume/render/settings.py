@@ -40,4 +40,5 @@ class TrainSettings(BaseModel):
     )
     hold_out: Annotated[int, Field(ge=1, le=200)] = Field(8, description="Other views, which only judge")
     orthographic: bool = Field(False, description="Parallel rays instead of perspective")
+    device: str = Field("auto", description="auto: a GPU where gsplat can be used, else the CPU; cpu; or cuda")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of all that is random")

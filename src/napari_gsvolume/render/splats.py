@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ..splat.devices import gsplat_problem
+from ..splat.devices import available_device, gsplat_problem
 from . import dense, harmonics
 from .cameras import Cameras
 from .projecting import BLUR, NEAR, project
@@ -89,6 +89,11 @@ class Splats:
 
     def __len__(self) -> int:
         return len(self.means)
+
+    def to(self, device: torch.device | str) -> Splats:
+        """Return the splats on a device, as numbers without gradients."""
+        parts = self.means, self.log_scales, self.quaternions, self.logits, self.sh
+        return Splats(*(tensor.detach().to(device) for tensor in parts))
 
     @property
     def degree(self) -> int:
@@ -172,6 +177,27 @@ class Splats:
         if view.means.requires_grad:
             view.means.retain_grad()
         return view
+
+
+def drawing_device(wanted: str) -> str:
+    """Return the torch device to draw on: an NVIDIA GPU where gsplat can be used, else the CPU.
+
+    Parameters
+    ----------
+    wanted : str
+        "auto", "cpu", "cuda", "cuda:1" and so on.
+
+    Raises
+    ------
+    ValueError
+        If a GPU is wanted and cannot be used; the sentence says why.
+    """
+    if wanted == "cpu" or (wanted == "auto" and gsplat_problem()):
+        return "cpu"
+    device = available_device(wanted)
+    if problem := gsplat_problem():
+        raise ValueError(problem)
+    return device
 
 
 def _usable(backend: Backend, device: torch.device) -> str:

@@ -27,7 +27,7 @@ from .population import renewed
 from .scene import Scene
 from .seeding import contributions, seeds
 from .settings import ITERATIONS, TrainSettings
-from .splats import Splats
+from .splats import Splats, drawing_device
 
 Floats = NDArray[np.float32]
 _RATES = {"shapes": 0.03, "quaternions": 0.008, "logits": 0.1, "constant": 0.02, "harmonics": 0.004}
@@ -154,6 +154,7 @@ class Training:
         self.cameras = scene.cameras(s.views, s.size, orthographic=s.orthographic)
         self.judges = scene.held_out(s.hold_out, s.size, orthographic=s.orthographic)
         self.random = np.random.default_rng(s.seed)
+        self.device = drawing_device(s.device)
 
     def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[TrainStep]:
         """Yield a step after each image; closing it, or `stop` returning True, ends it with what there is.
@@ -165,7 +166,7 @@ class Training:
         total = len(self.cameras) + len(self.judges)
         for images in (self.scene.images(self.judges), self.scene.images(self.cameras)):
             for image in images:
-                references.append(torch.from_numpy(image))
+                references.append(torch.from_numpy(image).to(self.device))
                 seconds = time.perf_counter() - began
                 yield TrainStep(
                     "references", len(references), 0.0, f"Rendering reference {len(references)} of {total}", seconds,
@@ -177,7 +178,7 @@ class Training:
         views = references[len(self.judges) :]
         at_first = max(1, round(_FIRST * s.gaussians)) if s.densify else s.gaussians
         splats = seeds(self.scene, at_first, self._few(), s.sh_degree, self.random)
-        yield from self._train(splats, views, began, stop)
+        yield from self._train(splats.to(self.device), views, began, stop)
 
     def result(self, step: TrainStep) -> Trained:
         """Return what is worth keeping of a training that ended with this step."""
@@ -186,9 +187,9 @@ class Training:
         psnr, ssim = self._judged(step.splats)
         began = time.perf_counter()
         for camera in self.judges:
-            step.splats.view(camera, self.scene.background)
+            step.splats.view(camera, self.scene.background).image.cpu()
         fps = len(self.judges) / (time.perf_counter() - began)
-        return Trained(step.splats, psnr, ssim, fps, step.seconds, self.settings, step.history, step.message)
+        return Trained(step.splats.to("cpu"), psnr, ssim, fps, step.seconds, self.settings, step.history, step.message)
 
     def _few(self) -> Cameras:
         """Return some of the cameras, from all around."""
@@ -205,7 +206,7 @@ class Training:
         generator = torch.Generator().manual_seed(s.seed)
         history: list[TrainPoint] = []
         losses: list[float] = []
-        pulls = sightings = torch.zeros(len(splats))
+        pulls = sightings = torch.zeros(len(splats), device=self.device)
         order: list[int] = []
         started, judged = time.perf_counter() - began, -math.inf
         iterations = ITERATIONS if s.iterations is None and s.time_limit is None else s.iterations
@@ -235,7 +236,7 @@ class Training:
                 seen = contributions(learner.plain(), self._few())
                 learner.renew(*renewed(learner.plain(), pulls / sightings.clamp_min(1), seen, s.gaussians, generator))
                 penalties.population_changed()
-                pulls = sightings = torch.zeros(len(learner.plain()))
+                pulls = sightings = torch.zeros(len(learner.plain()), device=self.device)
             splats = learner.plain()
             if message or seconds - judged >= _JUDGE_EVERY:
                 judged = seconds
@@ -244,7 +245,7 @@ class Training:
                 losses.clear()
             yield TrainStep(
                 "training", iteration, min(progress, 1.0), message or "Training", seconds, tuple(history), splats,
-                views[k].numpy(), view.image.detach().numpy(),
+                views[k].cpu().numpy(), view.image.detach().cpu().numpy(),
             )  # fmt: skip
 
     def _judged(self, splats: Splats) -> tuple[float, float]:
@@ -253,7 +254,7 @@ class Training:
             images = splats.render(self.judges, self.scene.background)
         references = torch.stack(self.held_out)
         similar = [float(structural_similarity(a, b)) for a, b in zip(images, references, strict=True)]
-        return psnr_between(references.numpy(), images.numpy(), 1.0), float(np.mean(similar))
+        return psnr_between(references.cpu().numpy(), images.cpu().numpy(), 1.0), float(np.mean(similar))
 
 
 class _Learner:
@@ -296,8 +297,7 @@ class _Learner:
         """Return the splats as they are, without gradients."""
         with torch.no_grad():
             splats = self.splats()
-        parts = splats.means, splats.log_scales, splats.quaternions, splats.logits, splats.sh
-        return Splats(*(tensor.detach() for tensor in parts))
+        return splats.to(splats.means.device)
 
     def step(self, progress: float) -> None:
         """Move along the gradients; rates fall to a twentieth as training proceeds."""

@@ -16,10 +16,11 @@ from qtpy.QtWidgets import QFileDialog
 from ..layers import SourceVolume, is_picture, label_array, made_before, picture_layer, scan_of
 from ..render.settings import RenderMode, TrainSettings
 from ..render.splat_ply import read_splats
+from ..splat.devices import devices, gsplat_problem
 from . import job
 from .camera import camera_of
 from .colours import ColourRows
-from .form import SettingsForm
+from .form import Found, SettingsForm
 from .live import PictureLabel
 from .model_panel import ModelPanel
 from .plot import LossPlot
@@ -33,6 +34,12 @@ _TOGETHER, _EACH = "all labels together", "each label on its own"
 _SECONDS = 120.0
 _GAP = 2  # pixels between reference and trained view
 _PAIR = 270  # pixels on the screen, of both
+
+
+def _devices() -> Found:
+    """Return the devices there are, and why none of them is a GPU; where there is one, this starts CUDA."""
+    problem = gsplat_problem()
+    return ({"auto": "auto", "cpu": "cpu"}, f"No GPU can be used: {problem}") if problem else (devices(), "")
 
 
 class ViewsWidget(RunWidget):
@@ -60,7 +67,10 @@ class ViewsWidget(RunWidget):
             label="Intervals",
             tooltip="Named intervals of intensities, each trained on its own, as: bone 200 3000; fat -150 -30",
         )
-        self.form = SettingsForm(TrainSettings, _MAIN, {"time_limit": _SECONDS}, {"time_limit": _SECONDS})
+        suggested = {"time_limit": _SECONDS}
+        self.form = SettingsForm(
+            TrainSettings, _MAIN, suggested, suggested, late={"device": (("auto", "cpu"), _devices)}
+        )
         self.form.fields["views"].label = "Number of views"
         self.form.fields["size"].label = "Pixels of a view"
         self.form.fields["sh_degree"].label = "Harmonics' degree"
