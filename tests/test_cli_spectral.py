@@ -1,6 +1,7 @@
 """The shell's commands about slices as matrices, as the contract says."""
 
 import json
+import signal
 
 import nibabel as nib
 import numpy as np
@@ -9,11 +10,15 @@ import pytest
 from napari_gsvolume import Grid, anatomical_phantom
 from napari_gsvolume.files.nifti import read_nifti, write_nifti
 from napari_gsvolume.spectral.degradation import Degradation
+from napari_gsvolume.spectral.sr_model import SRModel, superresolve
+from napari_gsvolume.spectral.sr_training import SRTraining, train_sr
 from napari_gsvolume.spectral.upsample import spline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOLUME = anatomical_phantom(24)[0][:, :20, :18]
+TINY = {"channels": 4, "blocks": 1, "batch": 2}
+FEW = ("--channels", 4, "--blocks", 1, "--batch", 2)
 
 
 def oblique() -> np.ndarray:
@@ -41,6 +46,8 @@ def inputs(tmp_path_factory):
     write_nifti(folder / "series.nii.gz", np.stack([VOLUME, 2 * VOLUME]), grid)
     colours = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, np.eye(4)), folder / "rgb.nii.gz")
+    for scheme in "ab":
+        train_sr([VOLUME], **TINY, scheme=scheme, iterations=2).model.save(folder / f"{scheme}.safetensors")
     return folder
 
 
@@ -134,8 +141,106 @@ class TestSuperresolve:
         low = Degradation.of_low(VOLUME.shape, (1, 2, 2)).degrade(read_nifti(path).data)
         np.testing.assert_allclose(low, 2 * VOLUME, atol=0.1)
 
+    @pytest.mark.parametrize("scheme", ["a", "b"])
+    @pytest.mark.parametrize("axes", ["in-plane", "through-plane"])
+    def test_by_a_model(self, run, tmp_path, scheme, axes) -> None:
+        path, model = tmp_path / "HR.nii.gz", f"{scheme}.safetensors"
+        code, out, err = run(
+            "superresolve", "ct.nii.gz", "--scheme", scheme, "--model", model, "--axes", axes, "--out", path
+        )
+        assert (code, err) == (0, "")
+        assert "differs from the input by" in out
+        source, finer = read_nifti("ct.nii.gz"), read_nifti(path)
+        factors = (1, 2, 2) if axes == "in-plane" else (2, 1, 1)
+        np.testing.assert_allclose(finer.grid.affine, source.grid.resampled(factors).affine, atol=1e-4)
+        expected = superresolve(VOLUME, SRModel.load(model), 0, axes)
+        np.testing.assert_allclose(finer.data, expected, atol=1e-2)
+        assert np.abs(expected - spline(VOLUME, factors)).max() > 1
+        low = Degradation.of_low(VOLUME.shape, factors).degrade(finer.data)
+        assert np.abs(low - VOLUME).max() < 1e-5 * np.abs(VOLUME).max()
+
+    def test_without_the_ensemble(self, run, tmp_path) -> None:
+        path = tmp_path / "HR.nii.gz"
+        words = ("--scheme", "b", "--model", "b.safetensors", "--no-ensemble", "--out", path)
+        assert run("superresolve", "ct.nii.gz", *words)[0] == 0
+        expected = superresolve(VOLUME, SRModel.load("b.safetensors"), ensemble=False)
+        np.testing.assert_allclose(read_nifti(path).data, expected, atol=1e-2)
+
+    def test_an_image_by_a_model(self, run, tmp_path) -> None:
+        path = tmp_path / "HR.nii.gz"
+        assert run("superresolve", "flat.nii.gz", "--scheme", "b", "--model", "b.safetensors", "--out", path)[0] == 0
+        assert read_nifti(path).data.shape == (40, 36)
+
+
+class TestTrainSr:
+    @pytest.mark.parametrize("options", [("--scheme", "a"), ("--scheme", "b", "--backbone", "unet"), ()])
+    def test_model_and_report(self, run, tmp_path, options) -> None:
+        model, report = tmp_path / "SR.safetensors", tmp_path / "R.json"
+        code, out, err = run(
+            "train-sr",
+            "ct.nii.gz",
+            "--factor",
+            2,
+            "--iterations",
+            3,
+            *FEW,
+            *options,
+            "--out",
+            model,
+            "--report",
+            report,
+        )
+        assert (code, err) == (0, "")
+        figures, loaded = json.loads(report.read_text()), SRModel.load(model)
+        assert figures["settings"] == loaded.settings.model_dump()
+        assert figures["psnr_db"] == loaded.metrics["psnr_db"]
+        assert set(figures["psnr_db"]) == {"cubic B-spline", "B-spline + projection", "model", "best of rank 9"}
+        for name, psnr in figures["psnr_db"].items():
+            assert f"{name}: {psnr:.2f}" in out
+        assert "All iterations are done. 3 iterations" in out
+        chosen = dict(zip(options[::2], options[1::2], strict=True))
+        assert loaded.settings.scheme == chosen.get("--scheme", "b")
+        assert loaded.settings.backbone == chosen.get("--backbone", "edsr")
+        scheme = loaded.settings.scheme
+        made = run("superresolve", "ct.nii.gz", "--scheme", scheme, "--model", model, "--out", tmp_path / "HR.nii.gz")
+        assert made[0] == 0
+
+    def test_several_volumes_one_of_a_series(self, run, tmp_path) -> None:
+        report = tmp_path / "R.json"
+        words = (
+            "ct.nii.gz",
+            "series.nii.gz",
+            "--time-point",
+            1,
+            "--iterations",
+            1,
+            *FEW,
+            "--report",
+            report,
+            "--quiet",
+        )
+        assert run("train-sr", *words) == (0, "", "")
+        assert json.loads(report.read_text())["history"][-1]["iteration"] == 1
+
+    def test_interrupted_it_keeps_the_best(self, run, tmp_path, monkeypatch) -> None:
+        steps = SRTraining.steps
+
+        def interrupted(self, stop):
+            for step in steps(self, stop):
+                yield step
+                if step.iteration == 3:
+                    signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(SRTraining, "steps", interrupted)
+        model = tmp_path / "SR.safetensors"
+        code, out, err = run("train-sr", "ct.nii.gz", "--iterations", 9999, *FEW, "--out", model)
+        assert (code, err) == (0, "")
+        assert "Stopped. 4 iterations" in out
+        assert SRModel.load(model).metrics["iterations"] == 4
+
 
 OUT = ("--out", "HR.nii.gz")
+SR = ("--out", "SR.safetensors")
 BAD = {
     "a rank": (("svd", "ct.nii.gz", "--rank", 19), "1 to 18"),
     "a rank of all": (("svd", "ct.nii.gz", "--of", "slices", "--rank", 0), "1 to 18"),
@@ -154,6 +259,32 @@ BAD = {
     "slices of an image": (("superresolve", "flat.nii.gz", "--axes", "through-plane", *OUT), "two axes"),
     "a wide psf": (("superresolve", "ct.nii.gz", "--degradation", "psf", "--fwhm", 5, *OUT), "psf"),
     "an ending": (("superresolve", "ct.nii.gz", "--out", "HR.npz"), ".nii.gz"),
+    "a model of another factor": (
+        ("superresolve", "ct.nii.gz", "--factor", 3, "--scheme", "b", "--model", "b.safetensors", *OUT),
+        "factor 2, not 3",
+    ),
+    "a model of another scheme": (
+        ("superresolve", "ct.nii.gz", "--scheme", "a", "--model", "b.safetensors", *OUT),
+        "scheme b, not a",
+    ),
+    "a model of another degradation": (
+        ("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "b.safetensors", "--degradation", "bicubic", *OUT),
+        "block-mean, not bicubic",
+    ),
+    "no model": (("superresolve", "ct.nii.gz", "--scheme", "b", *OUT), "--model"),
+    "a model that is not there": (("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "no.pt", *OUT), "no.pt"),
+    "a model that is none": (("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "ct.nii.gz", *OUT), "ct.nii.gz"),
+    "a model for a spline": (("superresolve", "ct.nii.gz", "--model", "b.safetensors", *OUT), "--scheme"),
+    "NaN with a model": (("superresolve", "nan.nii.gz", "--scheme", "b", "--model", "b.safetensors", *OUT), "NaN"),
+    "training on NaN": (("train-sr", "nan.nii.gz", *SR), "NaN"),
+    "training on colours": (("train-sr", "rgb.nii.gz", *SR), "colours"),
+    "training on an image": (("train-sr", "flat.nii.gz", *SR), "two axes"),
+    "training on a series": (("train-sr", "series.nii.gz", *SR), "--time-point"),
+    "training on too little": (("train-sr", "ct.nii.gz", "--factor", 3, *SR), "too small"),
+    "training of a rank": (("train-sr", "ct.nii.gz", "--rank", 12, *SR), "1 to 8"),
+    "training of a scheme": (("train-sr", "ct.nii.gz", "--scheme", "spline", *SR), "scheme"),
+    "training of a backbone": (("train-sr", "ct.nii.gz", "--backbone", "hat", "--factor", 1.5, *SR), "edsr"),
+    "a model's ending": (("train-sr", "ct.nii.gz", "--out", "SR.pt"), ".safetensors"),
     "the input": (("superresolve", "ct.nii.gz", "--out", "ct.nii.gz"), "taken"),
 }
 
@@ -166,3 +297,4 @@ def test_one_sentence(run, inputs, case) -> None:
     assert words in err
     assert err.count("\n") == 1
     assert not (inputs / "HR.nii.gz").exists()
+    assert not (inputs / "SR.safetensors").exists()

@@ -1,4 +1,4 @@
-"""The shell's commands about slices as matrices: ``gsvolume svd`` and ``gsvolume superresolve``."""
+"""The shell's commands about slices as matrices: ``gsvolume svd``, ``superresolve`` and ``train-sr``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.filesize import decimal as file_size
 
-from .cli import _IMAGE, _bar, _check_outputs, _Json, _one_volume, _with_settings, app
+from .cli import _FIGURES, _IMAGE, _bar, _check_outputs, _Json, _one_volume, _Stop, _with_settings, app
 from .spectral.settings import Axis, Of, SuperResolveSettings
+from .spectral.sr_settings import TrainSRSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .spectral.sr_training import SRTraining, TrainedSR
+
 _TimePoint = Annotated[int | None, typer.Option(help="Which volume of a 4D image, from 0.")]
 _LISTED = 10  # singular values in the printed list
 _BYTES_A_VOXEL = 20  # at the peak of a projection: five float32 volumes of the finer size
+_SR_MODEL = (".safetensors",)
 
 
 @app.command()
@@ -75,13 +79,22 @@ def svd(
 def superresolve(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume or image, .nii or .nii.gz.")],
     out: Annotated[Path, typer.Option(metavar="HR.nii.gz", help="The finer one to write, float32.")],
+    model: Annotated[
+        Path | None, typer.Option(metavar="SR.safetensors", help="For the schemes a and b, as train-sr writes it.")
+    ] = None,
     time_point: _TimePoint = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     **settings: Any,
 ) -> None:
     """Make a volume finer, in its slices or between them, over the same extent of the world."""
     asked = SuperResolveSettings(**settings)
-    _check_outputs([image], out=(out, _IMAGE))
+    if (model is None) != (asked.scheme == "spline"):
+        raise ValueError(
+            "A spline needs no --model; leave it out, or choose --scheme a or b."
+            if model is not None
+            else f"--scheme {asked.scheme} needs a --model, which gsvolume train-sr makes."
+        )
+    _check_outputs([image] if model is None else [image, model], out=(out, _IMAGE))
     import numpy as np
     import psutil
 
@@ -89,6 +102,13 @@ def superresolve(
     from .spectral.degradation import Degradation
     from .spectral.upsample import factors_of, spline
 
+    trained = None
+    if model is not None:
+        from .spectral.sr_model import SRModel
+        from .spectral.sr_model import superresolve as by_model
+
+        trained = SRModel.load(model)
+        trained.check(asked)
     source = read_nifti(image)
     volume = _one_volume(source, image, time_point)
     factors = factors_of(asked.factor, "zyx".index(asked.axis), asked.axes, volume.ndim)
@@ -100,13 +120,73 @@ def superresolve(
         raise MemoryError(f"Making {shape} voxels takes about {sizes}; use a smaller --factor or a smaller volume.")
     volume = volume.astype(np.float32)
     degradation = Degradation.of_low(volume.shape, factors, asked.degradation, asked.fwhm)
-    finer = spline(volume, factors, onto=degradation if asked.project else None)
+    if trained is None:
+        finer = spline(volume, factors, onto=degradation if asked.project else None)
+    else:
+        with _bar(quiet) as show:
+            finer = by_model(
+                volume, trained, "zyx".index(asked.axis), asked.axes, project=asked.project, ensemble=asked.ensemble,
+                tell=lambda part: show("Making slices finer", part, ""),
+            )  # fmt: skip
     write_nifti(out, finer, grid, like=source)
     if quiet:
         return
     misfit = float(np.abs(degradation.degrade(finer) - volume).max()) / max(float(np.abs(volume).max()), 1e-30)
     print(f"Degraded again ({asked.degradation}) it differs from the input by {misfit:.1e} of the largest intensity.")
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
+
+
+@app.command()
+@_with_settings(TrainSRSettings)
+def train_sr(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IN.nii.gz [MORE...]", help="Volumes to learn from, .nii or .nii.gz.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="SR.safetensors", help="The model to write.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="R.json", help="Write figures and history.")] = None,
+    time_point: _TimePoint = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    **settings: Any,
+) -> None:
+    """Train a super-resolution on the slices of volumes: they are degraded, and what they lack is learnt.
+
+    Ctrl-C ends it and keeps the best model so far: the files are written. A second one aborts.
+    """
+    asked = TrainSRSettings(**settings)
+    files = _check_outputs(images, out=(out, _SR_MODEL), report=(report, _FIGURES))
+    from .files.nifti import read_nifti
+    from .spectral.sr_training import SRTraining
+
+    volumes, sizes = [], []
+    for path in images:
+        source = read_nifti(path)
+        volumes.append(_one_volume(source, path, time_point if source.data.ndim > 3 else None))
+        if volumes[-1].ndim != 3:
+            raise ValueError(f"{path} is an image of two axes; a model is trained on volumes.")
+        sizes.append(source.grid.voxel_size.tolist())
+    training = SRTraining(volumes, sizes, **asked.model_dump())
+    with _Stop() as stop:
+        result = _trained(training, stop, quiet)
+        if out is not None:
+            result.model.save(out)
+        if report is not None:
+            report.write_text(json.dumps(result.report(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if quiet:
+        return
+    print(f"{result.message} {result.history[-1].iteration} iterations, {result.seconds:.1f} s")
+    print("PSNR of the slices held out, dB:")
+    for name, psnr in result.table.items():
+        print(f"  {name}: {psnr:.2f}")
+    for path in files:
+        print(f"{path}: {file_size(path.stat().st_size)}")
+
+
+def _trained(training: SRTraining, stop: _Stop, quiet: bool) -> TrainedSR:
+    with _bar(quiet) as show:
+        for step in training.steps(stop):
+            stop.begun = True
+            show(step.message, step.progress, f"{step.best_db:.2f} dB  {step.seconds:.0f} s")
+        return training.result(step)
 
 
 def _facts_of_matrix(matrix: NDArray[Any], rank: int | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Axes = Literal["in-plane", "through-plane"]
 DegradationKind = Literal["block-mean", "bicubic", "psf"]
 BasisKind = Literal["bspline", "legendre", "periodic", "mirrored", "rbf"]
 Of = Literal["slice", "slices", "unfolding"]
-Scheme = Literal["spline"]
+Scheme = Literal["spline", "a", "b"]
 
 
 class SuperResolveSettings(BaseModel):
@@ -22,9 +22,14 @@ class SuperResolveSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     factor: Annotated[float, Field(gt=1, le=16)] = Field(2.0, description="Times as many voxels along each axis")
-    scheme: Scheme = Field("spline", description="What predicts the finer voxels: a cubic B-spline")
+    scheme: Scheme = Field(
+        "spline", description="What predicts the finer voxels: a cubic B-spline, or a model trained by scheme a or b"
+    )
     axes: Axes = Field("in-plane", description="Make pixels of the slices finer, or make more slices")
     axis: Axis = Field("z", description="Along which the slices are stacked")
     degradation: DegradationKind = Field("block-mean", description="How a voxel measured the finer ones")
     fwhm: Positive = Field(1.0, description="Full width at half maximum of the psf, voxels of the input")
     project: bool = Field(True, description="Make the result agree exactly with the input, once degraded")
+    ensemble: bool = Field(
+        True, description="Of a model: the mean of what it makes of flipped and turned slices, which takes longer"
+    )

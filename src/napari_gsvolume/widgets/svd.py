@@ -64,7 +64,7 @@ class SVDWidget(RunWidget):
         self.use_threshold = PushButton(
             text="Use threshold", tooltip="Take the modes above the dashed line: the best rank against white noise"
         )
-        self.form = SettingsForm(SuperResolveSettings, ("factor", "scheme", "axes", "degradation", "fwhm", "project"),
+        self.form = SettingsForm(SuperResolveSettings, ("factor", "axes", "degradation", "fwhm", "project"),
                                  {}, {})  # fmt: skip
         source = LayerChoice(
             napari_viewer, "Image", lambda layer: isinstance(layer, Image) and not is_part_of_svd(layer),
