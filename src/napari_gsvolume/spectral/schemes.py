@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -59,12 +59,10 @@ class Scheme(nn.Module):
         s = self.settings
         return degradation_of((low[0], low[1]), s.factors, s.degradation, s.fwhm)
 
-    def predicted(
-        self, raw: Tensor, low: Tensor, base: Tensor, basis: tuple[Tensor, Tensor, Tensor] | tuple[()] = ()
-    ) -> Prediction:
+    def predicted(self, raw: Tensor, low: Tensor, base: Tensor) -> Prediction:
         """Return what is made of raw slices (B, H, W) and what was measured, (B, h, w)."""
         image = self.degradation(low.shape[1:]).project(raw, low) if self.settings.project else raw
-        return Prediction(raw, image, base, *basis)
+        return Prediction(raw, image, base)
 
 
 class HybridScheme(Scheme):
@@ -80,11 +78,12 @@ class HybridScheme(Scheme):
 
     def forward(self, low: Tensor) -> Prediction:
         """Return the prediction of the middle of slices (B, C, h, w)."""
-        middle = low[:, low.shape[1] // 2]
+        k = low.shape[1] // 2
         matrices = [finer(n, f) for n, f in zip(low.shape[2:], self.settings.factors, strict=True)]
-        base = separable(truncated(low, self.settings.rank), matrices)
-        spline = base[:, low.shape[1] // 2]
-        return self.predicted(spline + self.network(low, base)[:, 0], middle, spline)
+        seen = low if self.network.sees_base else low[:, k : k + 1]
+        base = separable(truncated(seen, self.settings.rank), matrices)
+        middle = base[:, seen.shape[1] // 2]
+        return self.predicted(middle + self.network(low, base)[:, 0], low[:, k], middle)
 
 
 class BasisScheme(Scheme):
@@ -105,19 +104,17 @@ class BasisScheme(Scheme):
 
     def forward(self, low: Tensor) -> Prediction:
         """Return the prediction of slices (B, 1, h, w)."""
-        slices = low[:, low.shape[1] // 2]
+        slices = low[:, 0]
         U, values, V = modes(slices, self.settings.rank)
         grid = c_grid(values)
         high = [self.along_y(U, grid), self.along_x(V, grid)]
         if self.settings.orthogonality == "qr":
             high = [orthonormal(vectors) for vectors in high]
-        scale = float(np.sqrt(np.prod([len(finer(n, f)) / n for n, f in self._axes(slices)])))
+        U, V = high
+        scale = (U.shape[1] * V.shape[1] / slices[0].numel()) ** 0.5  # of singular values, once there are more pixels
         c = scale * values * torch.exp(self.amplitudes(grid)[..., 0])
-        raw = (high[0] * c[:, None]) @ high[1].transpose(1, 2)
-        return self.predicted(raw, slices, raw, (high[0], high[1], c))
-
-    def _axes(self, slices: Tensor) -> list[tuple[int, float]]:
-        return list(zip(slices.shape[1:], self.settings.factors, strict=True))
+        raw = (U * c[:, None]) @ V.transpose(1, 2)
+        return replace(self.predicted(raw, slices, raw), U=U, V=V, c=c)
 
 
 class AxisDecoder(nn.Module):
@@ -209,7 +206,6 @@ def scheme(settings: TrainSRSettings) -> Scheme:
         return (BasisScheme if settings.scheme == "a" else HybridScheme)(settings)
 
 
-@lru_cache(maxsize=64)
 def finer(n: int, factor: float) -> NDArray[np.float64]:
     """Return `interpolation` by cubic splines, (round(n factor), n)."""
     return np.eye(n) if factor == 1 else interpolation(n, factor)

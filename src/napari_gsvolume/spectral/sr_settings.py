@@ -74,7 +74,10 @@ class TrainSRSettings(BaseModel):
             raise ValueError(f"{self.backbone} makes images 2, 3 or 4 times finer in both axes; choose edsr instead")
         if self.patch is not None and self.rank is not None and self.rank > self.patch:
             raise ValueError(f"patches of {self.patch} x {self.patch} pixels have no {self.rank} modes; lower the rank")
-        if not any((self.lambda_squared, self.lambda_absolute, self.lambda_perceptual, self.lambda_adversarial)):
+        telling = self.lambda_squared + self.lambda_absolute
+        if self.scheme == "b":
+            telling += self.lambda_perceptual + self.lambda_adversarial
+        if telling == 0:
             raise ValueError("without a weight of the difference to the target there is nothing to learn")
         return self
 
