@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from napari_gsvolume.files import FileFormatError
 from napari_gsvolume.files._atomic import replaced
+from napari_gsvolume.files._safetensors import one_line, opened
 from napari_gsvolume.gaussians import GaussianVolume
 from napari_gsvolume.geometry import Grid
 
@@ -47,7 +46,7 @@ def write_safetensors(path: str | os.PathLike[str], gaussians: GaussianVolume) -
     try:
         metadata = json.dumps(gaussians.metadata)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The metadata of the Gaussians cannot be written as JSON: {_one_line(error)}.") from error
+        raise ValueError(f"The metadata of the Gaussians cannot be written as JSON: {one_line(error)}.") from error
     texts = {
         "format": _FORMAT,
         "grid": json.dumps(gaussians.grid.to_dict()),
@@ -81,17 +80,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> GaussianVolume:
     FileFormatError
         If the file is damaged, is not one of ours, or has a format that this version does not know.
     """
-    path = Path(path)
-    try:
-        path.open("rb").close()  # has the system say what is wrong, which safe_open does less well
-        with safe_open(path, framework="np") as file:  # maps the file: a header's false claims cost no memory
-            return _parse(file)
-    except OSError as error:
-        raise type(error)(f"{path} cannot be read: {error.strerror or error}.") from error
-    except SafetensorError as error:
-        raise FileFormatError(f"{path} is damaged, or no safetensors file ({_one_line(error)}).") from error
-    except ValueError as error:
-        raise FileFormatError(f"{path} cannot be read: {_one_line(error)}.") from error
+    with opened(path, "np") as file:
+        return _parse(file)
 
 
 def _parse(file: Any) -> GaussianVolume:
@@ -115,11 +105,11 @@ def _parse(file: Any) -> GaussianVolume:
     except KeyError as error:
         raise ValueError(f"its grid lacks {error}") from error
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"its grid is damaged ({_one_line(error)})") from error
+        raise ValueError(f"its grid is damaged ({one_line(error)})") from error
     try:
         metadata = _json_object(texts["metadata"])
     except ValueError as error:
-        raise ValueError(f"its metadata are damaged ({_one_line(error)})") from error
+        raise ValueError(f"its metadata are damaged ({one_line(error)})") from error
     tensors = {name: torch.from_numpy(file.get_tensor(name)) for name in _TENSORS}
     return GaussianVolume(**tensors, grid=grid, background=float(texts["background"]), metadata=metadata)
 
@@ -132,7 +122,3 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
     return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

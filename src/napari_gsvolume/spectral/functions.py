@@ -219,15 +219,20 @@ def _folded(x: Floats, n: int) -> tuple[Floats, Floats]:
     return np.where(turned, 2 * n - phase, phase) - 0.5, np.where(turned, -1.0, 1.0)
 
 
+def bspline_response(n: int, order: int) -> tuple[Floats, Floats]:
+    """Return what makes coefficients samples, and their roughness, for each frequency of a DCT-II: both (n, 1)."""
+    w = np.pi * np.arange(n)[:, None] / n
+    element = BSpline.basis_element(np.arange(order + 2) - (order + 1) / 2)
+    offsets = np.arange(1, order // 2 + 1)
+    gain = element(0.0) + 2 * (np.cos(w * offsets) * element(offsets)).sum(1, keepdims=True)
+    return gain, (2 - 2 * np.cos(w)) ** ((order + 1) // 2)
+
+
 def _bspline(samples: Floats, order: int, smoothing: Floats) -> _Function:
     if order not in range(1, 6):
         raise ValueError(f"The order of a B-spline is 1 to 5; got {order}.")
     n = len(samples)
-    w = np.pi * np.arange(n)[:, None] / n
-    element = BSpline.basis_element(np.arange(order + 2) - (order + 1) / 2)
-    offsets = np.arange(1, order // 2 + 1)
-    gain = element(0.0) + 2 * (np.cos(w * offsets) * element(offsets)).sum(1, keepdims=True)  # (n, 1)
-    rough = (2 - 2 * np.cos(w)) ** ((order + 1) // 2)
+    gain, rough = bspline_response(n, order)
     coefficients = idct(dct(samples, axis=0) / (gain + smoothing * rough), axis=0)
     # As many more on either side as reach in; coefficient j is that of the B-spline centred at j.
     padded = np.pad(coefficients, ((order, order), (0, 0)), mode="symmetric")

@@ -2,6 +2,7 @@
 
 Each is called with a slice and its neighbours, ``low`` (B, C, h, w), and their splines, ``base`` (B, C, H, W); both are
 normalised, the middle one of C is predicted, and the residual returned is (B, 1, H, W). All begin with a residual of 0.
+Those that look at ``low`` alone may be given the middle one of ``base`` alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,19 @@ _STEM = 0.1  # of what a residual block adds at first: deep stacks of them then 
 _HEADS = 4  # of attention, which divide the features
 
 
-class EDSR(nn.Module):
+class ResidualNetwork(nn.Module):
+    """What all of them are.
+
+    Attributes
+    ----------
+    sees_base : bool
+        Whether it works on ``base``, and not on ``low``.
+    """
+
+    sees_base = False
+
+
+class EDSR(ResidualNetwork):
     """Residual blocks without batch norm at low resolution, and a shuffle of pixels to the high one.
 
     B. Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPR workshops 2017. Where a
@@ -43,13 +56,16 @@ class EDSR(nn.Module):
             fy, fx = (int(f) for f in self.factors)
             shuffled: Tensor = self.tail(features).unflatten(1, (fy, fx)).permute(0, 3, 1, 4, 2)  # (B, h, fy, w, fx)
             return shuffled.flatten(3, 4).flatten(1, 2)[:, None]
-        matrices = [interpolation(n, f, 1) for n, f in zip(low.shape[2:], self.factors, strict=True)]
+        axes = zip(low.shape[2:], self.factors, strict=True)
+        matrices = [None if f == 1 else interpolation(n, f, 1) for n, f in axes]
         residual: Tensor = self.tail(separable(features, matrices))
         return residual
 
 
-class ResNet(nn.Module):
+class ResNet(ResidualNetwork):
     """Residual blocks at high resolution, each with a rectifier at its end (He et al., CVPR 2016, without norms)."""
+
+    sees_base = True
 
     def __init__(self, depth: int, channels: int, blocks: int) -> None:
         super().__init__()
@@ -66,8 +82,10 @@ class ResNet(nn.Module):
         return residual
 
 
-class UNet(nn.Module):
+class UNet(ResidualNetwork):
     """Three scales of the spline, each of twice as many features (Ronneberger et al., MICCAI 2015)."""
+
+    sees_base = True
 
     def __init__(self, depth: int, channels: int, blocks: int) -> None:
         super().__init__()
@@ -90,7 +108,7 @@ class UNet(nn.Module):
         return residual
 
 
-class Foreign(nn.Module):
+class Foreign(ResidualNetwork):
     """A network of spandrel, whose images, times a learned gain that begins at 0, are residuals.
 
     RCAN: Y. Zhang et al., ECCV 2018. SwinIR: J. Liang et al., ICCV workshops 2021. HAT: X. Chen et al., CVPR 2023.
@@ -114,7 +132,7 @@ class Foreign(nn.Module):
         return residual
 
 
-def network(settings: TrainSRSettings) -> nn.Module:
+def network(settings: TrainSRSettings) -> ResidualNetwork:
     """Return the residual network that the settings of a scheme b ask for."""
     depth, channels, blocks = settings.depth, settings.channels, settings.blocks
     if settings.backbone in FOREIGN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .degradation import Degradation, separable
+from .functions import bspline_response
 from .networks import network
 from .settings import DegradationKind
 from .sr_settings import TrainSRSettings
@@ -32,9 +33,9 @@ class Prediction:
     image : Tensor, (B, H, W)
         Projected on what was measured, where the settings say so; else `raw`.
     base : Tensor, (B, H, W)
-        The backbone of scheme b: the spline of the first modes. Of scheme a, `raw`.
+        The backbone of scheme b. Of scheme a, `raw`.
     U, V : Tensor, (B, H, r) and (B, W, r), or None
-        Predicted singular vectors of scheme a.
+        Singular vectors on the finer grid, where decoders predict them.
     c : Tensor, (B, r), or None
         Their amplitudes.
     """
@@ -52,26 +53,41 @@ class Scheme(nn.Module):
 
     def __init__(self, settings: TrainSRSettings) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings = s = settings
+        if s.decodes:
+            self.along_y, self.along_x = (AxisDecoder(f, s.channels, s.weighting) for f in s.factors)
 
     def degradation(self, low: Sequence[int]) -> Degradation:
         """Return the operator onto slices of the shape `low`."""
         s = self.settings
         return degradation_of((low[0], low[1]), s.factors, s.degradation, s.fwhm)
 
-    def predicted(
-        self, raw: Tensor, low: Tensor, base: Tensor, basis: tuple[Tensor, Tensor, Tensor] | tuple[()] = ()
-    ) -> Prediction:
+    def predicted(self, raw: Tensor, low: Tensor, base: Tensor) -> Prediction:
         """Return what is made of raw slices (B, H, W) and what was measured, (B, h, w)."""
         image = self.degradation(low.shape[1:]).project(raw, low) if self.settings.project else raw
-        return Prediction(raw, image, base, *basis)
+        return Prediction(raw, image, base)
+
+    def decoded(self, slices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return U~ (B, H, r), V~ (B, W, r), singular values for them (B, r) and the c grid, of slices (B, h, w).
+
+        z = (U_L, s, V_L) of a slice is data: no gradient goes through a decomposition.
+        """
+        U, values, V = modes(slices, self.settings.rank)
+        grid = c_grid(values)
+        U, V = self.along_y(U, grid), self.along_x(V, grid)
+        if self.settings.orthogonality == "qr":
+            U, V = orthonormal(U), orthonormal(V)
+        scale = (U.shape[1] * V.shape[1] / slices[0].numel()) ** 0.5  # vectors of more samples have smaller ones
+        return U, V, scale * values, grid
 
 
 class HybridScheme(Scheme):
-    """Scheme b: the spline of the first modes of a slice, F~ = U~ S V~^T, and a residual network, F~ + R.
+    """Scheme b: a backbone of low rank, F~ = U~ S V~^T, and a residual network, F~ + R.
 
-    Interpolating singular vectors with a linear interpolant is interpolating the image: the backbone differs from a
-    spline by its truncation alone, and the whole gain is R's.
+    U~ and V~ are B-splines of the singular vectors, or what two `AxisDecoder` make of them. Interpolating vectors is
+    linear, and so is interpolating the image: B-splines without truncation or smoothing are the spline of the slice,
+    with no decomposition. Truncation takes noise away, and so does smoothing that grows as modes become weaker, like
+    the share of noise in their vectors (variances: 1 / s_k^2).
     """
 
     def __init__(self, settings: TrainSRSettings) -> None:
@@ -80,44 +96,44 @@ class HybridScheme(Scheme):
 
     def forward(self, low: Tensor) -> Prediction:
         """Return the prediction of the middle of slices (B, C, h, w)."""
-        middle = low[:, low.shape[1] // 2]
-        matrices = [finer(n, f) for n, f in zip(low.shape[2:], self.settings.factors, strict=True)]
-        base = separable(truncated(low, self.settings.rank), matrices)
-        spline = base[:, low.shape[1] // 2]
-        return self.predicted(spline + self.network(low, base)[:, 0], middle, spline)
+        s, k = self.settings, low.shape[1] // 2
+        seen = low if self.network.sees_base else low[:, k : k + 1]
+        middle = seen.shape[1] // 2
+        if s.functions == "decoders":
+            # Of all slices seen: (B, C, H, r), (B, C, W, r), (B, C, r).
+            U, V, c = (t.view(*seen.shape[:2], *t.shape[1:]) for t in self.decoded(seen.flatten(0, 1))[:3])
+            base = (U * c[:, :, None]) @ V.transpose(2, 3)
+        else:
+            matrices = [finer(n, f, s.order) for n, f in zip(low.shape[2:], s.factors, strict=True)]
+            base = separable(filtered(seen, s.rank, s.smoothing, s.order), matrices)
+        raw = base[:, middle] + self.network(low, base)[:, 0]
+        prediction = self.predicted(raw, low[:, k], base[:, middle])
+        if s.functions == "decoders":
+            return replace(prediction, U=U[:, middle], V=V[:, middle], c=c[:, middle])
+        return prediction
 
 
 class BasisScheme(Scheme):
     """Scheme a: singular vectors on the finer grids, and their amplitudes, predicted from those of the slice.
 
-    z = (U_L, s, V_L) of the slice is data: no gradient goes through a decomposition. D_u and D_v are `AxisDecoder`; D_c
-    is a factor on the singular values, a function of the c grid: where in the spectrum a mode is, and how strong.
+    D_u and D_v are `AxisDecoder`; D_c is a factor on the singular values, a function of the c grid: where in the
+    spectrum a mode is, and how strong.
     """
 
     def __init__(self, settings: TrainSRSettings) -> None:
         super().__init__(settings)
-        s = settings
-        self.along_y, self.along_x = (AxisDecoder(f, s.channels, s.weighting) for f in s.factors)
-        last = nn.Linear(s.channels, 1)
+        last = nn.Linear(settings.channels, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.amplitudes = nn.Sequential(nn.Linear(2, s.channels), nn.Tanh(), last)
+        self.amplitudes = nn.Sequential(nn.Linear(2, settings.channels), nn.Tanh(), last)
 
     def forward(self, low: Tensor) -> Prediction:
         """Return the prediction of slices (B, 1, h, w)."""
-        slices = low[:, low.shape[1] // 2]
-        U, values, V = modes(slices, self.settings.rank)
-        grid = c_grid(values)
-        high = [self.along_y(U, grid), self.along_x(V, grid)]
-        if self.settings.orthogonality == "qr":
-            high = [orthonormal(vectors) for vectors in high]
-        scale = float(np.sqrt(np.prod([len(finer(n, f)) / n for n, f in self._axes(slices)])))
-        c = scale * values * torch.exp(self.amplitudes(grid)[..., 0])
-        raw = (high[0] * c[:, None]) @ high[1].transpose(1, 2)
-        return self.predicted(raw, slices, raw, (high[0], high[1], c))
-
-    def _axes(self, slices: Tensor) -> list[tuple[int, float]]:
-        return list(zip(slices.shape[1:], self.settings.factors, strict=True))
+        slices = low[:, 0]
+        U, V, values, grid = self.decoded(slices)
+        c = values * torch.exp(self.amplitudes(grid)[..., 0])
+        raw = (U * c[:, None]) @ V.transpose(1, 2)
+        return replace(self.predicted(raw, slices, raw), U=U, V=V, c=c)
 
 
 class AxisDecoder(nn.Module):
@@ -174,12 +190,27 @@ def modes(slices: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
     return U[..., :rank].to(slices), values[:, :rank].to(slices), Vh[:, :rank].transpose(1, 2).to(slices)
 
 
-def truncated(low: Tensor, rank: int | None) -> Tensor:
-    """Return the first `rank` modes of slices (B, C, h, w), all of them if None; errors as of `modes`."""
-    if rank is None:
+def filtered(low: Tensor, rank: int | None, smoothing: float = 0.0, order: int = 3) -> Tensor:
+    """Return slices (B, C, h, w) of their first `rank` modes, or all, smoothed; errors as of `modes`.
+
+    The vectors of mode k are samples of the smoothing splines, of an order, that `ContinuousBasis` fits to them with
+    the weight ``smoothing (s_1 / s_k)^2``: of both axes, also of one that does not become finer.
+    """
+    if rank is None and smoothing == 0:
         return low
     U, values, V = modes(low.flatten(0, 1), rank)
+    if smoothing:
+        weights = smoothing / (values / values[:, :1].clamp_min(_TINY)).square().clamp_min(_TINY)
+        U, V = _smoothed(U, weights, order), _smoothed(V, weights, order)
     return ((U * values[:, None]) @ V.transpose(1, 2)).view_as(low)
+
+
+def _smoothed(vectors: Tensor, weights: Tensor, order: int) -> Tensor:
+    """Return vectors (B, n, r), smoothed with the weights (B, r)."""
+    gain, rough = (torch.from_numpy(each).to(vectors) for each in bspline_response(vectors.shape[1], order))
+    cosines = _cosines(vectors.shape[1]).to(vectors)
+    smoothed: Tensor = cosines.T @ (gain / (gain + weights[:, None] * rough) * (cosines @ vectors))
+    return smoothed
 
 
 def check_rank(shape: Sequence[int], rank: int | None) -> None:
@@ -209,10 +240,9 @@ def scheme(settings: TrainSRSettings) -> Scheme:
         return (BasisScheme if settings.scheme == "a" else HybridScheme)(settings)
 
 
-@lru_cache(maxsize=64)
-def finer(n: int, factor: float) -> NDArray[np.float64]:
-    """Return `interpolation` by cubic splines, (round(n factor), n)."""
-    return np.eye(n) if factor == 1 else interpolation(n, factor)
+def finer(n: int, factor: float, order: int = 3) -> NDArray[np.float64]:
+    """Return `interpolation` by splines, (round(n factor), n), which of a factor of 1 changes nothing."""
+    return np.eye(n) if factor == 1 else interpolation(n, factor, order)
 
 
 @lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ class Losses(nn.Module):
             "squared": s.lambda_squared,
             "absolute": s.lambda_absolute,
             "consistency": s.lambda_consistency,
-            "orthogonality": s.lambda_orthogonality if s.scheme == "a" and s.orthogonality == "penalty" else 0.0,
+            "orthogonality": s.lambda_orthogonality if s.decodes and s.orthogonality == "penalty" else 0.0,
             "perceptual": s.lambda_perceptual if s.scheme == "b" else 0.0,
             "adversarial": s.lambda_adversarial if s.scheme == "b" else 0.0,
         }

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import FileFormatError
 from ..files._atomic import replaced
+from ..files._safetensors import opened
 from ..parameters import made
 from .degradation import Degradation
 from .schemes import Scheme, scheme
@@ -88,18 +87,9 @@ class SRModel:
         FileFormatError
             If it is damaged, or no trained super-resolution.
         """
-        path = Path(path)
-        try:
-            path.open("rb").close()  # has the system say what is wrong, which safe_open does less well
-            with safe_open(path, framework="pt") as file:
-                texts: dict[str, str] = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            return _parsed(texts, tensors)
-        except OSError as error:
-            raise type(error)(f"{path} cannot be read: {error.strerror or error}.") from error
-        except (SafetensorError, ValueError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise FileFormatError(f"{path} cannot be read as a trained super-resolution: {reason}.") from error
+        with opened(path, "pt", "a trained super-resolution") as file:
+            texts: dict[str, str] = file.metadata() or {}
+            return _parsed(texts, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
 
     def check(self, asked: SuperResolveSettings) -> None:
         """Raise ValueError, in one sentence, if this model was trained for something else than is asked for."""
@@ -195,6 +185,10 @@ def _predicted(model: SRModel, slices: Tensor, project: bool, ensemble: bool, te
     count, *shape = slices.shape
     if min(shape) < _SMALLEST:
         raise ValueError(f"Slices of {' x '.join(map(str, shape))} pixels are too small to be made finer by a model.")
+    rank = model.settings.rank
+    if rank is not None and rank > min(shape):
+        size = " x ".join(map(str, shape))
+        raise ValueError(f"This model takes {rank} modes of slices; slices of {size} pixels have {min(shape)}.")
     depth = model.settings.depth
     batch = max(1, _PIXELS // (shape[0] * shape[1]))
     turns = (False, True) if model.settings.axes == "in-plane" else (False,)
@@ -232,6 +226,8 @@ def _parsed(texts: dict[str, str], tensors: dict[str, Tensor]) -> SRModel:
         raise ValueError("its settings or metrics are damaged") from error
     if not (isinstance(stored, dict) and isinstance(metrics, dict)):
         raise ValueError("its settings or metrics are damaged")
+    if unknown := sorted(set(stored) - set(TrainSRSettings.model_fields)):
+        raise ValueError(f"this version has no setting {unknown[0]}; try a newer napari-gsvolume")
     made_of = scheme(made(TrainSRSettings, **stored))
     wanted = {name: (t.shape, t.dtype) for name, t in made_of.state_dict().items()}
     if {name: (t.shape, t.dtype) for name, t in tensors.items()} != wanted:

@@ -18,6 +18,7 @@ SMALLEST = 8
 LearnedScheme = Literal["a", "b"]
 Backbone = Literal["edsr", "resnet", "unet", "rcan", "swinir", "hat"]
 Orthogonality = Literal["penalty", "qr"]
+Functions = Literal["bspline", "decoders"]
 FOREIGN = ("rcan", "swinir", "hat")
 
 
@@ -37,12 +38,19 @@ class TrainSRSettings(BaseModel):
     fwhm: Positive = Field(1.0, description="Full width at half maximum of the psf, voxels of low resolution")
     project: bool = Field(True, description="Make the prediction agree exactly with what was measured, as last layer")
     rank: Count | None = Field(None, description="Modes of a slice that are interpolated; all of them if not given")
+    functions: Functions = Field(
+        "bspline", description="Of b: what makes singular vectors finer, B-splines or two learned decoders as of a"
+    )
+    order: Annotated[int, Field(ge=1, le=5)] = Field(3, description="Of these B-splines: 1 is linear, 3 cubic")
+    smoothing: NotNegative = Field(
+        0.0, description="Weight of the roughness of a slice's strongest mode in them; of mode k (s_1/s_k)^2 times that"
+    )
     context: Annotated[int, Field(ge=0, le=4)] = Field(
         1, description="Slices on either side that the network sees, for b"
     )
     patch: Annotated[int, Field(ge=SMALLEST, le=1024)] | None = Field(
         None,
-        description=f"Low-resolution pixels of a patch's sides; {PATCH} if not given, whole slices for a, or a rank",
+        description=f"Low-resolution pixels of a patch's sides; {PATCH} if not given, whole slices where modes matter",
     )
     batch: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="Patches, or slices, of an iteration")
     channels: Annotated[int, Field(ge=4, le=256)] = Field(32, description="Features of a network's layers")
@@ -54,13 +62,13 @@ class TrainSRSettings(BaseModel):
         0.1, description="Weight of the mean squared difference once degraded, before the projection (L2 of a)"
     )
     lambda_orthogonality: NotNegative = Field(
-        1e-4, description="Weight of |U^T U - I|^2 + |V^T V - I|^2, for each mode (L3 of a)"
+        1e-4, description="Weight of |U^T U - I|^2 + |V^T V - I|^2, for each mode, of decoders (L3 of a)"
     )
     lambda_perceptual: NotNegative = Field(0.0, description="Weight of differences of features of a random VGG, for b")
     lambda_adversarial: NotNegative = Field(0.0, description="Weight of what a patch discriminator tells, for b")
     learn_weights: bool = Field(False, description="Learn the balance of the losses as well (Kendall et al. 2018)")
     orthogonality: Orthogonality = Field("penalty", description="Of the predicted vectors: penalised, or exact by QR")
-    weighting: bool = Field(True, description="Learn W_y and W_x, a weight for each frequency of the basis of a")
+    weighting: bool = Field(True, description="Learn W_y and W_x of decoders, a weight for each frequency")
     random_signs: bool = Field(False, description="Learn from negatives, too")
     time_limit: Positive | None = Field(None, description="Stop after this many seconds")
     iterations: Count | None = Field(None, description=f"Iterations; {ITERATIONS} if no time is given")
@@ -74,7 +82,12 @@ class TrainSRSettings(BaseModel):
             raise ValueError(f"{self.backbone} makes images 2, 3 or 4 times finer in both axes; choose edsr instead")
         if self.patch is not None and self.rank is not None and self.rank > self.patch:
             raise ValueError(f"patches of {self.patch} x {self.patch} pixels have no {self.rank} modes; lower the rank")
-        if not any((self.lambda_squared, self.lambda_absolute, self.lambda_perceptual, self.lambda_adversarial)):
+        if self.functions == "decoders" and (self.smoothing or self.order != 3):
+            raise ValueError("smoothing and order are those of B-splines; leave them out with decoders")
+        telling = self.lambda_squared + self.lambda_absolute
+        if self.scheme == "b":
+            telling += self.lambda_perceptual + self.lambda_adversarial
+        if telling == 0:
             raise ValueError("without a weight of the difference to the target there is nothing to learn")
         return self
 
@@ -89,6 +102,16 @@ class TrainSRSettings(BaseModel):
         return 1 + 2 * self.context if self.scheme == "b" else 1
 
     @property
+    def decodes(self) -> bool:
+        """Whether singular vectors on the finer grid are learned."""
+        return self.scheme == "a" or self.functions == "decoders"
+
+    @property
+    def modal(self) -> bool:
+        """Whether a prediction depends on the modes of what is given as a slice: those of a patch are others."""
+        return self.decodes or self.rank is not None or self.smoothing > 0
+
+    @property
     def side(self) -> int | None:
         """Pixels of low resolution of a patch's sides; None for whole slices."""
-        return PATCH if self.patch is None and self.scheme == "b" and self.rank is None else self.patch
+        return PATCH if self.patch is None and not self.modal else self.patch

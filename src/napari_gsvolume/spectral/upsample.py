@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -30,10 +31,11 @@ def factors_of(factor: float, axis: int, axes: Axes, ndim: int = 3) -> tuple[flo
     return tuple(factor if (k == axis) == (axes == "through-plane") else 1.0 for k in range(ndim))
 
 
+@lru_cache(maxsize=64)
 def interpolation(n: int, factor: float, order: int = 3) -> NDArray[np.float64]:
     """Return the matrix (round(n factor), n) from samples to their B-spline at the centres of finer voxels.
 
-    Boundaries are mirrored about the outer faces; see `ContinuousBasis`.
+    Boundaries are mirrored about the outer faces; see `ContinuousBasis`. It is kept: leave it as it is.
     """
     return ContinuousBasis.fitted(np.eye(n), order=order).evaluate(fine_centres(n, factor))
 
