@@ -1,15 +1,13 @@
 """The Compare widget, used as a person would: choose a study, click, watch rows and layers come, click rows, save."""
 
 import csv
-import gc
-import time
 
 import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QFileDialog
 
-from clicking import LEFT, SLOW, click, fill, run
+from clicking import LEFT, SLOW, assert_ends, click, fill, run
 from napari_gsvolume import GaussianVolume, vessel_phantom
 from napari_gsvolume.layers import METADATA_KEY, gaussians_of
 from napari_gsvolume.studies import COLUMNS, as_csv, as_markdown, cases, readable
@@ -288,12 +286,7 @@ def test_closing_stops_the_worker(make_napari_viewer, qtbot, how):
     else:
         viewer.close()
     del widget
-    gc.collect()
-    qtbot.waitUntil(stopped.is_set, timeout=5000)
-    deadline = time.monotonic() + 20
-    while worker.is_running and time.monotonic() < deadline:
-        qtbot.wait(20)
-    assert not worker.is_running
+    assert_ends(qtbot, worker, stopped)
 
 
 def test_studies_are_explained_and_settings_remembered(open_widget, make_napari_viewer, qtbot, volume):

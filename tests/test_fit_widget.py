@@ -1,8 +1,6 @@
 """The Fit widget, used as a person would: choose, click, watch, stop, save."""
 
-import gc
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +9,7 @@ from napari.layers import Image, Points, Surface
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 
-from clicking import SLOW, click, run
+from clicking import SLOW, assert_ends, click, run
 from napari_gsvolume import FitSettings, GaussianVolume, vessel_phantom
 from napari_gsvolume.fitting.result import HistoryPoint
 from napari_gsvolume.splat.devices import gpu_problem
@@ -271,12 +269,7 @@ def test_closing_stops_the_worker(make_napari_viewer, qtbot, how):
     else:
         viewer.close()
     del widget
-    gc.collect()
-    qtbot.waitUntil(stopped.is_set, timeout=5000)
-    deadline = time.monotonic() + 20
-    while worker.is_running and time.monotonic() < deadline:
-        qtbot.wait(20)
-    assert not worker.is_running
+    assert_ends(qtbot, worker, stopped)
     assert threading.active_count() <= before + 4  # pools of threads stay, workers do not
 
 

@@ -1,6 +1,5 @@
 """The SVD widget, used as a person would: move through slices, ranks and modes, look at all slices, make it finer."""
 
-import gc
 import time
 
 import dask.array as da
@@ -8,8 +7,9 @@ import numpy as np
 import pytest
 from qtpy.QtCore import QPoint
 
-from clicking import LEFT, SLOW, click, run
+from clicking import LEFT, SLOW, assert_ends, click, run
 from napari_gsvolume import vessel_phantom
+from napari_gsvolume.fitting import memory
 from napari_gsvolume.geometry import Grid
 from napari_gsvolume.layers import METADATA_KEY, grid_placement
 from napari_gsvolume.spectral import spectra
@@ -430,7 +430,7 @@ def test_what_cannot_be_decomposed_is_said_in_a_sentence(open_widget, qtbot, vol
     one_sentence(widget.status.value, "actor")
     assert not widget.running
     widget.form.fields["factor"].value = 2.0
-    monkeypatch.setattr(svd_matrix.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     click(qtbot, widget.button)
     one_sentence(widget.status.value, "GiB")
     viewer.dims.set_current_step(0, 1)
@@ -481,9 +481,4 @@ def test_closing_stops_the_worker(open_widget, qtbot, volume, monkeypatch, how):
     else:
         viewer.close()
     del widget
-    gc.collect()
-    qtbot.waitUntil(stopped.is_set, timeout=5000)
-    deadline = time.monotonic() + 20
-    while worker.is_running and time.monotonic() < deadline:
-        qtbot.wait(20)
-    assert not worker.is_running
+    assert_ends(qtbot, worker, stopped)

@@ -140,7 +140,7 @@ def fit(
         if out is not None:
             figures |= _sizes(out, volume.size)
         if report is not None:
-            report.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            _write_report(report, figures)
         if reconstruction is not None:
             write_nifti(reconstruction, result.reconstruction, source.grid, like=source)
         if residual is not None:
@@ -165,9 +165,8 @@ def sample(
     if like is not None and scale != "1":
         raise ValueError("Give --scale or --like, not both.")
     _check_outputs([model] if like is None else [model, like], out=(out, _IMAGE))
-    import psutil
-
     from .files.nifti import read_nifti, write_nifti
+    from .fitting.memory import require
     from .gaussians import GaussianVolume
 
     gaussians = GaussianVolume.load(model)
@@ -178,10 +177,7 @@ def sample(
             f"{like} measures in {grid.units[0]}, the world of the Gaussians in {gaussians.grid.units[0]}."
         )
     shape = " x ".join(map(str, grid.shape))
-    needed, free = math.prod(grid.shape) * _BYTES_A_SAMPLE, psutil.virtual_memory().available
-    if needed > free:
-        sizes = f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
-        raise MemoryError(f"Sampling {shape} voxels takes about {sizes}; ask for fewer voxels.")
+    require(math.prod(grid.shape) * _BYTES_A_SAMPLE, f"Sampling {shape} voxels takes", "ask for fewer voxels")
     write_nifti(out, gaussians.sample(grid), grid, like=other)
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
 
@@ -221,8 +217,7 @@ def ablate(
     page.write_text(studies.as_markdown(outcomes), encoding="utf-8")
     studies.plot(outcomes, f"{image.name}: {study}").savefig(picture, dpi=120)
     print(studies.as_markdown(outcomes))
-    for path in files:
-        print(f"{path}: {file_size(path.stat().st_size)}")
+    _list(files)
 
 
 @app.command()
@@ -367,6 +362,15 @@ def _summarise(figures: dict[str, Any], files: list[Path]) -> None:
     where = "" if figures["device"] == "cpu" else f" on {figures['device']}"
     reached = f"PSNR {figures['psnr_db']:.2f} dB{ssim}, {figures['n_gaussians']:,} Gaussians"
     print(f"{reached}, {figures['seconds']:.1f} s{where}")
+    _list(files)
+
+
+def _write_report(path: Path, figures: dict[str, Any]) -> None:
+    path.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _list(files: list[Path]) -> None:
+    """Print files that were written, and how large they are."""
     for path in files:
         print(f"{path}: {file_size(path.stat().st_size)}")
 

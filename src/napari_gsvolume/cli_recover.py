@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.filesize import decimal as file_size
 
-from .cli import _FIGURES, _IMAGE, _MODEL, _bar, _check_outputs, _one_volume, _Stop, _with_settings, app
+from .cli import (
+    _FIGURES,
+    _IMAGE,
+    _MODEL,
+    _bar,
+    _check_outputs,
+    _list,
+    _one_volume,
+    _Stop,
+    _with_settings,
+    _write_report,
+    app,
+)
 from .recovering.settings import RecoverSettings
 
 if TYPE_CHECKING:
@@ -190,7 +200,7 @@ def _finish(
             if path is not None:
                 write_nifti(path, volume, recovery.grid, like=source if same else None)
         if outputs.report is not None:
-            outputs.report.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            _write_report(outputs.report, figures)
     if quiet:
         return
     print(result.message)
@@ -201,8 +211,7 @@ def _finish(
             f"Missing slices: {others['psnr_missing_db']:.2f} dB, "
             f"a cubic spline has {others['psnr_missing_cubic_db']:.2f} dB"
         )
-    for path in files:
-        print(f"{path}: {file_size(path.stat().st_size)}")
+    _list(files)
 
 
 def _run(recovery: Recovery, stop: _Stop, quiet: bool) -> Recovered:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.filesize import decimal as file_size
 
-from .cli import _FIGURES, _IMAGE, _MODEL, _check_outputs, _one_volume, app
+from .cli import _FIGURES, _IMAGE, _MODEL, _check_outputs, _list, _one_volume, app
 from .scan import ARCS, VIEWS, Beam, Mode, Scan, orbit, spread, voxel_size_mm
 
 if TYPE_CHECKING:
@@ -91,8 +90,7 @@ def project(
     write_projections(out, stack, beside)
     nu, nv = scan.pixels
     print(f"{len(scan)} views of {nu} x {nv} pixels, {stack.images.min():.4g} to {stack.images.max():.4g}")
-    for path in files:
-        print(f"{path}: {file_size(path.stat().st_size)}")
+    _list(files)
 
 
 def _read(source: Path, time_point: int | None) -> tuple[NDArray[Any] | GaussianVolume, Grid]:

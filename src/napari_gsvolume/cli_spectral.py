@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.filesize import decimal as file_size
 
-from .cli import _FIGURES, _IMAGE, _bar, _check_outputs, _Json, _one_volume, _Stop, _with_settings, app
+from .cli import (
+    _FIGURES,
+    _IMAGE,
+    _bar,
+    _check_outputs,
+    _Json,
+    _list,
+    _one_volume,
+    _Stop,
+    _with_settings,
+    _write_report,
+    app,
+)
 from .spectral.settings import Axis, Of, SuperResolveSettings
 from .spectral.sr_settings import TrainSRSettings
 
@@ -96,9 +108,9 @@ def superresolve(
         )
     _check_outputs([image] if model is None else [image, model], out=(out, _IMAGE))
     import numpy as np
-    import psutil
 
     from .files.nifti import read_nifti, write_nifti
+    from .fitting.memory import require
     from .spectral.degradation import Degradation
     from .spectral.upsample import factors_of, spline
 
@@ -113,11 +125,8 @@ def superresolve(
     volume = _one_volume(source, image, time_point)
     factors = factors_of(asked.factor, "zyx".index(asked.axis), asked.axes, volume.ndim)
     grid = source.grid.resampled(factors)
-    needed, free = grid.size * _BYTES_A_VOXEL, psutil.virtual_memory().available
     shape = " x ".join(map(str, grid.shape))
-    if needed > free:
-        sizes = f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
-        raise MemoryError(f"Making {shape} voxels takes about {sizes}; use a smaller --factor or a smaller volume.")
+    require(grid.size * _BYTES_A_VOXEL, f"Making {shape} voxels takes", "use a smaller --factor or a smaller volume")
     volume = volume.astype(np.float32)
     degradation = Degradation.of_low(volume.shape, factors, asked.degradation, asked.fwhm)
     if trained is None:
@@ -170,15 +179,14 @@ def train_sr(
         if out is not None:
             result.model.save(out)
         if report is not None:
-            report.write_text(json.dumps(result.report(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            _write_report(report, result.report())
     if quiet:
         return
     print(f"{result.message} {result.history[-1].iteration} iterations, {result.seconds:.1f} s")
     print("PSNR of the slices held out, dB:")
     for name, psnr in result.table.items():
         print(f"  {name}: {psnr:.2f}")
-    for path in files:
-        print(f"{path}: {file_size(path.stat().st_size)}")
+    _list(files)
 
 
 def _trained(training: SRTraining, stop: _Stop, quiet: bool) -> TrainedSR:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.filesize import decimal as file_size
 
-from .cli import _FIGURES, _bar, _check_outputs, _one_volume, _Stop, _with_settings, app
+from .cli import _FIGURES, _bar, _check_outputs, _list, _one_volume, _Stop, _with_settings, _write_report, app
 from .render.settings import RenderMode, TrainSettings
 from .render.transfer import Preset
 
@@ -72,7 +70,7 @@ def views(
     cameras.save(out, np.stack(images))
     if not quiet:
         print(f"{count} views of {size} x {size} pixels, {np.min(images):.4g} to {np.max(images):.4g}")
-        print(f"{path}: {file_size(path.stat().st_size)}")
+        _list([path])
 
 
 @app.command()
@@ -105,7 +103,7 @@ def train_views(
         if out is not None:
             write_splats(out, result.splats)
         if report is not None:
-            report.write_text(json.dumps(result.report(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            _write_report(report, result.report())
     if quiet:
         return
     print(result.message)
@@ -113,8 +111,7 @@ def train_views(
         f"Views held out: {result.psnr_db:.2f} dB, SSIM {result.ssim:.4f}; {len(result.splats):,} Gaussians, "
         f"{result.fps:.0f} views a second, {result.seconds:.1f} s"
     )
-    for path in files:
-        print(f"{path}: {file_size(path.stat().st_size)}")
+    _list(files)
 
 
 @app.command()
@@ -146,7 +143,7 @@ def render(
     print(f"{len(around)} views of {width} x {height} pixels, {len(around) / seconds:.0f} a second")
     if references is not None and references.shape == images.shape:
         print(f"PSNR to the images of {cameras}: {psnr_between(references, np.clip(images, 0, 1), 1.0):.2f} dB")
-    print(f"{path}: {file_size(path.stat().st_size)}")
+    _list([path])
 
 
 def _scene(

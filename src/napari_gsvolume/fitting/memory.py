@@ -42,6 +42,13 @@ def _check(shape: Sequence[int], needed: int, free: int, device: str) -> None:
         )
 
 
+def require(needed: float, what: str, advice: str) -> None:
+    """Raise MemoryError if `what`, the beginning of a sentence, takes more than is free; `advice` ends it."""
+    free = free_bytes("cpu")
+    if needed > free:
+        raise MemoryError(f"{what} about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; {advice}.")
+
+
 def free_bytes(device: str) -> int:
     """Return how much memory can be had on a device."""
     if device == "cpu":

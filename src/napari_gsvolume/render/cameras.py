@@ -93,6 +93,12 @@ class Cameras:
         """Where they look, of length one, ``(V, 3)``."""
         return self.matrices[:, 2, :3]
 
+    @property
+    def pixel_mm(self) -> float:
+        """What a pixel of the first camera shows in the middle of the volume, mm."""
+        away = 1.0 if self.orthographic else float(np.linalg.norm(self.positions[0]))
+        return away / float(self.intrinsics[0, 0, 0])
+
     def resized(self, size: tuple[int, int]) -> Self:
         """Return cameras that see the same in images of another size; a wider one sees more at its sides."""
         (h, w), (new_h, new_w) = self.size, size

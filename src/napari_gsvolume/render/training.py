@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..fitting.memory import free_bytes
+from ..fitting.memory import require
 from ..fitting.metrics import psnr_between
-from ..parameters import made
+from ..parameters import Budget, made
 from .cameras import Cameras
 from .losses import Penalties, image_loss, structural_similarity
 from .population import renewed
@@ -145,12 +145,12 @@ class Training:
     def __init__(self, scene: Scene, **settings: Any) -> None:
         self.scene, self.settings = scene, made(TrainSettings, **settings)
         s = self.settings
-        needed, free = (s.views + s.hold_out) * s.size**2 * _BYTES_A_PIXEL, free_bytes("cpu")
-        if needed > free:
-            raise MemoryError(
-                f"The references, {s.views + s.hold_out} views of {s.size} x {s.size} pixels, take "
-                f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; ask for fewer, or smaller ones."
-            )
+        views = s.views + s.hold_out
+        require(
+            views * s.size**2 * _BYTES_A_PIXEL,
+            f"The references, {views} views of {s.size} x {s.size} pixels, take",
+            "ask for fewer, or smaller ones",
+        )
         self.cameras = scene.cameras(s.views, s.size, orthographic=s.orthographic)
         self.judges = scene.held_out(s.hold_out, s.size, orthographic=s.orthographic)
         self.random = np.random.default_rng(s.seed)
@@ -199,9 +199,7 @@ class Training:
         self, splats: Splats, views: list[Tensor], began: float, stop: Callable[[], bool]
     ) -> Iterator[TrainStep]:
         s = self.settings
-        pixel = 1 / float(self.cameras.intrinsics[0, 0, 0])
-        if not s.orthographic:
-            pixel *= float(np.linalg.norm(self.cameras.positions[0]))
+        pixel = self.cameras.pixel_mm
         penalties, learner = Penalties(s, pixel), _Learner(splats, s, pixel)
         generator = torch.Generator().manual_seed(s.seed)
         history: list[TrainPoint] = []
@@ -210,6 +208,7 @@ class Training:
         order: list[int] = []
         started, judged = time.perf_counter() - began, -math.inf
         iterations = ITERATIONS if s.iterations is None and s.time_limit is None else s.iterations
+        budget = Budget(iterations, None if s.time_limit is None else max(s.time_limit - started, 1e-3))
         iteration, progress, message = 0, 0.0, ""
         while not message:
             order = order or self.random.permutation(len(views)).tolist()
@@ -224,19 +223,15 @@ class Training:
             losses.append(float(loss.detach()))
             iteration += 1
             seconds = time.perf_counter() - began
-            shares = [] if iterations is None else [iteration / iterations]
-            if s.time_limit is not None:
-                shares.append((seconds - started) / max(s.time_limit - started, 1e-3))
-            progress = max(shares)
-            if stop():
-                message = "Stopped."
-            elif progress >= 1:
-                message = "All iterations are done." if iteration == iterations else "The time is over."
-            elif s.densify and iteration % _RENEW_EVERY == 0 and progress < _RENEW_UNTIL:
-                seen = contributions(learner.plain(), self._few())
-                learner.renew(*renewed(learner.plain(), pulls / sightings.clamp_min(1), seen, s.gaussians, generator))
+            progress = budget.progress(iteration, seconds - started)
+            message = budget.ending(iteration, progress, stop())
+            if not message and s.densify and iteration % _RENEW_EVERY == 0 and progress < _RENEW_UNTIL:
+                splats = learner.plain()
+                seen = contributions(splats, self._few())
+                splats, kept = renewed(splats, pulls / sightings.clamp_min(1), seen, s.gaussians, generator)
+                learner.renew(splats, kept)
                 penalties.population_changed()
-                pulls = sightings = torch.zeros(len(learner.plain()), device=self.device)
+                pulls = sightings = torch.zeros(len(splats), device=self.device)
             splats = learner.plain()
             if message or seconds - judged >= _JUDGE_EVERY:
                 judged = seconds
@@ -289,15 +284,17 @@ class _Learner:
 
     def splats(self) -> Splats:
         """Return the splats as a function of what is learnt."""
-        means, shapes, quaternions, logits, constant, harmonics = self.leaves.values()
-        log_scales = torch.logaddexp(2 * shapes, shapes.new_tensor(self.least)) / 2
-        return Splats(means, log_scales, quaternions, logits, torch.cat([constant, harmonics], 1))
+        return self._made_of(*self.leaves.values())
 
     def plain(self) -> Splats:
         """Return the splats as they are, without gradients."""
-        with torch.no_grad():
-            splats = self.splats()
-        return splats.to(splats.means.device)
+        return self._made_of(*(leaf.detach() for leaf in self.leaves.values()))
+
+    def _made_of(
+        self, means: Tensor, shapes: Tensor, quaternions: Tensor, logits: Tensor, constant: Tensor, harmonics: Tensor
+    ) -> Splats:
+        log_scales = torch.logaddexp(2 * shapes, shapes.new_tensor(self.least)) / 2
+        return Splats(means, log_scales, quaternions, logits, torch.cat([constant, harmonics], 1))
 
     def step(self, progress: float) -> None:
         """Move along the gradients; rates fall to a twentieth as training proceeds."""

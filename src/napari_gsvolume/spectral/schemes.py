@@ -176,6 +176,11 @@ class AxisDecoder(nn.Module):
         return corrected
 
 
+def middle(slices: Tensor) -> Tensor:
+    """Return the slices (B, H, W) that are predicted among slices and their neighbours, (B, C, H, W)."""
+    return slices[:, slices.shape[1] // 2]
+
+
 def modes(slices: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (B, h, r), values (B, r) and V (B, w, r) of slices (B, h, w): data, through which no gradient flows.
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .degradation import Degradation
-from .schemes import check_rank, degradation_of
+from .schemes import check_rank, degradation_of, middle
 from .sr_settings import SMALLEST, WHOLE, TrainSRSettings
 
 _JUDGES = 12  # slices held out, of each volume, that are looked at
@@ -149,7 +149,7 @@ class Planes:
         which = np.unique(np.linspace(first, first + held - 1, min(held, _JUDGES)).round().astype(int))
         lengths = [fitting(n, s.factor)[1] for n in stack.shape[1:]]
         high = torch.stack([self._with_neighbours(stack, int(k)) for k in which])[..., : lengths[0], : lengths[1]]
-        target = high[:, high.shape[1] // 2]
+        target = middle(high)
         low = self.degradation(high.shape[2:]).degrade(high)
         self.held_out.append(HeldOut(low, target, max(float(target.max() - target.min()), 1e-6)))
         for part in (stack[:first], stack[first + held :]):
@@ -191,7 +191,7 @@ class Planes:
             if transpose:
                 high, sharp = high.transpose(2, 3), sharp and (1.0, s.factor)
             high = high.contiguous()
-            target = high[:, high.shape[1] // 2]
+            target = middle(high)
             if sharp is None:
                 yield Batch(self.degradation(high.shape[2:]).degrade(high), target, None)
             else:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .schemes import middle
 from .sr_losses import Losses
 from .sr_model import SRModel
 
@@ -34,8 +35,8 @@ def loss_gradients(model: SRModel, low: ArrayLike, target: ArrayLike) -> dict[st
     with torch.no_grad():
         raw = scheme(measured).raw
     raw.requires_grad_()
-    middle = measured[:, measured.shape[1] // 2]
-    terms = Losses(scheme).terms(scheme.predicted(raw, middle, raw), middle, truth)
+    given = middle(measured)
+    terms = Losses(scheme).terms(scheme.predicted(raw, given, raw), given, truth)
     names = list(terms)
     return {name: torch.autograd.grad(terms[name], raw, retain_graph=True)[0][0].numpy() for name in names}
 

@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..fitting.metrics import psnr_db
-from ..parameters import made
+from ..parameters import Budget, made
 from .degradation import separable
-from .schemes import finer, scheme
+from .schemes import finer, middle, scheme
 from .sr_data import Batch, HeldOut, Planes
 from .sr_losses import Losses
 from .sr_model import SRModel
@@ -145,6 +145,7 @@ class SRTraining:
         learner = _Learner(self, losses)
         batches = self.planes.batches(np.random.default_rng(s.seed))
         iterations = ITERATIONS if s.iterations is None and s.time_limit is None else s.iterations
+        budget = Budget(iterations, s.time_limit)
         best_db, shown = self._judged()
         history = [SRPoint(time.perf_counter() - began, 0, {}, losses.coefficients(), best_db)]
         self._keep()
@@ -156,14 +157,8 @@ class SRTraining:
                 sums.setdefault(name, []).append(value)
             iteration += 1
             seconds = time.perf_counter() - began
-            shares = [] if iterations is None else [iteration / iterations]
-            if s.time_limit is not None:
-                shares.append(seconds / s.time_limit)
-            progress = max(shares)
-            if stop():
-                message = "Stopped."
-            elif progress >= 1:
-                message = "All iterations are done." if iteration == iterations else "The time is over."
+            progress = budget.progress(iteration, seconds)
+            message = budget.ending(iteration, progress, stop())
             due = seconds - judged >= _JUDGE_EVERY
             if s.time_limit is None and iterations is not None:
                 due = iteration % max(1, iterations // _JUDGMENTS) == 0
@@ -202,7 +197,7 @@ class SRTraining:
         with torch.no_grad():
             images = [torch.cat([self.scheme(one).image for one in held.low[:, None]]) for held in self.planes.held_out]
         first, k = self.planes.held_out[0], len(images[0]) // 2
-        low = first.low[k, first.low.shape[1] // 2]
+        low = middle(first.low)[k]
         shown = low.numpy(), images[0][k].numpy(), first.target[k].numpy()
         return _psnr(self.planes.held_out, images), shown
 
@@ -222,7 +217,7 @@ class _Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
         made_of = self.scheme(batch.low)
-        terms = self.losses.terms(made_of, batch.low[:, batch.low.shape[1] // 2], batch.target, batch.seen)
+        terms = self.losses.terms(made_of, middle(batch.low), batch.target, batch.seen)
         self.optimiser.zero_grad(set_to_none=True)
         self.losses.total(terms).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.learned, _LONGEST)
@@ -246,7 +241,7 @@ def train_sr(
 
 
 def _spline(of: Any, held: HeldOut, project: bool) -> Tensor:
-    low = held.low[:, held.low.shape[1] // 2]
+    low = middle(held.low)
     image = separable(low, [finer(n, f) for n, f in zip(low.shape[1:], of.settings.factors, strict=True)])
     projected: Tensor = of.degradation(low.shape[1:]).project(image, low) if project else image
     return projected

@@ -36,12 +36,6 @@ class Seen:
     centre: tuple[float, float, float]
     pixel: float
 
-    @property
-    def pixel_mm(self) -> float:
-        """Side of a pixel in the middle of the volume, mm."""
-        away = 1.0 if self.cameras.orthographic else float(np.linalg.norm(self.cameras.positions[0]))
-        return away / float(self.cameras.intrinsics[0, 0, 0])
-
     def shown(self, image: NDArray[Any]) -> NDArray[Any]:
         """Return an image ``(H, W, C)`` of one of the cameras as the viewer shows it."""
         return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image

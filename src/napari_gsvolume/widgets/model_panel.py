@@ -140,7 +140,7 @@ class ModelPanel(Container[Any]):
         """Return how the viewer sees the checked parts, and all of their Gaussians as they look from there."""
         parts = self._chosen()
         seen = camera_of(self._viewer, parts[0].source.grid, size)
-        return seen, Splats.joined([part.seen_at(seen.pixel_mm) for part in parts])
+        return seen, Splats.joined([part.seen_at(seen.cameras.pixel_mm) for part in parts])
 
     def _subject(self) -> Subject:
         """Return what DVR shows of the checked parts."""

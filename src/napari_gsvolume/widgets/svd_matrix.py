@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
+from ..fitting.memory import require
 from ..fitting.metrics import psnr_db
 from ..layers import SourceVolume
 from ..spectral import spectra
@@ -216,7 +216,4 @@ def curve(vector: Floats, label: str, basis: BasisChoice) -> Curve:
 
 def check_memory(needed: float, what: str) -> None:
     """Raise MemoryError if `what`, the beginning of a sentence, needs more bytes than are free."""
-    free = psutil.virtual_memory().available
-    if needed > free:
-        sizes = f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
-        raise MemoryError(f"{what} takes about {sizes}; choose a smaller image or a smaller factor.")
+    require(needed, f"{what} takes", "choose a smaller image or a smaller factor")

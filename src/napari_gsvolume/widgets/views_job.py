@@ -138,7 +138,7 @@ class Part:
         s, source = self.trained.settings, self.source
         radius = radius_of(source.grid.shape, voxel_size_mm(source.grid))
         camera = around([(1, 0, 0)], radius, (s.size, s.size), orthographic=s.orthographic)
-        lacking = BLUR * (Seen(camera, False, (0, 0, 0), 1).pixel_mm ** 2 - pixel**2)
+        lacking = BLUR * (camera.pixel_mm**2 - pixel**2)
         if lacking <= 0:
             return self.splats
         return replace(self.splats, log_scales=torch.log(torch.exp(2 * self.splats.log_scales) + lacking) / 2)
