@@ -26,7 +26,7 @@ from napari_gsvolume.spectral.sr_losses import Discriminator, Losses, RandomFeat
 from napari_gsvolume.spectral.sr_model import SRModel, superresolve
 from napari_gsvolume.spectral.sr_settings import FOREIGN, TrainSRSettings
 from napari_gsvolume.spectral.sr_training import SRTraining, train_sr
-from napari_gsvolume.spectral.upsample import spline
+from napari_gsvolume.spectral.upsample import interpolation, spline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -196,8 +196,9 @@ class TestSchemes:
         for decoder in (made_of.along_y, made_of.along_x):
             stirred(decoder)
         prediction = made_of(low)
-        U, values, V = modes(low[:, 1], None)
-        along_y, along_x = made_of.along_y(U, c_grid(values)), made_of.along_x(V, c_grid(values))
+        z = modes(low[:, 1], None)
+        values = z[1]
+        along_y, along_x = made_of.along_y(z, c_grid(values)), made_of.along_x(z[::-1], c_grid(values))
         torch.testing.assert_close(prediction.U, along_y)
         scale = np.prod([len(along_y[0]) / 10, len(along_x[0]) / 12]) ** 0.5
         torch.testing.assert_close(prediction.c, values * scale)
@@ -237,12 +238,37 @@ class TestSchemes:
         assert cosines.min() > 0.9
 
     def test_signs_do_not_matter(self) -> None:
-        for factor in (2, 1.5):
-            decoder = stirred(AxisDecoder(factor, 6, weighting=True))
-            U, values, _ = modes(slices(2, 9, 11), None)
+        for factor, blocks in ((2, 0), (1.5, 0), (2, 1)):
+            decoder = stirred(AxisDecoder(factor, 6, weighting=True, blocks=blocks))
+            U, values, V = modes(slices(2, 9, 11), None)
             signs = torch.tensor([1.0, -1, -1, 1, -1, 1, 1, 1, -1])
-            grid = c_grid(values)
-            torch.testing.assert_close(decoder(U * signs, grid), decoder(U, grid) * signs)
+            turned, grid = (U * signs, values, V * signs), c_grid(values)
+            torch.testing.assert_close(decoder(turned, grid), decoder((U, values, V), grid) * signs)
+
+    def test_details_are_those_of_an_image_that_is_finer_along_one_axis(self) -> None:
+        """To first order the prediction is the spline and, made finer along x, what the network says is lacking."""
+        made_of = scheme(settings(scheme="a", project=False))
+        details = made_of.along_y.details
+        stirred(details)
+        with torch.no_grad():
+            details.tail.weight.mul_(1e-3)
+            details.tail.bias.mul_(1e-3)
+        low = slices(2, 1, 12, 10)
+        lacking = details(low, low)[:, 0].detach()
+        along_x = torch.from_numpy(interpolation(10, 2)).float().T
+        expected = spline(low[:, 0], (2, 2)) + lacking @ along_x
+        change = (made_of(low).raw - spline(low[:, 0], (2, 2))).detach()
+        assert (made_of(low).raw - expected).abs().max() < 0.02 * change.abs().max()
+
+    def test_weak_modes_get_no_details(self) -> None:
+        decoder = AxisDecoder(2, 6, weighting=True, blocks=1)
+        U, values, V = modes(slices(2, 9, 11), None)
+        values = values * torch.logspace(0, -8, 9)
+        plain = decoder((U, values, V), c_grid(values))
+        stirred(decoder.details)
+        lengths = (decoder((U, values, V), c_grid(values)) - plain).norm(dim=1)
+        assert lengths[:, 0].min() > 1e-3
+        assert lengths[:, 6:].max() < 1e-2 * lengths.max()
 
     def test_no_gradient_goes_through_the_decomposition(self) -> None:
         low = slices(1, 1, 9, 11).requires_grad_()

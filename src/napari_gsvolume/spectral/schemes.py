@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from .degradation import Degradation, separable
 from .functions import bspline_response
-from .networks import network
+from .networks import EDSR, network
 from .settings import DegradationKind
 from .sr_settings import TrainSRSettings
 from .upsample import interpolation
 
 _KNOTS = 17  # of a weighting of frequencies
 _TINY = 1e-12
+_WEAK = 3e-3  # of the strongest mode: singular values below are not divided by
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,8 @@ class Scheme(nn.Module):
         super().__init__()
         self.settings = s = settings
         if s.decodes:
-            self.along_y, self.along_x = (AxisDecoder(f, s.channels, s.weighting) for f in s.factors)
+            blocks = s.blocks if s.scheme == "a" else 0  # what b's decoders lack, its residual network has
+            self.along_y, self.along_x = (AxisDecoder(f, s.channels, s.weighting, blocks) for f in s.factors)
 
     def degradation(self, low: Sequence[int]) -> Degradation:
         """Return the operator onto slices of the shape `low`."""
@@ -72,9 +74,10 @@ class Scheme(nn.Module):
 
         z = (U_L, s, V_L) of a slice is data: no gradient goes through a decomposition.
         """
-        U, values, V = modes(slices, self.settings.rank)
+        z = modes(slices, self.settings.rank)
+        U, values, V = z
         grid = c_grid(values)
-        U, V = self.along_y(U, grid), self.along_x(V, grid)
+        U, V = self.along_y(z, grid), self.along_x(z[::-1], grid)
         if self.settings.orthogonality == "qr":
             U, V = orthonormal(U), orthonormal(V)
         scale = (U.shape[1] * V.shape[1] / slices[0].numel()) ** 0.5  # vectors of more samples have smaller ones
@@ -116,8 +119,9 @@ class HybridScheme(Scheme):
 class BasisScheme(Scheme):
     """Scheme a: singular vectors on the finer grids, and their amplitudes, predicted from those of the slice.
 
-    D_u and D_v are `AxisDecoder`; D_c is a factor on the singular values, a function of the c grid: where in the
-    spectrum a mode is, and how strong.
+    D_u and D_v are `AxisDecoder` that see all modes; D_c is a factor on the singular values, a function of the c grid:
+    where in the spectrum a mode is, and how strong. There are as many modes as the slice has: what is finer along both
+    axes at once (in neither U~ nor V~ alone) is out of reach.
     """
 
     def __init__(self, settings: TrainSRSettings) -> None:
@@ -140,12 +144,18 @@ class AxisDecoder(nn.Module):
     """From singular vectors along one axis to their samples on a finer grid.
 
     A fixed basis, the splines of cosines, times latents, the cosine transform of the vectors, each weighted by its
-    frequency (W, one at first); and a correction by convolutions along the axis, shared by all modes, whose features
-    are scaled by the c grid. They have no biases and odd activations, so a vector of the other sign becomes the same of
-    the other sign: what signs the vectors come with does not matter. At first this is the spline of the vectors.
+    frequency (W, one at first); and two corrections, none at first:
+
+    - of each vector by itself: convolutions along the axis, shared by all modes, whose features are scaled by the c
+      grid. They have no biases and odd activations;
+    - from all modes together, if `blocks` is not 0. As ``u_k = F v_k / s_k``, where G is what the image F lacks once it
+      is finer along this axis alone, ``G v_k / s_k`` is what its vectors lack. G is an `EDSR` of that many blocks. Of
+      modes so weak that they are rounding or noise there would be too much: it is ``G v_k s_k / (s_k^2 + e^2 s_1^2)``.
+
+    A vector of the other sign becomes the same of the other sign: what signs vectors come with does not matter.
     """
 
-    def __init__(self, factor: float, channels: int, weighting: bool) -> None:
+    def __init__(self, factor: float, channels: int, weighting: bool, blocks: int = 0) -> None:
         super().__init__()
         self.factor = factor
         self.weights = nn.Parameter(torch.ones(_KNOTS)) if weighting else None
@@ -154,18 +164,14 @@ class AxisDecoder(nn.Module):
         self.last = nn.Conv1d(channels, 1, 5, padding=2, bias=False)
         self.gates = nn.Sequential(nn.Linear(2, channels), nn.Tanh(), nn.Linear(channels, 2 * channels))
         nn.init.zeros_(self.last.weight)
+        self.details = EDSR(1, (factor, 1.0), channels, blocks) if blocks else None
 
-    def forward(self, vectors: Tensor, grid: Tensor) -> Tensor:
-        """Return (B, N, r) of vectors (B, n, r) and the c grid (B, r, 2)."""
+    def forward(self, z: tuple[Tensor, Tensor, Tensor], grid: Tensor) -> Tensor:
+        """Return (B, N, r) of modes: vectors (B, n, r), values (B, r), the others (B, m, r); and the c grid (B, r, 2)."""
+        vectors, values, others = z
         n = vectors.shape[1]
-        if self.weights is not None:
-            cosines = _cosines(n).to(vectors)
-            frequencies = torch.linspace(0, _KNOTS - 1, n)
-            left = frequencies.long().clamp_max(_KNOTS - 2)
-            weights = torch.lerp(self.weights[left], self.weights[left + 1], (frequencies - left).to(vectors))
-            vectors = cosines.T @ (weights[:, None] * (cosines @ vectors))
         matrix = torch.from_numpy(finer(n, self.factor)).to(vectors)
-        splines = (matrix @ vectors) * (n / len(matrix)) ** 0.5  # (B, N, r), of unit norm or nearly
+        splines = (matrix @ self._weighted(vectors)) * (n / len(matrix)) ** 0.5  # (B, N, r), of unit norm or nearly
         signals = splines.transpose(1, 2).flatten(0, 1)[:, None] * len(matrix) ** 0.5  # (B r, 1, N), of unit square
         gates = 1 + self.gates(grid).flatten(0, 1)[..., None]
         first, second = gates.chunk(2, 1)
@@ -173,7 +179,24 @@ class AxisDecoder(nn.Module):
         features = torch.tanh(second * (features + self.second(features)))
         correction = self.last(features)[:, 0].unflatten(0, (len(vectors), -1)).transpose(1, 2)
         corrected: Tensor = splines + correction / len(matrix) ** 0.5
-        return corrected
+        if self.details is None:
+            return corrected
+        image = ((vectors * values[:, None]) @ others.transpose(1, 2))[:, None]  # (B, 1, n, m)
+        lacking = self.details(image, image)[:, 0] @ others * (n / len(matrix)) ** 0.5  # (B, N, r)
+        floor = (_WEAK * values[:, :1]).square() + _TINY
+        return corrected + lacking * (values / (values.square() + floor))[:, None]
+
+    def _weighted(self, vectors: Tensor) -> Tensor:
+        """Return vectors (B, n, r), their frequencies weighted."""
+        if self.weights is None:
+            return vectors
+        n = vectors.shape[1]
+        cosines = _cosines(n).to(vectors)
+        frequencies = torch.linspace(0, _KNOTS - 1, n)
+        left = frequencies.long().clamp_max(_KNOTS - 2)
+        weights = torch.lerp(self.weights[left], self.weights[left + 1], (frequencies - left).to(vectors))
+        weighted: Tensor = cosines.T @ (weights[:, None] * (cosines @ vectors))
+        return weighted
 
 
 def middle(slices: Tensor) -> Tensor:
