@@ -167,7 +167,7 @@ class AxisDecoder(nn.Module):
         self.details = EDSR(1, (factor, 1.0), channels, blocks) if blocks else None
 
     def forward(self, z: tuple[Tensor, Tensor, Tensor], grid: Tensor) -> Tensor:
-        """Return (B, N, r) of modes: vectors (B, n, r), values (B, r), the others (B, m, r); and the c grid (B, r, 2)."""
+        """Return (B, N, r) of vectors (B, n, r), values (B, r) and the other vectors (B, m, r); grid: (B, r, 2)."""
         vectors, values, others = z
         n = vectors.shape[1]
         matrix = torch.from_numpy(finer(n, self.factor)).to(vectors)
@@ -184,7 +184,8 @@ class AxisDecoder(nn.Module):
         image = ((vectors * values[:, None]) @ others.transpose(1, 2))[:, None]  # (B, 1, n, m)
         lacking = self.details(image, image)[:, 0] @ others * (n / len(matrix)) ** 0.5  # (B, N, r)
         floor = (_WEAK * values[:, :1]).square() + _TINY
-        return corrected + lacking * (values / (values.square() + floor))[:, None]
+        corrected = corrected + lacking * (values / (values.square() + floor))[:, None]
+        return corrected
 
     def _weighted(self, vectors: Tensor) -> Tensor:
         """Return vectors (B, n, r), their frequencies weighted."""
