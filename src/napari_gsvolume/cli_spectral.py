@@ -140,7 +140,8 @@ def superresolve(
 @_with_settings(TrainSRSettings)
 def train_sr(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IN.nii.gz [MORE...]", help="Volumes to learn from, .nii or .nii.gz.")
+        list[Path],
+        typer.Argument(metavar="IN.nii.gz|FOLDER [MORE...]", help="Volumes to learn from, or folders of .nii(.gz)."),
     ],
     out: Annotated[Path | None, typer.Option(metavar="SR.safetensors", help="The model to write.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="R.json", help="Write figures and history.")] = None,
@@ -153,6 +154,7 @@ def train_sr(
     Ctrl-C ends it and keeps the best model so far: the files are written. A second one aborts.
     """
     asked = TrainSRSettings(**settings)
+    images = _in_folders(images)
     files = _check_outputs(images, out=(out, _SR_MODEL), report=(report, _FIGURES))
     from .files.nifti import read_nifti
     from .spectral.sr_training import SRTraining
@@ -179,6 +181,19 @@ def train_sr(
         print(f"  {name}: {psnr:.2f}")
     for path in files:
         print(f"{path}: {file_size(path.stat().st_size)}")
+
+
+def _in_folders(paths: list[Path]) -> list[Path]:
+    """Return files as they are, and the images in folders, sorted by name, in their place."""
+    images: list[Path] = []
+    for path in paths:
+        found = [path]
+        if path.is_dir():
+            found = sorted(each for each in path.iterdir() if each.name.lower().endswith(_IMAGE) and each.is_file())
+            if not found:
+                raise ValueError(f"{path} holds no .nii or .nii.gz; name files, or another folder.")
+        images += found
+    return images
 
 
 def _trained(training: SRTraining, stop: _Stop, quiet: bool) -> TrainedSR:
