@@ -314,7 +314,7 @@ BAD = {
     ),
     "a model for a spline": (("superresolve", "ct.nii.gz", "--model", "b.safetensors", *OUT), "--scheme"),
     "NaN with a model": (("superresolve", "nan.nii.gz", "--scheme", "b", "--model", "b.safetensors", *OUT), "NaN"),
-    "training on NaN": (("train-sr", "nan.nii.gz", *SR), "NaN"),
+    "training on NaN": (("train-sr", "ct.nii.gz", "nan.nii.gz", *SR), "nan.nii.gz: There are NaN"),
     "training on colours": (("train-sr", "rgb.nii.gz", *SR), "colours"),
     "training on an empty folder": (("train-sr", "empty", *SR), "empty holds no .nii"),
     "training on what is constant": (("train-sr", "uniform.nii.gz", *SR), "constant"),

@@ -662,6 +662,15 @@ class TestTraining:
         assert set(result.history[-1].losses) == set(result.history[-1].coefficients)
         assert [p.psnr_db for p in result.history] != [p.psnr_db for p in plain.history]
 
+    @pytest.mark.parametrize("learn", [False, True])
+    def test_each_loss_of_scheme_a_has_its_coefficient(self, learn) -> None:
+        more = {"scheme": "a", "lambda_absolute": 0.5, "lambda_orthogonality": 0.01, "weighting": False}
+        result = train_sr([VOLUME], **QUICK, learn_weights=learn, **more)
+        first, last = (json.loads(json.dumps(result.report()["history"][k]["coefficients"])) for k in (0, -1))
+        assert first == {"squared": 1.0, "absolute": 0.5, "consistency": 0.1, "orthogonality": 0.01}
+        assert set(result.history[-1].losses) == set(last) == set(first)
+        assert all((last[name] != first[name]) == learn for name in first)
+
     def test_a_perceptual_loss_of_given_weights(self, tmp_path, vgg16) -> None:
         path = tmp_path / "VGG.safetensors"
         save_file(vgg16, path)

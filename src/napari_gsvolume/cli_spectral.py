@@ -157,14 +157,19 @@ def train_sr(
     images = _in_folders(images)
     files = _check_outputs(images, out=(out, _SR_MODEL), report=(report, _FIGURES))
     from .files.nifti import read_nifti
+    from .spectral.sr_data import checked_volume
     from .spectral.sr_training import SRTraining
 
     volumes, sizes = [], []
     for path in images:
         source = read_nifti(path)
-        volumes.append(_one_volume(source, path, time_point if source.data.ndim > 3 else None))
-        if volumes[-1].ndim != 3:
+        volume = _one_volume(source, path, time_point if source.data.ndim > 3 else None)
+        if volume.ndim != 3:
             raise ValueError(f"{path} is an image of two axes; a model is trained on volumes.")
+        try:
+            volumes.append(checked_volume(volume))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         sizes.append(source.grid.voxel_size.tolist())
     training = SRTraining(volumes, sizes, **asked.model_dump())
     with _Stop() as stop:
