@@ -452,7 +452,7 @@ def vgg16() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def monai() -> None:
-    for name in ("monai.losses", "lpips", "torchvision"):
+    for name in ("lpips", "torchvision", "monai.losses"):  # the slowest last
         try:
             importlib.import_module(name)
         except (ImportError, RuntimeError) as error:
