@@ -43,11 +43,18 @@ def inputs(tmp_path_factory):
     constant[12] = 5
     write_nifti(folder / "nan.nii.gz", bad, grid)
     write_nifti(folder / "constant.nii.gz", constant, grid)
+    (folder / "empty").mkdir()
     write_nifti(folder / "series.nii.gz", np.stack([VOLUME, 2 * VOLUME]), grid)
     colours = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, np.eye(4)), folder / "rgb.nii.gz")
     for scheme in "ab":
         train_sr([VOLUME], **TINY, scheme=scheme, iterations=2).model.save(folder / f"{scheme}.safetensors")
+    content = (folder / "b.safetensors").read_bytes()
+    (folder / "damaged.safetensors").write_bytes(content[: len(content) // 2])
+    (folder / "future.safetensors").write_bytes(content.replace(b"gsvolume/sr/1", b"gsvolume/sr/2"))
+    train_sr([VOLUME], **TINY, scheme="a", rank=8, iterations=1).model.save(folder / "rank.safetensors")
+    write_nifti(folder / "narrow.nii.gz", VOLUME[:, :, :7], Grid((24, 20, 7)))
+    write_nifti(folder / "uniform.nii.gz", np.full_like(VOLUME, 7), grid)
     return folder
 
 
@@ -222,6 +229,25 @@ class TestTrainSr:
         assert run("train-sr", *words) == (0, "", "")
         assert json.loads(report.read_text())["history"][-1]["iteration"] == 1
 
+    def test_a_folder(self, run, inputs, tmp_path, monkeypatch) -> None:
+        source = read_nifti(inputs / "ct.nii.gz")
+        for name, times in (("b.nii", 1), ("a.NII.gz", 2), ("c.nii.gz", 3)):
+            write_nifti(tmp_path / name, times * VOLUME, source.grid)
+        (tmp_path / "notes.txt").write_text("no image")
+        (tmp_path / "d.nii").mkdir()
+        seen = []
+        made = SRTraining.__init__
+
+        def seeing(self, volumes, sizes, **settings):
+            seen.extend((float(volume.max() / VOLUME.max()), size) for volume, size in zip(volumes, sizes, strict=True))
+            made(self, volumes, sizes, **settings)
+
+        monkeypatch.setattr(SRTraining, "__init__", seeing)
+        words = ("--iterations", 1, *FEW, "--quiet")
+        assert run("train-sr", tmp_path, "ct.nii.gz", *words) == (0, "", "")
+        np.testing.assert_allclose([times for times, _ in seen], [2, 1, 3, 1], rtol=1e-5)
+        np.testing.assert_allclose([size for _, size in seen], [source.grid.voxel_size] * 4, rtol=1e-5)
+
     def test_interrupted_it_keeps_the_best(self, run, tmp_path, monkeypatch) -> None:
         steps = SRTraining.steps
 
@@ -274,10 +300,33 @@ BAD = {
     "no model": (("superresolve", "ct.nii.gz", "--scheme", "b", *OUT), "--model"),
     "a model that is not there": (("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "no.pt", *OUT), "no.pt"),
     "a model that is none": (("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "ct.nii.gz", *OUT), "ct.nii.gz"),
+    "a damaged model": (
+        ("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "damaged.safetensors", *OUT),
+        "damaged.safetensors is damaged",
+    ),
+    "a model of a future version": (
+        ("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "future.safetensors", *OUT),
+        "try a newer napari-gsvolume",
+    ),
+    "a model of more modes": (
+        ("superresolve", "narrow.nii.gz", "--scheme", "a", "--model", "rank.safetensors", *OUT),
+        "takes 8 modes",
+    ),
     "a model for a spline": (("superresolve", "ct.nii.gz", "--model", "b.safetensors", *OUT), "--scheme"),
     "NaN with a model": (("superresolve", "nan.nii.gz", "--scheme", "b", "--model", "b.safetensors", *OUT), "NaN"),
-    "training on NaN": (("train-sr", "nan.nii.gz", *SR), "NaN"),
+    "training on NaN": (("train-sr", "ct.nii.gz", "nan.nii.gz", *SR), "nan.nii.gz: There are NaN"),
     "training on colours": (("train-sr", "rgb.nii.gz", *SR), "colours"),
+    "training on an empty folder": (("train-sr", "empty", *SR), "empty holds no .nii"),
+    "training on what is constant": (("train-sr", "uniform.nii.gz", *SR), "constant"),
+    "training with weights that are not there": (
+        ("train-sr", "ct.nii.gz", "--lambda-perceptual", 1, "--perceptual", "no.safetensors", *FEW, *SR),
+        "no.safetensors cannot be read",
+    ),
+    "training with weights of another kind": (("train-sr", "ct.nii.gz", "--perceptual", "VGG.pt", *SR), "VGG.pt"),
+    "training of decoders": (
+        ("train-sr", "ct.nii.gz", "--functions", "decoders", "--smoothing", 1, *SR),
+        "leave them out with decoders",
+    ),
     "training on an image": (("train-sr", "flat.nii.gz", *SR), "two axes"),
     "training on a series": (("train-sr", "series.nii.gz", *SR), "--time-point"),
     "training on too little": (("train-sr", "ct.nii.gz", "--factor", 3, *SR), "too small"),

@@ -22,7 +22,8 @@ from napari_gsvolume.spectral.settings import SuperResolveSettings
 from napari_gsvolume.spectral.spectra import best_psnr_db, decompose
 from napari_gsvolume.spectral.sr_data import Intensities, Planes
 from napari_gsvolume.spectral.sr_explain import loss_gradients, mode_contributions
-from napari_gsvolume.spectral.sr_losses import Discriminator, Losses, RandomFeatures, departure
+from napari_gsvolume.spectral.sr_features import MonaiLoss, RandomFeatures, VGG16Features, perceptual_loss
+from napari_gsvolume.spectral.sr_losses import Discriminator, Losses, departure
 from napari_gsvolume.spectral.sr_model import SRModel, superresolve
 from napari_gsvolume.spectral.sr_settings import FOREIGN, TrainSRSettings
 from napari_gsvolume.spectral.sr_training import SRTraining, train_sr
@@ -50,6 +51,14 @@ def stirred(module, seed=0):
 
 def slices(*shape, seed=0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+@pytest.fixture
+def spandrel() -> None:
+    try:
+        importlib.import_module("spandrel")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"spandrel cannot be imported: {error}")
 
 
 class TestNetworks:
@@ -88,20 +97,37 @@ class TestNetworks:
                 torch.testing.assert_close(net(low.flip(axis), low), net(low, low).flip(axis))
 
     @pytest.mark.parametrize("backbone", FOREIGN)
-    def test_those_of_spandrel(self, backbone) -> None:
-        try:
-            importlib.import_module("spandrel")
-        except (ImportError, RuntimeError) as error:
-            pytest.skip(f"spandrel cannot be imported: {error}")
-        for factor in (2, 3):
-            made_of = scheme(settings(backbone=backbone, factor=factor, channels=16))
-            low = slices(2, 3, 17, 12)
+    @pytest.mark.parametrize("more", [{}, {"factor": 3, "context": 0}, {"factor": 4, "rank": 4}])
+    def test_those_of_spandrel(self, backbone, more, spandrel) -> None:
+        s = settings(backbone=backbone, channels=16, blocks=2, **more)
+        for shape in ((17, 12), (5, 9)):  # no multiples of windows
+            low = slices(2, s.depth, *shape)
             before = low.clone()
-            prediction = made_of(low)
+            prediction = scheme(s)(low)
             torch.testing.assert_close(low, before, rtol=0, atol=0)
-            assert prediction.raw.shape == (2, 17 * factor, 12 * factor)
-            prediction.raw.square().mean().backward()
-            assert made_of.network.gain.grad.abs() > 0
+            assert prediction.raw.shape == (2, *(int(s.factor) * n for n in shape))
+            torch.testing.assert_close(prediction.raw, prediction.base, rtol=0, atol=0)
+        made_of = stirred(scheme(s))
+        changed = made_of(low)
+        torch.testing.assert_close(
+            made_of.degradation(shape).degrade(changed.image), low[:, s.depth // 2], rtol=0, atol=1e-5
+        )
+        assert (changed.raw - prediction.raw).abs().max() > 1e-3
+        slices(*changed.image.shape, seed=1).mul(changed.image).sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in made_of.parameters())
+
+    @pytest.mark.parametrize("backbone", FOREIGN)
+    @pytest.mark.parametrize(("factor", "gain"), [(2, 0.1), (3, 0.01)])
+    def test_those_of_spandrel_learn(self, backbone, factor, gain, spandrel, tmp_path) -> None:
+        quick = {"channels": 16, "blocks": 2, "batch": 4, "patch": 12, "iterations": 60, "learning_rate": 3e-3}
+        result = train_sr([vessel_phantom(48, noise=0)[0]], [(1, 1, 1)], backbone=backbone, factor=factor, **quick)
+        assert result.table["model"] > result.table["B-spline + projection"] + gain
+        result.model.save(tmp_path / "SR.safetensors")
+        low = VOLUME[:3, :14, :11]
+        finer = superresolve(low, SRModel.load(tmp_path / "SR.safetensors"))
+        np.testing.assert_array_equal(finer, superresolve(low, result.model))
+        assert finer.shape == (3, 14 * factor, 11 * factor)
+        assert np.abs(Degradation.of_low(low.shape, (1, factor, factor)).degrade(finer) - low).max() < 1e-5 * low.max()
 
     @pytest.mark.parametrize("backbone", FOREIGN)
     def test_without_spandrel(self, backbone, monkeypatch, refused) -> None:
@@ -348,6 +374,82 @@ class TestLosses:
             torch.testing.assert_close(a, again, rtol=0, atol=0)
             assert (a - b).square().mean() > 0.01
 
+    def test_features_of_weights_that_are_given(self, tmp_path, vgg16) -> None:
+        save_file(vgg16, tmp_path / "VGG.safetensors")
+        images = slices(2, 24, 20)
+        features = VGG16Features(tmp_path / "VGG.safetensors")
+        assert not any(p.requires_grad for p in features.parameters())
+        # torchvision's `features`, layer by layer: relu1_2, relu2_2, relu3_3 and relu4_3 are the 3rd, 8th, 15th, 22nd.
+        layers, expected = images[:, None].repeat(1, 3, 1, 1), []
+        for k in range(23):
+            if f"features.{k}.weight" in vgg16:
+                weight, bias = vgg16[f"features.{k}.weight"], vgg16[f"features.{k}.bias"]
+                layers = torch.nn.functional.conv2d(layers, weight, bias, padding=1)
+            elif k in (4, 9, 16):
+                layers = torch.nn.functional.max_pool2d(layers, 2)
+            else:
+                layers = layers.relu()
+            if k in (3, 8, 15, 22):
+                expected.append(layers)
+        made_of = features(images)
+        assert [f.shape[1:] for f in made_of] == [(64, 24, 20), (128, 12, 10), (256, 6, 5), (512, 3, 2)]
+        for found, wanted in zip(made_of, expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+        loss = perceptual_loss(str(tmp_path / "VGG.safetensors"))
+        other = slices(2, 24, 20, seed=1)
+        apart = [(a - b).square().mean() for a, b in zip(made_of, features(other), strict=True)]
+        torch.testing.assert_close(loss(images, other), torch.stack(apart).sum())
+        assert float(loss(images, images)) == 0
+
+    def test_weights_that_are_none(self, tmp_path, vgg16, refused) -> None:
+        path = tmp_path / "VGG.safetensors"
+        with refused(FileNotFoundError, "VGG.safetensors"):
+            perceptual_loss(str(path))
+        path.write_bytes(b"nothing")
+        with refused(FileFormatError, "VGG.safetensors"):
+            perceptual_loss(str(path))
+        name = "features.21.bias"
+        for tensors, words in (
+            ({key: t for key, t in vgg16.items() if key != name}, f"lacks {name}"),
+            (vgg16 | {name: torch.zeros(3)}, "(3,), not (512,)"),
+            (vgg16 | {name: vgg16[name] * torch.nan}, "not finite"),
+        ):
+            save_file(tensors, path)
+            with refused(FileFormatError, "VGG-16", words):
+                perceptual_loss(str(path))
+        with refused(ValueError, "Perceptual", "VGG.pt"):
+            settings(perceptual="VGG.pt")
+
+    def test_monai_without_its_weights(self, tmp_path, monkeypatch, refused, monai) -> None:
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        with refused(ValueError, "vgg16", str(tmp_path)):
+            perceptual_loss("monai")
+
+    def test_monai(self, tmp_path, monkeypatch, monai) -> None:
+        """On weights made up, of the smallest of its networks."""
+        models = importlib.import_module("torchvision.models")
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        (tmp_path / "checkpoints").mkdir()
+        name = models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
+        torch.save(models.squeezenet1_1().state_dict(), tmp_path / "checkpoints" / name)
+        loss = MonaiLoss("squeeze")
+        sharp = slices(2, 32, 40)
+        blurred = torch.nn.functional.avg_pool2d(sharp, 3, 1, 1).requires_grad_()
+        assert float(loss(sharp, sharp)) == 0
+        loss(blurred, sharp).backward()
+        assert blurred.grad.abs().max() > 0
+        assert not any(p.requires_grad for p in loss.parameters())
+        with torch.no_grad():
+            assert float(loss(blurred, sharp)) > 1e-3
+            assert float(loss(blurred[:, :9, :8], sharp[:, :9, :8])) > 0  # smaller than such a network takes
+
+    def test_without_monai(self, monkeypatch, refused) -> None:
+        for name in [name for name in sys.modules if name.split(".")[0] == "monai"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "monai", None)
+        with refused(ValueError, "napari-gsvolume[monai]"):
+            perceptual_loss("monai")
+
     def test_a_discriminator_learns_to_tell(self) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -360,6 +462,27 @@ class TestLosses:
             adversary.loss(false, true).backward()
             optimiser.step()
         assert adversary(true).mean() > adversary(false).mean() + 0.5
+
+
+@pytest.fixture(scope="module")
+def vgg16() -> dict[str, torch.Tensor]:
+    """Return random weights, named and shaped as torchvision's vgg16 has them."""
+    before, tensors = 3, {}
+    widths = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 3
+    for n, width in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21), widths, strict=True):
+        tensors[f"features.{n}.weight"] = slices(width, before, 3, 3, seed=n) * (2 / (9 * before)) ** 0.5
+        tensors[f"features.{n}.bias"] = 0.1 * slices(width, seed=n)
+        before = width
+    return tensors
+
+
+@pytest.fixture
+def monai() -> None:
+    for name in ("lpips", "torchvision", "monai.losses"):  # the slowest last
+        try:
+            importlib.import_module(name)
+        except (ImportError, RuntimeError) as error:
+            pytest.skip(f"{name} cannot be imported: {error}")
 
 
 class TestPlanes:
@@ -564,6 +687,26 @@ class TestTraining:
         assert np.isfinite(list(result.history[-1].losses.values())).all()
         assert set(result.history[-1].losses) == set(result.history[-1].coefficients)
         assert [p.psnr_db for p in result.history] != [p.psnr_db for p in plain.history]
+
+    @pytest.mark.parametrize("learn", [False, True])
+    def test_each_loss_of_scheme_a_has_its_coefficient(self, learn) -> None:
+        more = {"scheme": "a", "lambda_absolute": 0.5, "lambda_orthogonality": 0.01, "weighting": False}
+        result = train_sr([VOLUME], **QUICK, learn_weights=learn, **more)
+        first, last = (json.loads(json.dumps(result.report()["history"][k]["coefficients"])) for k in (0, -1))
+        assert first == {"squared": 1.0, "absolute": 0.5, "consistency": 0.1, "orthogonality": 0.01}
+        assert set(result.history[-1].losses) == set(last) == set(first)
+        assert all((last[name] != first[name]) == learn for name in first)
+
+    def test_a_perceptual_loss_of_given_weights(self, tmp_path, vgg16) -> None:
+        path = tmp_path / "VGG.safetensors"
+        save_file(vgg16, path)
+        quick = SMALL | {"iterations": 2, "patch": 8, "lambda_perceptual": 0.1}
+        result, plain = (train_sr([VOLUME], **quick, perceptual=kind) for kind in (str(path), "random"))
+        assert result.history[-1].losses["perceptual"] != plain.history[-1].losses["perceptual"]
+        assert not any("perceptual" in name for name in result.model.scheme.state_dict())
+        result.model.save(tmp_path / "SR.safetensors")
+        path.unlink()
+        assert SRModel.load(tmp_path / "SR.safetensors").settings.perceptual == str(path), "a model does without them"
 
     def test_several_volumes(self) -> None:
         training = SRTraining([VOLUME, 5 * VOLUME[:, :30]], **QUICK)

@@ -400,9 +400,9 @@ def _sizes(path: Path, n_voxels: int) -> dict[str, float]:
 
 
 def _one_volume(image: NiftiImage, path: Path, time_point: int | None) -> Any:
-    """Return the one volume of intensities to fit."""
+    """Return the one volume of intensities."""
     if image.rgb:
-        raise ValueError(f"{path} holds colours; a fit needs one intensity a voxel.")
+        raise ValueError(f"{path} holds colours; one intensity a voxel is needed.")
     if image.data.ndim < 4:
         if time_point is not None:
             raise ValueError(f"{path} has no time axis; leave --time-point out.")

@@ -149,7 +149,8 @@ def superresolve(
 @_with_settings(TrainSRSettings)
 def train_sr(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IN.nii.gz [MORE...]", help="Volumes to learn from, .nii or .nii.gz.")
+        list[Path],
+        typer.Argument(metavar="IN.nii.gz|FOLDER [MORE...]", help="Volumes to learn from, or folders of .nii(.gz)."),
     ],
     out: Annotated[Path | None, typer.Option(metavar="SR.safetensors", help="The model to write.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="R.json", help="Write figures and history.")] = None,
@@ -162,16 +163,22 @@ def train_sr(
     Ctrl-C ends it and keeps the best model so far: the files are written. A second one aborts.
     """
     asked = TrainSRSettings(**settings)
+    images = _in_folders(images)
     files = _check_outputs(images, out=(out, _SR_MODEL), report=(report, _FIGURES))
     from .files.nifti import read_nifti
+    from .spectral.sr_data import checked_volume
     from .spectral.sr_training import SRTraining
 
     volumes, sizes = [], []
     for path in images:
         source = read_nifti(path)
-        volumes.append(_one_volume(source, path, time_point if source.data.ndim > 3 else None))
-        if volumes[-1].ndim != 3:
+        volume = _one_volume(source, path, time_point if source.data.ndim > 3 else None)
+        if volume.ndim != 3:
             raise ValueError(f"{path} is an image of two axes; a model is trained on volumes.")
+        try:
+            volumes.append(checked_volume(volume))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         sizes.append(source.grid.voxel_size.tolist())
     training = SRTraining(volumes, sizes, **asked.model_dump())
     with _Stop() as stop:
@@ -187,6 +194,19 @@ def train_sr(
     for name, psnr in result.table.items():
         print(f"  {name}: {psnr:.2f}")
     _list(files)
+
+
+def _in_folders(paths: list[Path]) -> list[Path]:
+    """Return files as they are, and the images in folders, sorted by name, in their place."""
+    images: list[Path] = []
+    for path in paths:
+        found = [path]
+        if path.is_dir():
+            found = sorted(each for each in path.iterdir() if each.name.lower().endswith(_IMAGE) and each.is_file())
+            if not found:
+                raise ValueError(f"{path} holds no .nii or .nii.gz; name files, or another folder.")
+        images += found
+    return images
 
 
 def _trained(training: SRTraining, stop: _Stop, quiet: bool) -> TrainedSR:

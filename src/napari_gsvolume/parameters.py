@@ -25,7 +25,8 @@ def one_sentence(error: ValidationError, label: Callable[[str], str] = str) -> s
     """Return what is wrong with the first value that does not fit; `label` names its field to the user."""
     first = error.errors()[0]
     if not first["loc"]:  # not one value, but how some go together
-        return first["msg"].removeprefix("Value error, ").rstrip(".").capitalize() + "."
+        sentence = first["msg"].removeprefix("Value error, ").rstrip(".")
+        return f"{sentence[:1].upper()}{sentence[1:]}."
     return f"{label('.'.join(map(str, first['loc'])))}: {first['msg'].rstrip('.')} (it is {first['input']!r})."
 
 

@@ -109,7 +109,7 @@ class UNet(ResidualNetwork):
 
 
 class Foreign(ResidualNetwork):
-    """A network of spandrel, whose images, times a learned gain that begins at 0, are residuals.
+    """A network of spandrel, whose images are residuals once its last layer begins at 0.
 
     RCAN: Y. Zhang et al., ECCV 2018. SwinIR: J. Liang et al., ICCV workshops 2021. HAT: X. Chen et al., CVPR 2023.
 
@@ -121,14 +121,16 @@ class Foreign(ResidualNetwork):
 
     def __init__(self, name: str, depth: int, factor: int, channels: int, blocks: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.zeros(()))
         self.network = _foreign(name, depth, factor, channels, blocks)
+        _zero([layer for layer in self.network.modules() if isinstance(layer, nn.Conv2d)][-1])
+        # Of three slices SwinIR and HAT take the middle one for green, and add the mean of its pixels in photographs.
+        self.network.mean = torch.zeros(1, 1, 1, 1)
 
     def forward(self, low: Tensor, base: Tensor) -> Tensor:
         """Return the residual (B, 1, H, W)."""
         middle = low.shape[1] // 2
         # spandrel's RCAN scales what it is given in place.
-        residual: Tensor = self.gain * self.network(low.clone())[:, middle : middle + 1]
+        residual: Tensor = self.network(low.clone())[:, middle : middle + 1]
         return residual
 
 
@@ -177,12 +179,13 @@ def _foreign(name: str, depth: int, factor: int, channels: int, blocks: int) -> 
         raise ValueError(
             f"{name} needs spandrel (pip install 'napari-gsvolume[sr]'), which cannot be imported: {reason}."
         ) from error
+    groups = max(1, blocks // 2)  # of two blocks: attention within windows, and within shifted ones
     if name == "rcan":
         return made(
-            scale=factor, n_colors=depth, norm=False, n_feats=channels, n_resgroups=blocks, n_resblocks=2, reduction=4
+            scale=factor, n_colors=depth, norm=False, n_feats=channels, n_resgroups=groups, n_resblocks=2, reduction=4
         )
     size = {"in_chans": depth, "embed_dim": channels - channels % _HEADS, "window_size": 8, "upscale": factor}
-    layers = {"depths": [2] * blocks, "num_heads": [_HEADS] * blocks, "mlp_ratio": 2.0, "drop_path_rate": 0.0}
+    layers = {"depths": [2] * groups, "num_heads": [_HEADS] * groups, "mlp_ratio": 2.0, "drop_path_rate": 0.0}
     if name == "swinir":
         return made(upsampler="pixelshuffledirect", **size, **layers)
     return made(upsampler="pixelshuffle", compress_ratio=4, squeeze_factor=4, num_feat=channels, **size, **layers)

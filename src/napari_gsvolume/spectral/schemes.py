@@ -80,7 +80,8 @@ class Scheme(nn.Module):
         U, V = self.along_y(z, grid), self.along_x(z[::-1], grid)
         if self.settings.orthogonality == "qr":
             U, V = orthonormal(U), orthonormal(V)
-        scale = (U.shape[1] * V.shape[1] / slices[0].numel()) ** 0.5  # vectors of more samples have smaller ones
+        # Vectors have unit norm, so those of more samples have smaller ones, and an image has larger singular values.
+        scale = (U.shape[1] * V.shape[1] / slices[0].numel()) ** 0.5
         return U, V, scale * values, grid
 
 

@@ -7,14 +7,18 @@ from torch import Tensor, nn
 
 from .degradation import Degradation
 from .schemes import Prediction, Scheme
-
-_SEED = 0  # of the features, which are the same in every training
+from .sr_features import perceptual_loss
 
 
 class Losses(nn.Module):
     """The terms of the loss, and their weights, fixed or learned.
 
     Learned, the sum is ``sum_i exp(-e_i) lambda_i L_i + e_i`` with an e_i for each (Kendall, Gal & Cipolla, CVPR 2018).
+
+    Raises
+    ------
+    ValueError, OSError
+        If a perceptual loss is asked for that cannot be had.
     """
 
     def __init__(self, of: Scheme) -> None:
@@ -32,7 +36,7 @@ class Losses(nn.Module):
         self.balance = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(())) for name, w in self.weights.items() if w and s.learn_weights}
         )
-        self.features = RandomFeatures() if self.weights["perceptual"] else None
+        self.perceptual = perceptual_loss(s.perceptual) if self.weights["perceptual"] else None
         self.discriminator = Discriminator() if self.weights["adversarial"] else None
 
     def terms(
@@ -50,25 +54,20 @@ class Losses(nn.Module):
             What images have to go through before they are compared with `target`.
         """
         terms: dict[str, Tensor] = {}
-        image = made.image if seen is None else seen.degrade(made.image)
-        for name, weight in self.weights.items():
-            if not weight:
-                continue
-            if name == "squared":
-                terms[name] = (image - target).square().mean()
-            elif name == "absolute":
-                terms[name] = (image - target).abs().mean()
-            elif name == "consistency":
-                terms[name] = (self.scheme[0].degradation(low.shape[1:]).degrade(made.raw) - low).square().mean()
-            elif name == "orthogonality":
-                assert made.U is not None
-                assert made.V is not None
-                terms[name] = departure(made.U) + departure(made.V)
-            elif self.features is not None and name == "perceptual":
-                pairs = zip(self.features(image), self.features(target), strict=True)
-                terms[name] = torch.stack([(a - b).square().mean() for a, b in pairs]).sum()
-            elif self.discriminator is not None:
-                terms[name] = (1 - self.discriminator(image)).square().mean()
+        weights, image = self.weights, made.image if seen is None else seen.degrade(made.image)
+        if weights["squared"]:
+            terms["squared"] = (image - target).square().mean()
+        if weights["absolute"]:
+            terms["absolute"] = (image - target).abs().mean()
+        if weights["consistency"]:
+            again = self.scheme[0].degradation(low.shape[1:]).degrade(made.raw)
+            terms["consistency"] = (again - low).square().mean()
+        if weights["orthogonality"] and made.U is not None and made.V is not None:
+            terms["orthogonality"] = departure(made.U) + departure(made.V)
+        if weights["perceptual"] and self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(image, target)
+        if weights["adversarial"] and self.discriminator is not None:
+            terms["adversarial"] = (1 - self.discriminator(image)).square().mean()
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -83,38 +82,6 @@ class Losses(nn.Module):
         """Return what each term is multiplied with now."""
         learned = {name: float(torch.exp(-e.detach())) for name, e in self.balance.items()}
         return {name: weight * learned.get(name, 1.0) for name, weight in self.weights.items() if weight}
-
-
-class RandomFeatures(nn.Module):
-    """Features of a small VGG of random weights, which are never learned.
-
-    Such features tell textures apart nearly as those of trained ones do (Ustyuzhaninov et al. 2016, "Texture synthesis
-    using shallow convolutional networks with random filters"), and need no download.
-    """
-
-    def __init__(self, sizes: tuple[int, ...] = (16, 32, 64)) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
-            self.stages = nn.ModuleList(
-                nn.Sequential(
-                    nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU()
-                )
-                for a, b in zip((1, *sizes[:-1]), sizes, strict=True)
-            )  # fmt: skip
-            for layer in self.stages.modules():
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight)
-        self.requires_grad_(False)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the features of images (B, H, W) at each scale."""
-        features, all_ = images[:, None], []
-        for stage in self.stages:
-            features = stage(features)
-            all_.append(features)
-            features = nn.functional.avg_pool2d(features, 2)
-        return all_
 
 
 class Discriminator(nn.Module):

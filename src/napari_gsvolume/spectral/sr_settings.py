@@ -54,7 +54,7 @@ class TrainSRSettings(BaseModel):
     )
     batch: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="Patches, or slices, of an iteration")
     channels: Annotated[int, Field(ge=4, le=256)] = Field(32, description="Features of a network's layers")
-    blocks: Annotated[int, Field(ge=1, le=64)] = Field(6, description="Its residual blocks, or groups, or layers")
+    blocks: Annotated[int, Field(ge=1, le=64)] = Field(6, description="Its residual blocks, or layers of attention")
     learning_rate: Positive = Field(1e-3, description="Of Adam, at first; it falls to nothing")
     lambda_squared: NotNegative = Field(1.0, description="Weight of the mean squared difference (L1 of scheme a)")
     lambda_absolute: NotNegative = Field(0.0, description="Weight of the mean absolute difference")
@@ -64,7 +64,10 @@ class TrainSRSettings(BaseModel):
     lambda_orthogonality: NotNegative = Field(
         1e-4, description="Weight of |U^T U - I|^2 + |V^T V - I|^2, for each mode, of decoders (L3 of a)"
     )
-    lambda_perceptual: NotNegative = Field(0.0, description="Weight of differences of features of a random VGG, for b")
+    lambda_perceptual: NotNegative = Field(0.0, description="Weight of differences of features of a VGG, for b")
+    perceptual: str = Field(
+        "random", description="Its weights: random, monai for MONAI's loss, or a .safetensors file of VGG-16"
+    )
     lambda_adversarial: NotNegative = Field(0.0, description="Weight of what a patch discriminator tells, for b")
     learn_weights: bool = Field(False, description="Learn the balance of the losses as well (Kendall et al. 2018)")
     orthogonality: Orthogonality = Field("penalty", description="Of the predicted vectors: penalised, or exact by QR")
@@ -82,6 +85,8 @@ class TrainSRSettings(BaseModel):
             raise ValueError(f"{self.backbone} makes images 2, 3 or 4 times finer in both axes; choose edsr instead")
         if self.patch is not None and self.rank is not None and self.rank > self.patch:
             raise ValueError(f"patches of {self.patch} x {self.patch} pixels have no {self.rank} modes; lower the rank")
+        if self.perceptual not in ("random", "monai") and not self.perceptual.lower().endswith(".safetensors"):
+            raise ValueError(f"perceptual is random, monai or a .safetensors file of VGG-16; got {self.perceptual}")
         if self.functions == "decoders" and (self.smoothing or self.order != 3):
             raise ValueError("smoothing and order are those of B-splines; leave them out with decoders")
         telling = self.lambda_squared + self.lambda_absolute
