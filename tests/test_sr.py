@@ -553,11 +553,12 @@ class TestPlanes:
         for more, expected in (
             ({}, (32, 32)),
             ({"patch": 20}, (20, 20)),
-            ({"scheme": "a"}, (128, 128)),
+            ({"scheme": "a"}, (32, 32)),
+            ({"functions": "decoders"}, (128, 128)),
             ({"smoothing": 0.1}, (128, 128)),
             ({"functions": "decoders"}, (128, 128)),
             ({"rank": 145}, (145, 145)),
-            ({"scheme": "a", "factor": 3}, (128, 99)),
+            ({"functions": "decoders", "factor": 3}, (128, 99)),
         ):
             batches = Planes([large], settings(hold_out=0.25, **more)).batches(np.random.default_rng(0))
             assert sorted(next(batches).low.shape[2:]) == sorted(expected)

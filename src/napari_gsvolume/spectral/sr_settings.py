@@ -113,8 +113,12 @@ class TrainSRSettings(BaseModel):
 
     @property
     def modal(self) -> bool:
-        """Whether a prediction depends on the modes of what is given as a slice: those of a patch are others."""
-        return self.decodes or self.rank is not None or self.smoothing > 0
+        """Whether what is learnt depends on the modes of a whole slice, of which a patch has others.
+
+        Scheme a of all modes does not: to first order its details are those of an image, whatever the modes.
+        """
+        decoders = self.scheme == "b" and self.functions == "decoders"
+        return decoders or self.rank is not None or self.smoothing > 0
 
     @property
     def side(self) -> int | None:
