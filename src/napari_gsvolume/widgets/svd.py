@@ -4,34 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from magicgui.widgets import ComboBox, Container, Label, PushButton, Slider
-from napari.layers import Image, Layer
 from napari.utils.notifications import show_warning
 from napari.viewer import Viewer
 from qtpy.QtWidgets import QTabWidget
 
 from ..layers import made_before
-from ..layers_spectral import FINER, finer_layer, is_part_of_svd
+from ..layers_spectral import FINER, finer_layer
 from ..spectral.settings import SuperResolveSettings
 from .form import SettingsForm
-from .latest import Latest
-from .presence import Presence
-from .recover import LayerChoice
-from .runner import RunWidget, row_of
 from .shown import ShownLayers
-from .slicing import axis_shown, index_at, look_along, move_to
+from .slicing import index_at, move_to
 from .svd_job import Finer, FinerOrder, Spectra, run_finer, run_spectra
-from .svd_layers import RankLayers
-from .svd_matrix import Analysed, Matrix, MatrixKind, analysed, figures, truncated
-from .svd_plot import SpectrumPlot
+from .svd_matrix import Analysed, Matrix
+from .svd_slice import SliceWidget
 from .svd_tabs import AllSlicesTab, FinerTab, ModeTab
 
-_AT_ONCE = 2**20  # pixels of a matrix up to which a rank is shown at once; of larger ones beside the viewer
-_FIRST_RANK = 10
 
-
-class SVDWidget(RunWidget):
+class SVDWidget(SliceWidget):
     """Choose an image layer: the slice the viewer shows is decomposed; move the rank, look at modes, make it finer.
 
     Parameters
@@ -43,242 +32,51 @@ class SVDWidget(RunWidget):
     _START = "Make finer"
 
     def __init__(self, napari_viewer: Viewer) -> None:
-        self._ready = self._solid = False
-        self._at: Analysed | None = None
-        self._asked: tuple[Any, ...] | None = None
         self._spectra: Spectra | None = None
-        self._watched: Layer | None = None
-        self._layers = RankLayers(napari_viewer)
-        self._latest = Latest(self._on_analysed, self._on_failed)
-        self._cutting = Latest(self._layers.show, self._on_failed)
-        self.axis = ComboBox(
-            label="Axis", choices=[("z", 0), ("y", 1), ("x", 2)], value=axis_shown(napari_viewer),
-            tooltip="Along which the slices are stacked",
-        )  # fmt: skip
-        self.of = ComboBox(
-            label="Of", choices=[("current slice", "slice"), ("unfolding", "unfolding")], value="slice",
-            tooltip="The slice the viewer shows, or the matrix whose rows are all slices",
-        )  # fmt: skip
-        self.figures = Label(value="")
-        self.rank = Slider(label="Rank", min=1, max=2, value=1, tooltip="How many modes the image · rank has")
-        self.use_threshold = PushButton(
-            text="Use threshold", tooltip="Take the modes above the dashed line: the best rank against white noise"
-        )
         self.form = SettingsForm(SuperResolveSettings, ("factor", "axes", "degradation", "fwhm", "project"),
                                  {}, {})  # fmt: skip
-        source = LayerChoice(
-            napari_viewer, "Image", lambda layer: isinstance(layer, Image) and not is_part_of_svd(layer),
-            "What is decomposed",
-        )  # fmt: skip
-        self._which: Container[Any] = Container(
-            widgets=[self.axis, self.of], layout="horizontal", label="Axis", labels=False
-        )
-        self._which.margins = (0, 0, 0, 0)
-        super().__init__(napari_viewer, [self._which, self.rank, self.use_threshold], [], source=source)
-        self.plot = SpectrumPlot(napari_viewer, self._on_plot)
+        super().__init__(napari_viewer)
         self.modes = ModeTab(napari_viewer, self._say)
         self.slices = AllSlicesTab(napari_viewer, self._on_heat_map)
         self.finer = FinerTab(self.form)
         self.tabs = QTabWidget()
         for tab, title in ((self.modes, "Mode"), (self.slices, "All slices"), (self.finer, "Finer")):
             self.tabs.addTab(tab, title)
-        self.figures.native.setWordWrap(True)
-        self._insert(self.rank, self.plot, self.figures.native)
         self._insert(self.button, self.tabs)
         self.content.addStretch()
-        self._connect()
-        self._ready = True
-        self._on_image(self.image.value)
-
-    def _insert(self, before: Any, *widgets: Any) -> None:
-        for widget in widgets:
-            self.content.insertWidget(self.content.indexOf(row_of(before)), widget)
-
-    def _connect(self) -> None:
-        self.rank.changed.connect(self._on_rank)
-        self.use_threshold.changed.connect(self._on_threshold)
-        self.axis.changed.connect(self._on_axis)
-        for box in (self.of, self.time_point, self.level):
-            box.changed.connect(self.renew)
         self.modes.k.changed.connect(lambda k: self.plot.mark(self.rank.value, k))
         self.slices.start.changed.connect(self._on_all_slices)
         self.tabs.currentChanged.connect(self._show_button)
-        self._viewer.dims.events.point.connect(self._on_dims)
-        self._viewer.dims.events.order.connect(self._on_order)
-        self._presence = Presence(self.renew, self._forget)
-        self.native.installEventFilter(self._presence)
         self._show_button()
+        self._begin_to_follow()
 
-    @property
-    def analysed(self) -> Analysed | None:
-        """What is shown."""
-        return self._at
+    # What the tabs show -----------------------------------------------------------------------------------------------
 
-    @property
-    def busy(self) -> bool:
-        """Whether something is being decomposed or truncated beside the viewer."""
-        return self._latest.busy or self._cutting.busy
-
-    def _forget(self) -> None:
-        """Show nothing of what is under way beside the viewer: nobody sees it."""
-        self._latest.drop()
-        self._cutting.drop()
-        self._asked = None  # should the dock be shown again
-
-    def _leave(self) -> None:
-        super()._leave()
-        self._forget()
-        self._viewer.dims.events.point.disconnect(self._on_dims)
-        self._viewer.dims.events.order.disconnect(self._on_order)
-        self._watch(None)
-
-    # What is decomposed -----------------------------------------------------------------------------------------------
-
-    def _on_image(self, layer: Layer | None) -> None:
-        super()._on_image(layer)
-        if not self._ready:
-            return
-        if layer is not self._watched:
-            self._watch(layer)
-            self._layers.restart()
-        self._solid = isinstance(layer, Image) and not layer.rgb and layer.ndim > 2
-        self._which.visible = self._solid
-        self.renew()
-
-    def _watch(self, layer: Layer | None) -> None:
-        if self._watched is not None:
-            self._watched.events.data.disconnect(self._on_data)
-        self._watched = layer
-        if layer is not None:
-            layer.events.data.connect(self._on_data)
-
-    def _on_data(self, *_: Any) -> None:
-        self._asked = None
-        self.slices.show_spectra(None, 0)
-        self._spectra = None
-        self.renew()
-
-    def _on_axis(self, axis: int) -> None:
-        if self._solid:
-            look_along(self._viewer, axis)
-        self.renew()
-
-    def _on_dims(self, *_: Any) -> None:
-        self.renew()
-
-    def _on_order(self, *_: Any) -> None:
-        """Follow the viewer where it is turned to other slices."""
-        if self._solid and self._viewer.dims.ndisplay == 2:
-            self.axis.value = axis_shown(self._viewer)
-
-    def _matrix(self) -> Matrix:
-        """Return what the rows and the viewer's sliders ask for; raise ValueError if there is nothing."""
-        source = self._volumes()[0]
-        axis = self.axis.value if source.grid.ndim == 3 else 0
-        kind: MatrixKind = self.of.value if source.grid.ndim == 3 else "slice"
-        index = index_at(self._viewer, source.grid, axis) if source.grid.ndim == 3 and kind == "slice" else 0
-        return Matrix(source, axis, kind, index)
-
-    def renew(self, *_: Any) -> None:
-        """Decompose what is to be shown, unless it is."""
-        if not self._ready or self._left or self._presence.hidden:
-            return
-        try:
-            matrix = self._matrix()
-        except ValueError as error:
-            if self._asked != ("error", str(error)):
-                self._asked = ("error", str(error))
-                self._latest.drop()
-                self._on_failed(error)
-            return
-        place = (matrix.source.name, self.time_point.value, self.level.value, matrix.axis, matrix.source.grid)
-        asked = (self._watched, *place, matrix.kind, matrix.index)
-        if self._spectra is not None and not self._of_these(self._spectra, matrix):
-            self._spectra = None
-            self.slices.show_spectra(None, 0)
+    def _on_matrix(self, matrix: Matrix, key: tuple[Any, ...]) -> None:
+        if self._spectra is not None and not self._of_these(self._spectra, matrix, key):
+            self._on_other_data()
         self.slices.mark(matrix.index)
         self.slices.start.enabled = not matrix.flat and not self.running
-        if asked == self._asked:
-            return
-        self._asked = asked
-        self._latest.ask(lambda: analysed(matrix))
 
-    def _of_these(self, spectra: Spectra, matrix: Matrix) -> bool:
+    def _of_these(self, spectra: Spectra, matrix: Matrix, key: tuple[Any, ...]) -> bool:
         source = spectra.source
         same = (source.name, source.grid, spectra.axis) == (matrix.source.name, matrix.source.grid, matrix.axis)
-        return same and spectra.key == (self._watched, self.time_point.value, self.level.value)
+        return same and spectra.key == key
 
-    def _on_analysed(self, at: Analysed) -> None:
-        first = self._at is None or self._at.rank != at.rank
-        if self._at is None and not self.running:
-            self.status.value = ""
-        self._at = at
-        if first:  # else the rank is what it was, though another slice is shown
-            with self.rank.changed.blocked():
-                value = min(self.rank.value if self.rank.value > 1 else _FIRST_RANK, at.rank)
-                self.rank.max = max(at.rank, 2)  # a slider has two places at least
-                self.rank.value = value
-        self.rank.enabled = at.rank > 1
-        self.use_threshold.enabled = at.threshold is not None
+    def _on_other_data(self) -> None:
+        self._spectra = None
+        self.slices.show_spectra(None, 0)
+
+    def _on_decomposed(self, at: Analysed | None) -> None:
         self.modes.show_modes(at)
-        self.plot.show_spectrum(at, self._rank, self.modes.k.value)
-        self._tell()
-        if self._layers.there:
-            self._cut()
-
-    def _on_failed(self, error: Exception) -> None:
-        known = isinstance(error, ValueError | MemoryError | OSError)
-        self._at = None
-        self.plot.show_spectrum(None, 1, 1)
-        self.modes.show_modes(None)
-        self.figures.value = ""
-        self.rank.enabled = self.use_threshold.enabled = False
-        text = str(error) if known else f"This failed, please report it: {error or type(error).__name__}"
-        self.status.value = text  # no window pops up: one may just have come across an empty slice
-        self._viewer.status = text
-
-    # Rank -------------------------------------------------------------------------------------------------------------
 
     @property
-    def _rank(self) -> int:
-        rank = int(self.rank.value)
-        return rank if self._at is None else min(rank, self._at.rank)
+    def _mode(self) -> int:
+        return int(self.modes.k.value)
 
-    def _on_rank(self, _: int) -> None:
-        if self._at is None:
-            return
-        self.plot.mark(self._rank, self.modes.k.value)
-        self._tell()
-        if not self._layers.there:  # also where they were removed: who moves the slider wants to see something
-            self._layers.restart()
-        self._cut()
-
-    def _on_threshold(self) -> None:
-        if self._at is None or self._at.threshold is None:
-            return
-        rank = self._at.rank_above_threshold
-        if rank == self.rank.value:
-            self._on_rank(rank)
-        self.rank.value = rank
-
-    def _cut(self) -> None:
-        """Show the image of the rank and its residual."""
-        at, rank = self._at, self._rank
-        if at is None:
-            return
-        if at.image.size <= _AT_ONCE:
-            self._layers.show(truncated(at, rank))
-        else:
-            self._cutting.ask(lambda: truncated(at, rank))
-
-    def _tell(self) -> None:
-        if self._at is not None:
-            self.figures.value = figures(self._at, self._rank)
-
-    def _on_plot(self, x: float) -> None:
-        if self._at is not None:
-            self.modes.k.value = int(np.clip(round(x), 1, self._at.rank))
-            self.tabs.setCurrentWidget(self.modes)
+    def _on_mode(self, k: int) -> None:
+        self.modes.k.value = k
+        self.tabs.setCurrentWidget(self.modes)
 
     def _on_heat_map(self, x: float) -> None:
         if self._spectra is not None:
@@ -301,8 +99,7 @@ class SVDWidget(RunWidget):
             self._say(str(error), show_warning)
             return
         self._done = False
-        key = (self._watched, self.time_point.value, self.level.value)
-        self._start(run_spectra, source, self.axis.value, key)
+        self._start(run_spectra, source, self.axis.value, self._key)
         self._began()
 
     def _begin(self) -> None:
@@ -343,7 +140,7 @@ class SVDWidget(RunWidget):
             matrix = self._matrix()
         except ValueError:
             return
-        if self._of_these(news, matrix):  # not if another image was chosen meanwhile
+        if self._of_these(news, matrix, self._key):  # not if another image was chosen meanwhile
             self._spectra = news
             self.slices.show_spectra(news, index_at(self._viewer, news.source.grid, news.axis))
 
