@@ -7,6 +7,7 @@ from typing import Any
 from magicgui.widgets import ComboBox, Container, Label, PushButton, Slider
 from napari.layers import Image, Layer
 from napari.viewer import Viewer
+from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from ..layers_spectral import is_part_of_svd
 from .latest import Latest
@@ -65,7 +66,11 @@ class SliceWidget(RunWidget):
         self._which.margins = (0, 0, 0, 0)
         super().__init__(viewer, [self._which, self.rank, self.use_threshold], [], source=source)
         self.plot = SpectrumPlot(viewer, self._on_plot)
-        self._insert(self.rank, self.plot, self.figures.native)
+        self.spectrum = QWidget()  # hides the plot, which itself knows whether there is something to show
+        layout = QVBoxLayout(self.spectrum)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.plot)
+        self._insert(self.rank, self.spectrum, self.figures.native)
         self.figures.native.setWordWrap(True)
 
     def _insert(self, before: Any, *widgets: Any) -> None:
