@@ -32,7 +32,9 @@ class OptionalNumber(Container[Any]):
         spin = SpinBox if kind is int else FloatSpinBox
         self.number = spin(value=value, min=1 if kind is int else 0.01, max=_LARGEST, label="", tooltip=tooltip)
         self.number.enabled = False
-        super().__init__(widgets=[self.on, self.number], layout="horizontal", label=label, labels=False)
+        super().__init__(
+            widgets=[self.on, self.number], layout="horizontal", label=label, labels=False, tooltip=tooltip
+        )
         self.margins = (0, 0, 0, 0)
         self.native.layout().setStretch(1, 1)  # the number takes the width, as in the rows without a box
         self.on.changed.connect(self._enable)

@@ -259,12 +259,12 @@ class SVDWidget(SliceWidget):
     def _show_sight(self, news: Learning, sight: Sight) -> None:
         """Show what a model makes of the viewer's slice; contrast limits that the user sets stay."""
         self._shown = ShownLayers(self._viewer, dict(self._shown.layers))  # places the layer anew
-        earlier: Any = self._shown.layers.get(PREVIEW)
+        layer: Any = self._shown.layers.get(PREVIEW)
+        limits = news.order.source.limits if layer is None else tuple(layer.contrast_limits)
         about = {"settings": news.order.settings.model_dump(), "iteration": news.step.iteration}
         self._shown.put(PREVIEW, finer_layer(news.order.source, sight.image, sight.grid, about, PREVIEW))
-        layer: Any = self._shown.layers.get(PREVIEW)
-        if earlier is not None and layer is not None:
-            layer.contrast_limits = earlier.contrast_limits
+        layer = self._shown.layers[PREVIEW]
+        layer.contrast_limits = limits
 
     def _show_explained(self, news: Explained) -> None:
         self._done = True
