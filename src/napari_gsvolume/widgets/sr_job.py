@@ -165,16 +165,21 @@ class Learning:
     trained: TrainedSR | None = None
 
 
-def run_learning(order: TrainOrder, look: Look, pace: Pace, stop: Callable[[], bool]) -> Iterator[Learning]:
-    """Train, and yield where it stands a few times a second; the last has the result, also if it was stopped."""
+def run_learning(order: TrainOrder, look: Look, pace: Pace, stop: Callable[[], bool]) -> Iterator[Learning | str]:
+    """Train, and yield where it stands a few times a second; the last has the result, also if it was stopped.
+
+    Before the first iteration it is said in words.
+    """
     yield from beside_the_viewer(_learning(order, look, pace, stop))
 
 
-def _learning(order: TrainOrder, look: Look, pace: Pace, stop: Callable[[], bool]) -> Iterator[Learning]:
+def _learning(order: TrainOrder, look: Look, pace: Pace, stop: Callable[[], bool]) -> Iterator[Learning | str]:
     volumes, sizes = order.load(stop)
+    yield "Choosing slices to hold out"
     training = SRTraining(volumes, sizes, **order.settings.model_dump())
     previewer = Previewer(order.source, order.settings, volumes[0] if order.itself else None)
     del volumes
+    yield "Judging what has to be beaten"
     baselines = training.baselines()
     judged, due, seen = 0, 0.0, (float("nan"), -1)
     for step in training.steps(stop):

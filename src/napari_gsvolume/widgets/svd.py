@@ -9,6 +9,7 @@ from napari.layers import Layer
 from napari.utils.notifications import show_warning
 from napari.viewer import Viewer
 
+from ..geometry import Grid
 from ..layers import LayerData, made_before
 from ..layers_spectral import FINER, PREVIEW, explained_layer, finer_layer, slab_placement
 from ..spectral.settings import SuperResolveSettings
@@ -45,6 +46,7 @@ class SVDWidget(SliceWidget):
         self._order: TrainOrder | None = None
         self._look, self._pace = Look(0), Pace()
         self._shown: ShownLayers[str] = ShownLayers(napari_viewer)
+        self._seen_at: Grid | None = None
         self.form = SettingsForm(SuperResolveSettings, (*_OF_A_MODEL, "project", "ensemble"), {}, {}, unseen=("axis",))
         super().__init__(napari_viewer)
         self.modes = ModeTab(napari_viewer, self._say)
@@ -179,6 +181,7 @@ class SVDWidget(SliceWidget):
         self._look = Look(index_at(self._viewer, order.source.grid, self.axis.value))
         name = f"{order.source.name} · {PREVIEW}"
         self._shown = ShownLayers(self._viewer, {PREVIEW: made_before(self._viewer.layers, name)})
+        self._seen_at = None
         self.learning.restart()
         self._run(run_learning, order, self._look, self._pace)
 
@@ -201,8 +204,10 @@ class SVDWidget(SliceWidget):
 
     # Showing ----------------------------------------------------------------------------------------------------------
 
-    def _show(self, news: Spectra | Finer | Learning | Explained) -> None:
-        if isinstance(news, Spectra):
+    def _show(self, news: Spectra | Finer | Learning | Explained | str) -> None:
+        if isinstance(news, str):
+            self._say(news)
+        elif isinstance(news, Spectra):
             self._show_spectra(news)
         elif isinstance(news, Finer):
             self._show_finer(news)
@@ -258,7 +263,8 @@ class SVDWidget(SliceWidget):
 
     def _show_sight(self, news: Learning, sight: Sight) -> None:
         """Show what a model makes of the viewer's slice; contrast limits that the user sets stay."""
-        self._shown = ShownLayers(self._viewer, dict(self._shown.layers))  # places the layer anew
+        if sight.grid != self._seen_at:
+            self._shown, self._seen_at = ShownLayers(self._viewer, dict(self._shown.layers)), sight.grid  # placed anew
         layer: Any = self._shown.layers.get(PREVIEW)
         limits = news.order.source.limits if layer is None else tuple(layer.contrast_limits)
         about = {"settings": news.order.settings.model_dump(), "iteration": news.step.iteration}
