@@ -164,7 +164,7 @@ def test_train_watch_save_load_apply_understand(open_widget, qtbot, tmp_path, mo
         Degradation.of_high((36, 36), (2, 2)).degrade(residual.data[0]), 0, atol=1e-3 * degraded.max()
     )
     assert widget.understand.plot.panels["spectra"].get_visible()
-    assert f"Slice {k} along z" in widget.status.value
+    one_sentence(widget.status.value, f"Slice {k} along z", "cubic B-spline", "projected", "model")
 
 
 def test_scheme_a_shows_its_amplitudes_and_what_each_mode_adds(open_widget, qtbot):
@@ -383,12 +383,10 @@ def test_closing_stops_a_training_and_nothing_of_it_stays(open_widget, qtbot, mo
     assert [ref() for ref in alive] == [None]
 
 
-def test_a_preview_of_finer_slices_lies_in_the_slice(qtbot):
+def test_a_preview_of_finer_slices_lies_in_the_slice():
     """What is made of a part of a volume, through-plane, is what is made of the volume, where it is."""
-    from napari_gsvolume.layers import SourceVolume
-
     grid = Grid(VOLUME.shape, AFFINE)
-    source = SourceVolume("T1", VOLUME, grid, {}, (0, 1))
+    source = sr_job.SourceVolume("T1", VOLUME, grid, {}, (0, 1))
     for factor in (2.0, 2.5):
         model = an_untrained(axes="through-plane", factor=factor)
         previewer = Previewer(source, model.settings)
@@ -404,6 +402,20 @@ def test_a_preview_of_finer_slices_lies_in_the_slice(qtbot):
                 np.testing.assert_allclose(sight.grid.affine, fine.slab(0, 2 * index, 2).affine, atol=1e-9)
                 expected = whole[2 * index : 2 * index + 2]
                 assert psnr_between(expected, sight.image, np.ptp(VOLUME)) > 35
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_preview_of_a_slice_is_what_the_volume_becomes(axis):
+    """Also where neighbours are missing, with the volume's own intensities, along every axis."""
+    grid = Grid(VOLUME.shape, AFFINE)
+    model = an_untrained(axis="zyx"[axis])
+    previewer = Previewer(sr_job.SourceVolume("T1", VOLUME, grid, {}, (0, 1)), model.settings)
+    fine = grid.resampled([1 if k == axis else 2 for k in range(3)])
+    whole = superresolve(VOLUME, model, axis, ensemble=False)
+    for index in (0, 7, VOLUME.shape[axis] - 1):
+        sight = previewer.of(model, index)
+        np.testing.assert_allclose(sight.image, whole.take([index], axis), atol=1e-3 * np.ptp(VOLUME))
+        assert sight.grid == fine.slab(axis, index)
 
 
 def test_nothing_is_sent_more_often_than_a_viewer_can_follow(monkeypatch):

@@ -285,7 +285,7 @@ class Explained:
     residual : ndarray, (H, W)
         The slice minus what the model makes of it degraded, in the intensities of the volume.
     psnr_db : dict of float
-        Of the spline, of the model.
+        Of the spline, of it projected, of the model.
     spectra : SliceSpectra
     reached_db : ndarray, (r,), or None
         Of scheme a: the PSNR of the first 1, 2, ... modes together, before the projection.
@@ -319,17 +319,19 @@ def _explaining(order: ExplainOrder, stop: Callable[[], bool]) -> Iterator[Expla
         image = model.scheme.eval()(low[None]).image[0].numpy()
     middle = low[len(low) // 2].numpy()
     a = mode_contributions(model, low.numpy(), target) if s.scheme == "a" else None
-    span = held.data_range
+    onto, span = model.scheme.degradation(middle.shape), held.data_range
+    images = {
+        "cubic B-spline": spline(middle, s.factors),
+        "projected": spline(middle, s.factors, onto=onto),
+        "model": image,
+    }
     gradients = {name: g * target.size for name, g in loss_gradients(model, low.numpy(), target).items()}
     yield Explained(
         order,
         held.slices[k],
         gradients,
         (target - image) * np.float32(Intensities.of(volume).scale),
-        {
-            "cubic B-spline": psnr_between(target, spline(middle, s.factors), span),
-            "model": psnr_between(target, image, span),
-        },
+        {name: psnr_between(target, one, span) for name, one in images.items()},
         _spectra_of(s, middle, image, target, a),
         None if a is None else -10 * np.log10(a["error"] / span**2),
     )

@@ -19,6 +19,7 @@ _MODEL, _SPLINE, _PROJECTED, _TARGET = "tab:cyan", "tab:orange", "tab:pink", "gr
 _TERMS = ("tab:cyan", "tab:orange", "tab:olive", "tab:purple", "tab:green", "tab:pink", "tab:brown", "tab:red")
 _LEAST = 1e-6  # of the largest singular value
 _WIDEST = 36  # characters of a legend's line
+_BELOW = 0.3  # dB below the spline that are shown in any case
 _PANEL = 125  # pixels of a panel's height, at least
 
 
@@ -110,6 +111,8 @@ class SRTrainingPlot(_Panels):
         plain, projected = list(baselines.items())[:2]
         for (_, psnr), label, colour in ((plain, "spline", _SPLINE), (projected, "+ projection", _PROJECTED)):
             axes.axhline(psnr, color=colour, ls="--", lw=1, label=label)
+        lowest = plain[1] - max(_BELOW, max(p.psnr_db for p in history) - plain[1])
+        axes.set_ylim(bottom=max(lowest, axes.get_ylim()[0]))  # a training may begin with a fall, which is no matter
         axes.set_ylabel("PSNR (dB)")
         axes.set_xlabel("seconds")
         axes.tick_params(labelbottom=not learnt)
