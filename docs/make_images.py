@@ -113,10 +113,22 @@ def svd() -> None:
     viewer.close()
 
 
+def svd_learn(seconds: float) -> None:
+    """Train a super-resolution on the anatomical phantom from the SVD widget, and take a picture of its end."""
+    viewer, widget = opened("SVD")
+    viewer.window.resize(1400, 1000)
+    widget.tabs.setCurrentWidget(widget.learn)
+    widget.learn.form.fields["time_limit"].value = seconds
+    run(widget)
+    shoot(viewer, "svd-learn.png")
+    viewer.close()
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     fit(40)
     compare(12)
     reconstruct(60)
     svd()
+    svd_learn(300)
     sys.exit(main(["demo", "--no-window", "--png", str(IMAGES / "fit-demo.png")]))

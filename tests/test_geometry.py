@@ -181,10 +181,14 @@ class TestRefusals:
             Grid((4, 5), **names)
 
 
-def test_a_slab_is_one_voxel_thick_and_where_its_voxels_are(refused):
+def test_a_slab_is_where_its_voxels_are(refused):
     grid = Grid((4, 5, 6), np.diag([2.0, 3, 4, 1]) + np.pad([[1], [2], [3]], ((0, 1), (3, 0))), ("mm",) * 3)
     slab = grid.slab(1, 3)
     assert (slab.shape, slab.units, slab.axis_labels) == ((4, 1, 6), grid.units, grid.axis_labels)
     np.testing.assert_allclose(slab.affine @ [2, 0, 1, 1], grid.affine @ [2, 3, 1, 1])
-    with refused(ValueError, "5 voxels", "y"):
-        grid.slab(1, 5)
+    thick = grid.slab(1, 2, 3)
+    assert thick.shape == (4, 3, 6)
+    np.testing.assert_allclose(thick.affine @ [2, 2, 1, 1], grid.affine @ [2, 4, 1, 1])
+    for beyond in ((5, 1), (3, 3), (-1, 1)):
+        with refused(ValueError, "5 voxels", "y"):
+            grid.slab(1, *beyond)

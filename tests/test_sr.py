@@ -622,6 +622,11 @@ class TestTraining:
         result = training.result(last)
         [held] = training.planes.held_out
         low, target = held.low[:, 1].numpy(), held.target.numpy()
+        line = Intensities.of(VOLUME)
+        np.testing.assert_allclose(target * line.scale + line.centre, VOLUME[list(held.slices)][:, :36, :34], atol=0.02)
+        assert training.baselines() == {name: db for name, db in result.table.items() if name != "model"}
+        best = training.best().scheme.state_dict()
+        assert all(torch.equal(t, best[name]) for name, t in result.model.scheme.state_dict().items())
         span = float(np.ptp(target))
         degradation = Degradation.of_high(target.shape[1:], (2, 2))
         plain, projected = (psnr_between(target, spline(low, (2, 2), onto=p), span) for p in (None, degradation))
@@ -840,6 +845,13 @@ class TestApplying:
         np.testing.assert_array_equal(constant, np.full((3, 18, 18), 7))
         assert constant.dtype == np.float32
 
+    def test_a_part_of_a_volume(self) -> None:
+        """In the intensities of the volume, it is as in the volume."""
+        model = SRModel(stirred(scheme(settings(context=0))))
+        whole = superresolve(VOLUME, model)
+        part = superresolve(VOLUME[5:7], model, intensities=Intensities.of(VOLUME))
+        np.testing.assert_allclose(part, whole[5:7], rtol=1e-4, atol=1e-2)
+
     def test_progress_is_told(self) -> None:
         told = []
         superresolve(VOLUME, SRModel(scheme(settings())), axes="through-plane", tell=told.append)
@@ -872,6 +884,10 @@ class TestUnderstanding:
         error = model.scheme(low[None]).raw[0].detach() - target
         np.testing.assert_allclose(gradients["squared"], 2 * error.numpy() / error.numel(), rtol=1e-4, atol=1e-8)
         np.testing.assert_allclose(gradients["absolute"], np.sign(error.numpy()) / error.numel(), rtol=1e-4)
+
+    def test_of_scheme_a_the_losses_of_vectors_have_none(self) -> None:
+        model = SRModel(scheme(settings(scheme="a")))
+        assert set(loss_gradients(model, slices(1, 10, 12), slices(20, 24, seed=1))) == {"squared", "consistency"}
 
     def test_with_the_projection_nothing_pulls_at_what_was_measured(self) -> None:
         model = SRModel(stirred(scheme(settings())))

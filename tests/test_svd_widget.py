@@ -215,7 +215,7 @@ def test_an_unfolding(open_widget, qtbot, volume, monkeypatch):
     np.testing.assert_allclose(image.data + viewer.layers["T1 · rank residual"].data, volume, atol=1e-6)
     assert len(widget.modes.plot.panels[1].images) == 1
     # A large one is truncated beside the viewer.
-    monkeypatch.setattr("napari_gsvolume.widgets.svd._AT_ONCE", 10)
+    monkeypatch.setattr("napari_gsvolume.widgets.svd_slice._AT_ONCE", 10)
     widget.rank.value = 2
     assert widget.busy
     settle(qtbot, widget)

@@ -100,14 +100,14 @@ class Grid:
         new_to_old[:-1, -1] = (1 / factors - 1) / 2
         return Grid(shape, self.affine @ new_to_old, self.units, self.axis_labels)
 
-    def slab(self, axis: int, index: int) -> Grid:
-        """Return the grid of the voxels at `index` along an axis alone, one voxel thick, where they are."""
-        if not 0 <= index < self.shape[axis]:
+    def slab(self, axis: int, index: int, thickness: int = 1) -> Grid:
+        """Return the grid of the voxels from `index` on along an axis alone, so many voxels thick, where they are."""
+        if not 0 <= index < index + thickness <= self.shape[axis]:
             raise ValueError(
                 f"There are {self.shape[axis]} voxels along {self.axis_labels[axis]}; there is no {index}."
             )
         shape, step = list(self.shape), np.eye(self.ndim + 1)
-        shape[axis], step[axis, -1] = 1, index
+        shape[axis], step[axis, -1] = thickness, index
         return Grid(shape, self.affine @ step, self.units, self.axis_labels)
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from .geometry import Grid
 from .layers import METADATA_KEY, LayerData, SourceVolume, density_layer, grid_placement, residual_layer, residual_limit
 
-RANK, RESIDUAL, FINER = "rank", "rank residual", "finer"
-"""What the layers of a truncated image, of what it lacks, and of a finer volume are called after the source's name."""
+RANK, RESIDUAL, FINER, PREVIEW = "rank", "rank residual", "finer", "preview"
+"""What the layers of a truncated image, of what it lacks, of a finer volume, and of what a model in training makes of a
+slice are called after the source's name."""
+_MODE, _EXPLAINED = "mode", "explained"
 
 
 def mode_name(k: int) -> str:
@@ -54,20 +56,45 @@ def mode_layer(
     """Return the image of rank one of mode k, counted from 1, as an image layer "name · mode k", diverging."""
     values = np.asarray(image, np.float32)
     limit = max(float(np.abs(values).max()), 1e-6)
-    layer = residual_layer(source.name, values, placement, limit, _entry("mode", {"mode": k, **about}))
+    layer = residual_layer(source.name, values, placement, limit, _entry(_MODE, {"mode": k, **about}))
     return _named(layer, f"{source.name} · {mode_name(k)}", visible=True)
 
 
-def finer_layer(source: SourceVolume, finer: NDArray[np.float32], grid: Grid, about: dict[str, Any]) -> LayerData:
-    """Return a volume on a finer grid of the same extent as an image layer "name · finer"."""
-    layer = density_layer(source.name, finer, grid_placement(grid), source.limits, _entry(FINER, about))
-    return _named(layer, f"{source.name} · {FINER}")
+def finer_layer(
+    source: SourceVolume, finer: NDArray[np.float32], grid: Grid, about: dict[str, Any], kind: str = FINER
+) -> LayerData:
+    """Return a volume, or part of one, on a finer grid as an image layer "name · kind", in the source's limits."""
+    layer = density_layer(source.name, finer, grid_placement(grid), source.limits, _entry(kind, about))
+    return _named(layer, f"{source.name} · {kind}")
+
+
+def explained_layer(
+    source: SourceVolume,
+    what: str,
+    image: NDArray[np.float32],
+    placement: dict[str, Any],
+    about: dict[str, Any],
+    *,
+    visible: bool = False,
+) -> LayerData:
+    """Return what explains a model on a slice, a gradient or its residual, as an image layer "name · what", diverging.
+
+    Parameters
+    ----------
+    image : ndarray
+        With the axes of the source; it may end before the slice does.
+    placement : dict
+        Of `slab_placement`.
+    """
+    entry = _entry(_EXPLAINED, {"what": what, **about})
+    layer = residual_layer(source.name, image, placement, residual_limit(image), entry)
+    return _named(layer, f"{source.name} · {what}", visible=visible)
 
 
 def is_part_of_svd(layer: Layer) -> bool:
-    """Whether a layer is a truncated image, its residual or a mode: what follows a slice, and is none itself."""
+    """Whether a layer is what a slice became, as a truncated image, a mode or a preview, and is none itself."""
     entry = layer.metadata.get(METADATA_KEY)
-    return isinstance(entry, dict) and entry.get("svd") in (RANK, RESIDUAL, "mode")
+    return isinstance(entry, dict) and entry.get("svd") in (RANK, RESIDUAL, _MODE, PREVIEW, _EXPLAINED)
 
 
 def _entry(kind: str, about: dict[str, Any]) -> dict[str, Any]:

@@ -56,11 +56,14 @@ class HeldOut:
         The middle ones before that.
     data_range : float
         Of the targets.
+    slices : tuple of int, (m,)
+        Which slices of the volume they are.
     """
 
     low: Tensor
     target: Tensor
     data_range: float
+    slices: tuple[int, ...]
 
 
 class Batch(NamedTuple):
@@ -151,7 +154,8 @@ class Planes:
         high = torch.stack([self._with_neighbours(stack, int(k)) for k in which])[..., : lengths[0], : lengths[1]]
         target = middle(high)
         low = self.degradation(high.shape[2:]).degrade(high)
-        self.held_out.append(HeldOut(low, target, max(float(target.max() - target.min()), 1e-6)))
+        data_range = max(float(target.max() - target.min()), 1e-6)
+        self.held_out.append(HeldOut(low, target, data_range, tuple(which.tolist())))
         for part in (stack[:first], stack[first + held :]):
             self.stacks.append(_Stack(part))
             if s.axes == "in-plane" and len(part) >= max(least, (1 + (s.rank or 0)) * s.factor + 1):

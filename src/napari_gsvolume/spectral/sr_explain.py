@@ -27,8 +27,9 @@ def loss_gradients(model: SRModel, low: ArrayLike, target: ArrayLike) -> dict[st
     Returns
     -------
     dict of ndarray of float32, (H, W)
-        By the name of the loss, unweighted: the terms that depend on the image and have a weight. (That of
-        orthogonality depends on vectors alone. The projection takes the part away that was measured.)
+        By the name of the loss, unweighted: the terms that depend on the image alone and have a weight. (That of
+        orthogonality depends on vectors, and a discriminator is not kept. The projection takes the part away that was
+        measured.)
     """
     scheme = model.scheme.eval()
     measured, truth = (torch.as_tensor(np.asarray(a, dtype=np.float32))[None] for a in (low, target))
@@ -36,7 +37,9 @@ def loss_gradients(model: SRModel, low: ArrayLike, target: ArrayLike) -> dict[st
         raw = scheme(measured).raw
     raw.requires_grad_()
     given = middle(measured)
-    terms = Losses(scheme).terms(scheme.predicted(raw, given, raw), given, truth)
+    losses = Losses(scheme)
+    losses.weights["adversarial"] = 0.0
+    terms = losses.terms(scheme.predicted(raw, given, raw), given, truth)
     names = list(terms)
     return {name: torch.autograd.grad(terms[name], raw, retain_graph=True)[0][0].numpy() for name in names}
 

@@ -112,6 +112,7 @@ def superresolve(
     *,
     project: bool = True,
     ensemble: bool = True,
+    intensities: Intensities | None = None,
     tell: Callable[[float], None] = lambda part: None,
 ) -> NDArray[np.float32]:
     """Return a volume, made finer by a trained model, slice by slice.
@@ -132,6 +133,8 @@ def superresolve(
     ensemble : bool
         Predict from flipped slices, and from transposed ones where both axes become finer, too, and take the mean: 4 or
         8 times the work (Lim et al. 2017).
+    intensities : Intensities, optional
+        Those of the volume that `volume` is a part of; its own if not given.
     tell : callable
         Called with the part that is done, 0 to 1; what it raises ends the work.
 
@@ -158,7 +161,7 @@ def superresolve(
     degradation = Degradation.of_low(array.shape, factors, s.degradation, s.fwhm)
     if array.min() == array.max():  # which no network was trained on
         return np.full(degradation.high, array.flat[0])
-    line = Intensities.of(array)
+    line = Intensities.of(array) if intensities is None else intensities
     normal = torch.from_numpy((array - np.float32(line.centre)) / np.float32(line.scale))
     if axes == "in-plane" or array.ndim == 2:
         stacked = normal[None] if array.ndim == 2 else normal.movedim(axis, 0)
@@ -200,13 +203,13 @@ def _predicted(model: SRModel, slices: Tensor, project: bool, ensemble: bool, te
             which = torch.arange(first, min(count, first + batch))[:, None] + torch.arange(depth) - depth // 2
             low = slices[which.clamp(0, count - 1)].contiguous()
             total = torch.zeros(())
-            for flips, turned in views:
+            for k, (flips, turned) in enumerate(views, 1):
                 seen = low.flip(flips)
                 prediction = model.scheme(seen.transpose(-1, -2).contiguous() if turned else seen)
                 image = prediction.image if project else prediction.raw
                 total = total + (image.transpose(-1, -2) if turned else image).flip(flips)
+                tell((first + len(low) * k / len(views)) / count)
             parts.append(total / len(views))
-            tell(min(1.0, (first + batch) / count))
     return torch.cat(parts)
 
 

@@ -177,16 +177,29 @@ class SRTraining:
 
     def result(self, step: SRStep) -> TrainedSR:
         """Return the best model of a training that ended with this step."""
-        best = scheme(self.settings)
-        best.load_state_dict(self._best)
+        table = self.baselines()
+        last, ceiling = table.popitem()
+        table |= {"model": step.best_db, last: ceiling}
+        metrics = {"psnr_db": table, "seconds": step.seconds, "iterations": step.iteration}
+        return TrainedSR(SRModel(self.best().scheme, metrics), table, step.seconds, step.history, step.message)
+
+    def baselines(self) -> dict[str, float]:
+        """Return what is known before: PSNR in dB, of the slices held out, of all in `TrainedSR.table` but the model.
+
+        The last is what no model of the rank exceeds.
+        """
         held = self.planes.held_out
-        table = {"cubic B-spline": _psnr(held, [_spline(best, h, False) for h in held])}
-        table["B-spline + projection"] = _psnr(held, [_spline(best, h, True) for h in held])
-        table["model"] = step.best_db
+        table = {"cubic B-spline": _psnr(held, [_spline(self.scheme, h, False) for h in held])}
+        table["B-spline + projection"] = _psnr(held, [_spline(self.scheme, h, True) for h in held])
         rank = self.settings.rank or min(min(h.low.shape[2:]) for h in held)
         table[f"best of rank {rank}"] = psnr_db(float(np.mean([_beyond(h, rank) for h in held])))
-        metrics = {"psnr_db": table, "seconds": step.seconds, "iterations": step.iteration}
-        return TrainedSR(SRModel(best.eval(), metrics), table, step.seconds, step.history, step.message)
+        return table
+
+    def best(self) -> SRModel:
+        """Return a copy of the model that was the best so far, once there has been a step."""
+        best = scheme(self.settings)
+        best.load_state_dict(self._best)
+        return SRModel(best.eval())
 
     def _keep(self) -> None:
         self._best = {name: tensor.detach().clone() for name, tensor in self.scheme.state_dict().items()}

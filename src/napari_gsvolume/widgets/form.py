@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _LARGEST = 10_000_000
 _PENALTY = "lambda_"
 _LARGEST_PENALTY = 1000.0
-_PENALTY_DECIMALS = 6  # useful ones begin at about 0.00001
+_DECIMALS, _FINE_DECIMALS = 2, 6  # useful penalties begin at about 0.00001
 
 
 class OptionalNumber(Container[Any]):
@@ -32,7 +32,9 @@ class OptionalNumber(Container[Any]):
         spin = SpinBox if kind is int else FloatSpinBox
         self.number = spin(value=value, min=1 if kind is int else 0.01, max=_LARGEST, label="", tooltip=tooltip)
         self.number.enabled = False
-        super().__init__(widgets=[self.on, self.number], layout="horizontal", label=label, labels=False)
+        super().__init__(
+            widgets=[self.on, self.number], layout="horizontal", label=label, labels=False, tooltip=tooltip
+        )
         self.margins = (0, 0, 0, 0)
         self.native.layout().setStretch(1, 1)  # the number takes the width, as in the rows without a box
         self.on.changed.connect(self._enable)
@@ -119,7 +121,7 @@ class SettingsForm(Generic[Model]):
     Parameters
     ----------
     model : type
-        The model; every field an int, float, bool or Literal, or an int or float or None, or one of `late`.
+        The model; every field an int, float, bool, str or Literal, or an int or float or None, or one of `late`.
     main : sequence of str
         Fields shown first; the others are folded away.
     suggestions : dict
@@ -132,6 +134,8 @@ class SettingsForm(Generic[Model]):
         Title of all other fields, so that a new one has a place.
     late : dict
         Text fields that are a choice of what has to be found: once the row is seen, or its value counts.
+    unseen : sequence of str
+        Fields without a row; the owner knows their values.
     """
 
     def __init__(
@@ -143,6 +147,7 @@ class SettingsForm(Generic[Model]):
         folded: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
         rest: str = "More settings",
         late: Mapping[str, Late] = types.MappingProxyType({}),
+        unseen: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.fields: dict[str, Any] = {
@@ -150,7 +155,7 @@ class SettingsForm(Generic[Model]):
             for name, field in model.model_fields.items()
         }
         self.rows: list[Widget] = [self.fields[name] for name in main]
-        placed = {*main, *(name for names in folded.values() for name in names)}
+        placed = {*main, *unseen, *(name for names in folded.values() for name in names)}
         groups = {**folded, rest: [name for name in self.fields if name not in placed]}
         self._groups: list[Container[Any]] = []  # Qt does not keep them
         self.folds = [self._fold(title, names) for title, names in groups.items() if names]
@@ -237,9 +242,10 @@ def _row(name: str, field: FieldInfo, suggestion: float, late: Late | None) -> W
         options |= {"min": 0 if bounded else -_LARGEST, "max": min([largest, *bounds])}
         options |= {"step": 0.1} if kind is float else {}
     row = create_widget(value=field.default, annotation=kind, label=_label(name), options=options)
-    if name.startswith(_PENALTY):
-        row.native.setDecimals(_PENALTY_DECIMALS)
+    if kind is float and (name.startswith(_PENALTY) or round(field.default, _DECIMALS) != field.default):
+        row.native.setDecimals(_FINE_DECIMALS)
         row.native.setStepType(QAbstractSpinBox.StepType.AdaptiveDecimalStepType)
+        row.value = field.default  # which two decimals may have made zero
     return row
 
 

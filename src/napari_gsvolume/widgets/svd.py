@@ -5,33 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from magicgui.widgets import ComboBox, Container, Label, PushButton, Slider
-from napari.layers import Image, Layer
+from napari.layers import Layer
 from napari.utils.notifications import show_warning
 from napari.viewer import Viewer
-from qtpy.QtWidgets import QTabWidget
 
-from ..layers import made_before
-from ..layers_spectral import FINER, finer_layer, is_part_of_svd
+from ..geometry import Grid
+from ..layers import LayerData, made_before
+from ..layers_spectral import FINER, PREVIEW, explained_layer, finer_layer, slab_placement
 from ..spectral.settings import SuperResolveSettings
+from ..spectral.sr_model import SRModel
 from .form import SettingsForm
-from .latest import Latest
-from .presence import Presence
-from .recover import LayerChoice
-from .runner import RunWidget, row_of
+from .job import Pace
+from .runner import time_left
 from .shown import ShownLayers
-from .slicing import axis_shown, index_at, look_along, move_to
+from .slicing import index_at, move_to
+from .sr_job import Explained, ExplainOrder, Learning, Look, Sight, TrainOrder, run_explaining, run_learning
 from .svd_job import Finer, FinerOrder, Spectra, run_finer, run_spectra
-from .svd_layers import RankLayers
-from .svd_matrix import Analysed, Matrix, MatrixKind, analysed, figures, truncated
-from .svd_plot import SpectrumPlot
-from .svd_tabs import AllSlicesTab, FinerTab, ModeTab
+from .svd_learn import LearnTab, LearnView, UnderstandTab, about_model
+from .svd_matrix import Analysed, Matrix, MatrixKind
+from .svd_slice import SliceWidget
+from .svd_tabs import AllSlicesTab, FinerTab, ModeTab, Tabs
 
-_AT_ONCE = 2**20  # pixels of a matrix up to which a rank is shown at once; of larger ones beside the viewer
-_FIRST_RANK = 10
+_OF_A_MODEL = ("scheme", "factor", "axes", "degradation", "fwhm")
+_NO_GAIN = 0.05  # dB, which nobody sees
 
 
-class SVDWidget(RunWidget):
+class SVDWidget(SliceWidget):
     """Choose an image layer: the slice the viewer shows is decomposed; move the rank, look at modes, make it finer.
 
     Parameters
@@ -43,297 +42,179 @@ class SVDWidget(RunWidget):
     _START = "Make finer"
 
     def __init__(self, napari_viewer: Viewer) -> None:
-        self._ready = self._solid = False
-        self._at: Analysed | None = None
-        self._asked: tuple[Any, ...] | None = None
         self._spectra: Spectra | None = None
-        self._watched: Layer | None = None
-        self._layers = RankLayers(napari_viewer)
-        self._latest = Latest(self._on_analysed, self._on_failed)
-        self._cutting = Latest(self._layers.show, self._on_failed)
-        self.axis = ComboBox(
-            label="Axis", choices=[("z", 0), ("y", 1), ("x", 2)], value=axis_shown(napari_viewer),
-            tooltip="Along which the slices are stacked",
-        )  # fmt: skip
-        self.of = ComboBox(
-            label="Of", choices=[("current slice", "slice"), ("unfolding", "unfolding")], value="slice",
-            tooltip="The slice the viewer shows, or the matrix whose rows are all slices",
-        )  # fmt: skip
-        self.figures = Label(value="")
-        self.rank = Slider(label="Rank", min=1, max=2, value=1, tooltip="How many modes the image · rank has")
-        self.use_threshold = PushButton(
-            text="Use threshold", tooltip="Take the modes above the dashed line: the best rank against white noise"
-        )
-        self.form = SettingsForm(SuperResolveSettings, ("factor", "axes", "degradation", "fwhm", "project"),
-                                 {}, {})  # fmt: skip
-        source = LayerChoice(
-            napari_viewer, "Image", lambda layer: isinstance(layer, Image) and not is_part_of_svd(layer),
-            "What is decomposed",
-        )  # fmt: skip
-        self._which: Container[Any] = Container(
-            widgets=[self.axis, self.of], layout="horizontal", label="Axis", labels=False
-        )
-        self._which.margins = (0, 0, 0, 0)
-        super().__init__(napari_viewer, [self._which, self.rank, self.use_threshold], [], source=source)
-        self.plot = SpectrumPlot(napari_viewer, self._on_plot)
+        self._order: TrainOrder | None = None
+        self._look, self._pace = Look(0), Pace()
+        self._shown: ShownLayers[str] = ShownLayers(napari_viewer)
+        self._seen_at: Grid | None = None
+        self.form = SettingsForm(SuperResolveSettings, (*_OF_A_MODEL, "project", "ensemble"), {}, {}, unseen=("axis",))
+        super().__init__(napari_viewer)
         self.modes = ModeTab(napari_viewer, self._say)
         self.slices = AllSlicesTab(napari_viewer, self._on_heat_map)
         self.finer = FinerTab(self.form)
-        self.tabs = QTabWidget()
-        for tab, title in ((self.modes, "Mode"), (self.slices, "All slices"), (self.finer, "Finer")):
-            self.tabs.addTab(tab, title)
-        self.figures.native.setWordWrap(True)
-        self._insert(self.rank, self.plot, self.figures.native)
+        self.learn = LearnTab(napari_viewer, self._say, self._on_model)
+        self.understand = UnderstandTab(napari_viewer)
+        self.learning = LearnView(napari_viewer)
+        self.tabs = Tabs(
+            {
+                "Mode": self.modes, "All slices": self.slices, "Finer": self.finer, "Learn": self.learn,
+                "Understand": self.understand,
+            }
+        )  # fmt: skip
         self._insert(self.button, self.tabs)
+        self.content.addWidget(self.learning)
         self.content.addStretch()
-        self._connect()
-        self._ready = True
-        self._on_image(self.image.value)
-
-    def _insert(self, before: Any, *widgets: Any) -> None:
-        for widget in widgets:
-            self.content.insertWidget(self.content.indexOf(row_of(before)), widget)
-
-    def _connect(self) -> None:
-        self.rank.changed.connect(self._on_rank)
-        self.use_threshold.changed.connect(self._on_threshold)
-        self.axis.changed.connect(self._on_axis)
-        for box in (self.of, self.time_point, self.level):
-            box.changed.connect(self.renew)
         self.modes.k.changed.connect(lambda k: self.plot.mark(self.rank.value, k))
-        self.slices.start.changed.connect(self._on_all_slices)
-        self.tabs.currentChanged.connect(self._show_button)
-        self._viewer.dims.events.point.connect(self._on_dims)
-        self._viewer.dims.events.order.connect(self._on_order)
-        self._presence = Presence(self.renew, self._forget)
-        self.native.installEventFilter(self._presence)
-        self._show_button()
+        self.slices.start.changed.connect(lambda: self._tried(self._begin_spectra))
+        self.understand.start.changed.connect(lambda: self._tried(self._begin_explaining))
+        self.tabs.bar.currentChanged.connect(self._show_button)
+        self._enable(True)
+        self._begin_to_follow()
 
-    @property
-    def analysed(self) -> Analysed | None:
-        """What is shown."""
-        return self._at
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is being decomposed or truncated beside the viewer."""
-        return self._latest.busy or self._cutting.busy
-
-    def _forget(self) -> None:
-        """Show nothing of what is under way beside the viewer: nobody sees it."""
-        self._latest.drop()
-        self._cutting.drop()
-        self._asked = None  # should the dock be shown again
-
-    def _leave(self) -> None:
-        super()._leave()
-        self._forget()
-        self._viewer.dims.events.point.disconnect(self._on_dims)
-        self._viewer.dims.events.order.disconnect(self._on_order)
-        self._watch(None)
-
-    # What is decomposed -----------------------------------------------------------------------------------------------
+    # What the tabs show -----------------------------------------------------------------------------------------------
 
     def _on_image(self, layer: Layer | None) -> None:
         super()._on_image(layer)
-        if not self._ready:
-            return
-        if layer is not self._watched:
-            self._watch(layer)
-            self._layers.restart()
-        self._solid = isinstance(layer, Image) and not layer.rgb and layer.ndim > 2
-        self._which.visible = self._solid
-        self.renew()
-
-    def _watch(self, layer: Layer | None) -> None:
-        if self._watched is not None:
-            self._watched.events.data.disconnect(self._on_data)
-        self._watched = layer
-        if layer is not None:
-            layer.events.data.connect(self._on_data)
-
-    def _on_data(self, *_: Any) -> None:
-        self._asked = None
-        self.slices.show_spectra(None, 0)
-        self._spectra = None
-        self.renew()
-
-    def _on_axis(self, axis: int) -> None:
-        if self._solid:
-            look_along(self._viewer, axis)
-        self.renew()
+        if self._ready:
+            self.learn.follow(layer)
 
     def _on_dims(self, *_: Any) -> None:
-        self.renew()
+        super()._on_dims()
+        if self._order is not None:
+            axis = "zyx".index(self._order.settings.axis)
+            self._look.index = index_at(self._viewer, self._order.source.grid, axis)
 
-    def _on_order(self, *_: Any) -> None:
-        """Follow the viewer where it is turned to other slices."""
-        if self._solid and self._viewer.dims.ndisplay == 2:
-            self.axis.value = axis_shown(self._viewer)
-
-    def _matrix(self) -> Matrix:
-        """Return what the rows and the viewer's sliders ask for; raise ValueError if there is nothing."""
-        source = self._volumes()[0]
-        axis = self.axis.value if source.grid.ndim == 3 else 0
-        kind: MatrixKind = self.of.value if source.grid.ndim == 3 else "slice"
-        index = index_at(self._viewer, source.grid, axis) if source.grid.ndim == 3 and kind == "slice" else 0
-        return Matrix(source, axis, kind, index)
-
-    def renew(self, *_: Any) -> None:
-        """Decompose what is to be shown, unless it is."""
-        if not self._ready or self._left or self._presence.hidden:
-            return
-        try:
-            matrix = self._matrix()
-        except ValueError as error:
-            if self._asked != ("error", str(error)):
-                self._asked = ("error", str(error))
-                self._latest.drop()
-                self._on_failed(error)
-            return
-        place = (matrix.source.name, self.time_point.value, self.level.value, matrix.axis, matrix.source.grid)
-        asked = (self._watched, *place, matrix.kind, matrix.index)
-        if self._spectra is not None and not self._of_these(self._spectra, matrix):
-            self._spectra = None
-            self.slices.show_spectra(None, 0)
+    def _on_matrix(self, matrix: Matrix, key: tuple[Any, ...]) -> None:
+        if self._spectra is not None and not self._of_these(self._spectra, matrix, key):
+            self._on_other_data()
         self.slices.mark(matrix.index)
         self.slices.start.enabled = not matrix.flat and not self.running
-        if asked == self._asked:
-            return
-        self._asked = asked
-        self._latest.ask(lambda: analysed(matrix))
 
-    def _of_these(self, spectra: Spectra, matrix: Matrix) -> bool:
+    def _of_these(self, spectra: Spectra, matrix: Matrix, key: tuple[Any, ...]) -> bool:
         source = spectra.source
         same = (source.name, source.grid, spectra.axis) == (matrix.source.name, matrix.source.grid, matrix.axis)
-        return same and spectra.key == (self._watched, self.time_point.value, self.level.value)
+        return same and spectra.key == key
 
-    def _on_analysed(self, at: Analysed) -> None:
-        first = self._at is None or self._at.rank != at.rank
-        if self._at is None and not self.running:
-            self.status.value = ""
-        self._at = at
-        if first:  # else the rank is what it was, though another slice is shown
-            with self.rank.changed.blocked():
-                value = min(self.rank.value if self.rank.value > 1 else _FIRST_RANK, at.rank)
-                self.rank.max = max(at.rank, 2)  # a slider has two places at least
-                self.rank.value = value
-        self.rank.enabled = at.rank > 1
-        self.use_threshold.enabled = at.threshold is not None
+    def _on_other_data(self) -> None:
+        self._spectra = None
+        self.slices.show_spectra(None, 0)
+
+    def _on_decomposed(self, at: Analysed | None) -> None:
         self.modes.show_modes(at)
-        self.plot.show_spectrum(at, self._rank, self.modes.k.value)
-        self._tell()
-        if self._layers.there:
-            self._cut()
-
-    def _on_failed(self, error: Exception) -> None:
-        known = isinstance(error, ValueError | MemoryError | OSError)
-        self._at = None
-        self.plot.show_spectrum(None, 1, 1)
-        self.modes.show_modes(None)
-        self.figures.value = ""
-        self.rank.enabled = self.use_threshold.enabled = False
-        text = str(error) if known else f"This failed, please report it: {error or type(error).__name__}"
-        self.status.value = text  # no window pops up: one may just have come across an empty slice
-        self._viewer.status = text
-
-    # Rank -------------------------------------------------------------------------------------------------------------
 
     @property
-    def _rank(self) -> int:
-        rank = int(self.rank.value)
-        return rank if self._at is None else min(rank, self._at.rank)
+    def _mode(self) -> int:
+        return int(self.modes.k.value)
 
-    def _on_rank(self, _: int) -> None:
-        if self._at is None:
-            return
-        self.plot.mark(self._rank, self.modes.k.value)
-        self._tell()
-        if not self._layers.there:  # also where they were removed: who moves the slider wants to see something
-            self._layers.restart()
-        self._cut()
-
-    def _on_threshold(self) -> None:
-        if self._at is None or self._at.threshold is None:
-            return
-        rank = self._at.rank_above_threshold
-        if rank == self.rank.value:
-            self._on_rank(rank)
-        self.rank.value = rank
-
-    def _cut(self) -> None:
-        """Show the image of the rank and its residual."""
-        at, rank = self._at, self._rank
-        if at is None:
-            return
-        if at.image.size <= _AT_ONCE:
-            self._layers.show(truncated(at, rank))
-        else:
-            self._cutting.ask(lambda: truncated(at, rank))
-
-    def _tell(self) -> None:
-        if self._at is not None:
-            self.figures.value = figures(self._at, self._rank)
-
-    def _on_plot(self, x: float) -> None:
-        if self._at is not None:
-            self.modes.k.value = int(np.clip(round(x), 1, self._at.rank))
-            self.tabs.setCurrentWidget(self.modes)
+    def _on_mode(self, k: int) -> None:
+        self.modes.k.value = k
+        self.tabs.setCurrentWidget(self.modes)
 
     def _on_heat_map(self, x: float) -> None:
         if self._spectra is not None:
             move_to(self._viewer, self._spectra.source.grid, self._spectra.axis, round(x))
 
+    def _on_model(self, model: SRModel) -> None:
+        """Make finer with a model from now on."""
+        for name in _OF_A_MODEL:
+            self.form.fields[name].value = getattr(model.settings, name)
+        self.finer.show_model(about_model(model))
+        self.understand.show_explained(None)
+        self._enable(not self.running)
+        if not self.running:
+            self.learning.show_model(model)
+
     # Running ----------------------------------------------------------------------------------------------------------
 
     def _show_button(self, *_: Any) -> None:
         """Offer the button where it belongs; Stop is there whenever something runs."""
-        self.button.visible = self.running or self.tabs.currentWidget() is self.finer
+        tab = self.tabs.currentWidget()
+        self.button.visible = self.running or tab in (self.finer, self.learn)
+        if not self.running:
+            self.button.text = "Train" if tab is self.learn else self._START
+        self.learning.setVisible(tab is self.learn)
+        of_rank = tab not in (self.learn, self.understand)  # which have spectra of their own, and need the room
+        for native in (self.spectrum, self.figures.native):
+            native.setVisible(of_rank)
+        self.rank.visible = self.use_threshold.visible = of_rank
 
-    def _on_all_slices(self) -> None:
+    def _enable(self, on: bool) -> None:
+        """Let something else be started, or not: one thing runs at a time."""
+        self.slices.start.enabled = self.learn.load.enabled = on
+        self.understand.start.enabled = on and self.learn.model is not None
+        self._show_button()
+
+    def _tried(self, begin: Any) -> None:
         if self.running:
             return
         try:
-            source = self._volumes()[0]
-            if source.grid.ndim != 3:
-                raise ValueError(f"'{source.name}' is flat; there is one slice.")
-        except ValueError as error:
+            begin()
+        except (ValueError, MemoryError) as error:
             self._say(str(error), show_warning)
-            return
+
+    def _run(self, run: Any, *args: Any) -> None:
         self._done = False
-        key = (self._watched, self.time_point.value, self.level.value)
-        self._start(run_spectra, source, self.axis.value, key)
-        self._began()
+        self._start(run, *args)
+        self._enable(False)
+
+    def _begin_spectra(self) -> None:
+        source = self._volumes()[0]
+        if source.grid.ndim != 3:
+            raise ValueError(f"'{source.name}' is flat; there is one slice.")
+        self._run(run_spectra, source, self.axis.value, self._key)
 
     def _begin(self) -> None:
         source = self._volumes()[0]
+        if self.tabs.currentWidget() is self.learn:
+            self._begin_learning(self.learn.order(source, self.axis.value))
+            return
         self.form.fields["axis"].value = "zyx"[self.axis.value] if source.grid.ndim == 3 else "z"
         settings = self.form.settings()
         rank = self._rank if self.finer.of_rank else None
-        order = FinerOrder(source, settings, rank, self.of.value if source.grid.ndim == 3 else "slice")
+        kind: MatrixKind = self.of.value if source.grid.ndim == 3 else "slice"
+        order = FinerOrder(source, settings, rank, kind, self.learn.model)
         order.check()
-        self._done = False
-        self._start(run_finer, order)
-        self._began()
+        self._run(run_finer, order)
 
-    def _began(self) -> None:
-        self.slices.start.enabled = False
-        self._show_button()
+    def _begin_learning(self, order: TrainOrder) -> None:
+        self._order, self._pace = order, Pace()
+        self._look = Look(index_at(self._viewer, order.source.grid, self.axis.value))
+        name = f"{order.source.name} · {PREVIEW}"
+        self._shown = ShownLayers(self._viewer, {PREVIEW: made_before(self._viewer.layers, name)})
+        self._seen_at = None
+        self.learning.restart()
+        self._run(run_learning, order, self._look, self._pace)
+
+    def _begin_explaining(self) -> None:
+        source, axis = self._volumes()[0], self.axis.value
+        assert self.learn.model is not None
+        order = ExplainOrder(source, self.learn.model, axis, 0)
+        order.check()
+        order = ExplainOrder(source, self.learn.model, axis, index_at(self._viewer, source.grid, axis))
+        self._run(run_explaining, order)
 
     def _end(self) -> None:
-        self.slices.start.enabled = True
+        self._order = None
+        self._enable(True)
         self.renew()  # knows better
-        self._show_button()
         if self._done and not self._error_shown:
             self.progress.value = self.progress.max
         elif not self._error_shown:
             self._say("Stopped before there was anything to show.")
 
-    def _show(self, news: Spectra | Finer) -> None:
-        if isinstance(news, Spectra):
+    # Showing ----------------------------------------------------------------------------------------------------------
+
+    def _show(self, news: Spectra | Finer | Learning | Explained | str) -> None:
+        if isinstance(news, str):
+            self._say(news)
+        elif isinstance(news, Spectra):
             self._show_spectra(news)
-        else:
+        elif isinstance(news, Finer):
             self._show_finer(news)
+        elif isinstance(news, Learning):
+            self._show_learning(news)
+        else:
+            self._show_explained(news)
 
     def _show_spectra(self, news: Spectra) -> None:
         self.progress.value = round(1000 * news.done / news.count)
@@ -343,7 +224,7 @@ class SVDWidget(RunWidget):
             matrix = self._matrix()
         except ValueError:
             return
-        if self._of_these(news, matrix):  # not if another image was chosen meanwhile
+        if self._of_these(news, matrix, self._key):  # not if another image was chosen meanwhile
             self._spectra = news
             self.slices.show_spectra(news, index_at(self._viewer, news.source.grid, news.axis))
 
@@ -355,10 +236,70 @@ class SVDWidget(RunWidget):
         self._done = True
         order, name = news.order, f"{news.order.source.name} · {FINER}"
         about = order.settings.model_dump() | ({} if order.rank is None else {"rank": order.rank, "of": order.kind})
-        shown = ShownLayers(self._viewer, {name: made_before(self._viewer.layers, name)})
-        shown.put(name, finer_layer(order.source, news.volume, order.grid, about))
+        if order.model is not None and order.settings.scheme != "spline":
+            about["model"] = {"settings": order.model.settings.model_dump(), "metrics": order.model.metrics}
+        self._put(name, finer_layer(order.source, news.volume, order.grid, about))
         size = " x ".join(map(str, news.volume.shape))
         self._say(
             f"'{name}' has {size} voxels; degraded again ({order.settings.degradation}) it differs from the image by "
             f"{news.misfit:.1e} of the largest intensity; {news.seconds:.1f} s."
         )
+
+    def _put(self, name: str, data: LayerData) -> Layer | None:
+        shown = ShownLayers(self._viewer, {name: made_before(self._viewer.layers, name)})
+        shown.put(name, data)
+        return shown.layers.get(name)
+
+    def _show_learning(self, news: Learning) -> None:
+        self.progress.value = round(1000 * news.step.progress)
+        self._say(_progress(news))
+        self.learning.show_news(news)
+        if news.sight is not None:
+            self._show_sight(news, news.sight)
+            self._pace.drawn()
+        if news.trained is not None:
+            self._done = True
+            self.learn.take(news.trained.model, f"Trained with '{news.order.source.name}'")
+
+    def _show_sight(self, news: Learning, sight: Sight) -> None:
+        """Show what a model makes of the viewer's slice; contrast limits that the user sets stay."""
+        if sight.grid != self._seen_at:
+            self._shown, self._seen_at = ShownLayers(self._viewer, dict(self._shown.layers)), sight.grid  # placed anew
+        layer: Any = self._shown.layers.get(PREVIEW)
+        limits = news.order.source.limits if layer is None else tuple(layer.contrast_limits)
+        about = {"settings": news.order.settings.model_dump(), "iteration": news.step.iteration}
+        self._shown.put(PREVIEW, finer_layer(news.order.source, sight.image, sight.grid, about, PREVIEW))
+        layer = self._shown.layers[PREVIEW]
+        layer.contrast_limits = limits
+
+    def _show_explained(self, news: Explained) -> None:
+        self._done = True
+        source, axis = news.order.source, news.order.axis
+        placement = slab_placement(source, axis, news.index)
+        about = {"axis": source.grid.axis_labels[axis], "slice": news.index, "psnr_db": news.psnr_db}
+        images = {f"gradient of {name}": gradient for name, gradient in news.gradients.items()}
+        first = next(iter(images), "")
+        for what, image in ({"model residual": news.residual} | images).items():
+            data = explained_layer(source, what, np.expand_dims(image, axis), placement, about, visible=what == first)
+            self._put(f"{source.name} · {what}", data)
+        move_to(self._viewer, source.grid, axis, news.index)
+        self.understand.show_explained(news)
+        reached = ", ".join(f"{name} {psnr:.2f} dB" for name, psnr in news.psnr_db.items())
+        self._say(f"Slice {news.index} along {about['axis']}, held out: {reached}.")
+
+
+def _progress(news: Learning) -> str:
+    step, trained = news.step, news.trained
+    spline = news.baselines["B-spline + projection"]
+    gain = step.best_db - spline
+    if trained is None:
+        return (
+            f"{step.message}: iteration {step.iteration:,}, best {step.best_db:.2f} dB, {gain:+.2f} to the projected "
+            f"spline{time_left(step.seconds, step.progress)}"
+        )
+    verdict = (
+        f"{gain:+.2f} dB to the projected spline; the tab Finer uses this model now"
+        if gain > _NO_GAIN
+        else "no better than the projected spline: train for longer, or with other settings"
+    )
+    return f"{step.message} {step.iteration:,} iterations, {step.seconds:.0f} s: {step.best_db:.2f} dB, {verdict}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +16,13 @@ from ..layers import SourceVolume
 from ..spectral import spectra
 from ..spectral.degradation import Degradation
 from ..spectral.settings import SuperResolveSettings
+from ..spectral.sr_model import SRModel, superresolve
 from ..spectral.upsample import factors_of, spline
 from .job import beside_the_viewer
 from .svd_matrix import BYTES_A_PIXEL, Floats, Matrix, MatrixKind, check_memory
 
 _BYTES_A_FINE_VOXEL = 8  # the result, and what the viewer makes of it
+_BYTES_OF_A_MODEL = 20  # a finer voxel, at the peak of the projection of all of it
 _BYTES_A_VOXEL = 12  # the source in float32, what is truncated of it, and the source's own
 _NEWS_EVERY = 0.2
 _PARTS = 40  # into how many a volume is cut to be made finer, for the bar to move and Stop to be heard
@@ -75,6 +78,8 @@ class FinerOrder:
     settings: SuperResolveSettings
     rank: int | None = None
     kind: MatrixKind = "slice"
+    model: SRModel | None = None
+    """For the schemes a and b."""
 
     @property
     def axis(self) -> int:
@@ -93,8 +98,15 @@ class FinerOrder:
 
     def check(self) -> None:
         """Raise ValueError or MemoryError if it cannot be done."""
+        learned = self.settings.scheme != "spline"
+        if learned:
+            if self.model is None:
+                raise ValueError(
+                    f"Scheme {self.settings.scheme} needs a model; train one in the tab Learn, or load one there."
+                )
+            self.model.check(self.settings)
         grid, source = self.grid, self.source.grid
-        needed = grid.size * _BYTES_A_FINE_VOXEL + source.size * _BYTES_A_VOXEL
+        needed = grid.size * (_BYTES_OF_A_MODEL if learned else _BYTES_A_FINE_VOXEL) + source.size * _BYTES_A_VOXEL
         if self.rank is not None and self.kind == "unfolding":
             needed = max(needed, source.size * BYTES_A_PIXEL)
         check_memory(needed, f"Making {' x '.join(map(str, grid.shape))} voxels")
@@ -143,6 +155,23 @@ def _finer(order: FinerOrder, stop: Callable[[], bool]) -> Iterator[Finer]:
             if stop():
                 return
             yield Finer(order, f"At rank {order.rank}: slice {done} of {count}", share * done / count)
+    made = (_by_spline if order.settings.scheme == "spline" else _by_model)(order, measured, shown, stop)
+    for part, out, worst in made:
+        if out is not None:
+            misfit = worst / max(float(np.abs(measured).max()), 1e-30)
+            yield Finer(order, "Finished", 1.0, out, misfit, time.perf_counter() - began)
+        elif time.perf_counter() >= due:
+            due = time.perf_counter() + _NEWS_EVERY
+            yield Finer(order, "Making it finer", share + (1 - share) * part)
+
+
+Made = tuple[float, NDArray[np.float32] | None, float]
+"""The part that is done; at the end what was made, and the largest difference of it, degraded, from the source."""
+
+
+def _by_spline(
+    order: FinerOrder, measured: NDArray[np.float32], shown: NDArray[np.float32], stop: Callable[[], bool]
+) -> Iterator[Made]:
     factors, s = order.factors, order.settings
     out = np.empty(order.grid.shape, np.float32)
     # Slices along an axis that stays as it is are a batch, taken a few at a time; a flat image is one of its own.
@@ -157,16 +186,46 @@ def _finer(order: FinerOrder, stop: Callable[[], bool]) -> Iterator[Finer]:
     for part in np.array_split(np.arange(n), min(n, _PARTS)):
         if stop():
             return
-        if time.perf_counter() >= due:
-            due = time.perf_counter() + _NEWS_EVERY
-            yield Finer(order, "Making it finer", share + (1 - share) * int(part[0]) / n)
+        yield int(part[0]) / n, None, 0.0
         here = slice(int(part[0]), int(part[-1]) + 1)
         finer = spline(given[here], factors)
         finer = onto.project(finer, low[here]) if s.project else finer
         worst = max(worst, float(np.abs(onto.degrade(finer) - low[here]).max()))
         high[here] = finer
-    misfit = worst / max(float(np.abs(measured).max()), 1e-30)
-    yield Finer(order, "Finished", 1.0, out, misfit, time.perf_counter() - began)
+    yield 1.0, out, worst
+
+
+class _StoppedError(Exception):
+    """Stop was pressed."""
+
+
+def _by_model(
+    order: FinerOrder, measured: NDArray[np.float32], shown: NDArray[np.float32], stop: Callable[[], bool]
+) -> Iterator[Made]:
+    s, done = order.settings, 0.0
+    assert order.model is not None
+
+    def tell(part: float) -> None:
+        nonlocal done
+        done = part
+        if stop():
+            raise _StoppedError
+
+    # In a thread of its own: what tells how far it is cannot yield it.
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(
+            superresolve, shown, order.model, order.axis, s.axes, project=s.project, ensemble=s.ensemble, tell=tell
+        )
+        while wait([work], _NEWS_EVERY).not_done:
+            yield done, None, 0.0
+    try:
+        finer = work.result()
+    except _StoppedError:
+        return
+    onto = Degradation.of_low(measured.shape, order.factors, s.degradation, s.fwhm)
+    if s.project and order.rank is not None:  # on the image itself, not what is left of it at the rank
+        finer = onto.project(finer, measured)
+    yield 1.0, finer, float(np.abs(onto.degrade(finer) - measured).max())
 
 
 def _at_rank(volume: NDArray[np.float32], order: FinerOrder) -> Iterator[tuple[int, int, NDArray[np.float32]]]:

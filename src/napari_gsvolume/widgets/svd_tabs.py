@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from magicgui.widgets import ComboBox, Container, FloatSpinBox, PushButton, SpinBox
+from magicgui.widgets import ComboBox, Container, FloatSpinBox, Label, PushButton, SpinBox
 from napari.utils.notifications import show_warning
 from napari.viewer import Viewer
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QSizePolicy, QTabBar, QVBoxLayout, QWidget
 
 from .form import SettingsForm
 from .svd_job import Spectra
@@ -19,7 +19,51 @@ from .svd_plot import HeatMap, ModePlot
 _BASES = ("bspline", "legendre", "periodic", "mirrored")
 
 
-class _Tab(QWidget):
+class Tabs(QWidget):
+    """Tabs that take the height of the one that is shown; a QTabWidget takes that of the highest.
+
+    Attributes
+    ----------
+    bar : QTabBar
+    """
+
+    def __init__(self, tabs: Mapping[str, QWidget]) -> None:
+        super().__init__()
+        self.bar, self._tabs = QTabBar(), list(tabs.values())
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        layout.addWidget(self.bar)
+        for title, tab in tabs.items():
+            self.bar.addTab(title)
+            layout.addWidget(tab)
+        self.bar.currentChanged.connect(self._show)
+        self._show(0)
+
+    def _show(self, current: int) -> None:
+        for index, tab in enumerate(self._tabs):
+            tab.setVisible(index == current)
+
+    def currentWidget(self) -> QWidget:
+        """Return the tab that is shown."""
+        return self._tabs[self.bar.currentIndex()]
+
+    def setCurrentWidget(self, tab: QWidget) -> None:
+        """Show a tab."""
+        self.bar.setCurrentIndex(self._tabs.index(tab))
+
+
+def sentences(text: str) -> Label:
+    """Return a label of text that takes the width there is."""
+    label = Label(value=text)
+    label.native.setWordWrap(True)
+    label.native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
+    return label
+
+
+class Tab(QWidget):
+    """Widgets below each other."""
+
     def __init__(self, *widgets: Any) -> None:
         super().__init__()
         layout = QVBoxLayout(self)
@@ -29,7 +73,7 @@ class _Tab(QWidget):
         layout.addStretch()
 
 
-class ModeTab(_Tab):
+class ModeTab(Tab):
     """The k-th u and v as samples and as functions, and the mode as a layer.
 
     Attributes
@@ -112,7 +156,7 @@ class ModeTab(_Tab):
             self._say(f"'{layer.name}' is the image of rank one of mode {self.k.value}.")
 
 
-class AllSlicesTab(_Tab):
+class AllSlicesTab(Tab):
     """The button that decomposes all slices, and the heat map of their singular values."""
 
     def __init__(self, viewer: Viewer, on_click: Callable[[float], None]) -> None:
@@ -129,8 +173,15 @@ class AllSlicesTab(_Tab):
         self.plot.mark(current)
 
 
-class FinerTab(_Tab):
-    """What is made finer, and how."""
+class FinerTab(Tab):
+    """What is made finer, and how.
+
+    Attributes
+    ----------
+    of : ComboBox
+    about : Label
+        The model that is used.
+    """
 
     def __init__(self, form: SettingsForm[Any]) -> None:
         self.of = ComboBox(
@@ -139,17 +190,27 @@ class FinerTab(_Tab):
         )  # fmt: skip
         self._rows: Container[Any] = Container(widgets=[self.of, *form.rows])
         self._rows.margins = (0, 0, 0, 0)
-        super().__init__(self._rows.native)
-        self._form = form
-        form.fields["project"].text = "Projection: agrees exactly with the image"
-        form.fields["fwhm"].label = "Width of the psf"
-        form.fields["degradation"].changed.connect(self._on_degradation)
-        self._on_degradation(form.fields["degradation"].value)
+        self.about = sentences("No model yet: train or load one in the tab Learn.")
+        super().__init__(self._rows.native, self.about.native)
+        self._fields = form.fields
+        self._fields["project"].text = "Projection: agrees exactly with the image"
+        self._fields["ensemble"].text = "Mean over flipped and turned slices"
+        self._fields["fwhm"].label = "Width of the psf"
+        for name in ("degradation", "scheme"):
+            self._fields[name].changed.connect(self._show_rows)
+        self._show_rows()
 
     @property
     def of_rank(self) -> bool:
         """Whether the image at the chosen rank is meant."""
         return str(self.of.value) == "the image at the rank"
 
-    def _on_degradation(self, kind: str) -> None:
-        self._form.fields["fwhm"].visible = kind == "psf"
+    def show_model(self, about: str) -> None:
+        """Say which model is used."""
+        self.about.value = f"Model: {about}"
+
+    def _show_rows(self, *_: Any) -> None:
+        learned = self._fields["scheme"].value != "spline"
+        self._fields["fwhm"].visible = self._fields["degradation"].value == "psf"
+        self._fields["ensemble"].visible = learned
+        self.about.visible = learned

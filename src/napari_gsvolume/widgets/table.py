@@ -1,12 +1,13 @@
-"""The outcomes of a study as a table."""
+"""Tables: the outcomes of a study, and what a learned super-resolution has to beat."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
+from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
 from ..studies import COLUMNS, Outcome, readable
 
@@ -59,6 +60,37 @@ class OutcomeTable(QTableWidget):
     def _on_choice(self, *_: Any) -> None:
         if cells := self.selectedItems():
             self.chosen.emit(self.item(cells[0].row(), _CASE).text())
+
+
+class PSNRTable(QTableWidget):
+    """PSNR in dB by name, and how much more that is than that of the row `beside`; the row `learned` is bold."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 3)
+        self.verticalHeader().hide()
+        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        self.horizontalHeader().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+
+    def show_figures(self, figures: Mapping[str, float], beside: str, learned: str) -> None:
+        """Show figures; there is nothing to see without any."""
+        self.setVisible(bool(figures))
+        self.setHorizontalHeaderLabels(["Slices held out", "PSNR (dB)", "gain"])
+        self.setRowCount(len(figures))
+        for row, (name, psnr) in enumerate(figures.items()):
+            gain = "" if name == beside or beside not in figures else f"{psnr - figures[beside]:+.2f}"
+            for column, text in enumerate((name, f"{psnr:.2f}", gain)):
+                cell = _Cell(text, psnr if column else name)
+                font = cell.font()
+                font.setBold(name == learned)
+                cell.setFont(font)
+                self.setItem(row, column, cell)
+        self.resizeRowsToContents()
+        height = self.horizontalHeader().sizeHint().height() + sum(map(self.rowHeight, range(self.rowCount())))
+        self.setFixedHeight(height + 2 * self.frameWidth())
 
 
 class _Cell(QTableWidgetItem):
