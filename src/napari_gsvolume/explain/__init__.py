@@ -1,0 +1,1 @@
+"""Explaining networks by singular value decompositions."""
