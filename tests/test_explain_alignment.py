@@ -14,6 +14,10 @@ def basis(n, k, rng):
     return np.linalg.qr(rng.normal(size=(n, k)))[0]
 
 
+def rotation(n, rng):
+    return ortho_group.rvs(n, random_state=rng) if n > 1 else np.array([[-1.0]])
+
+
 @settings(deadline=None, max_examples=40)
 @given(SEEDS, st.integers(1, 12), st.integers(0, 20))
 def test_permutation_and_signs_are_undone(seed, k, more) -> None:
@@ -34,9 +38,7 @@ def test_rotations_among_equal_values_are_undone(seed, sizes) -> None:
     rng = np.random.default_rng(seed)
     reference = basis(sum(sizes) + 5, sum(sizes), rng)
     blocks = np.split(reference, np.cumsum(sizes)[:-1], axis=1)
-    turned = [
-        b @ (ortho_group.rvs(n, random_state=rng) if n > 1 else np.array([[-1.0]])) for b, n in zip(blocks, sizes)
-    ]
+    turned = [b @ rotation(n, rng) for b, n in zip(blocks, sizes, strict=True)]
     order = rng.permutation(len(sizes))
     other = np.hstack([turned[j] for j in order])
     values = np.concatenate([np.full(sizes[j], 2.0**-i) for i, j in enumerate(order)])

@@ -47,7 +47,7 @@ class Alignment:
 
     def values(self, values: ArrayLike) -> Floats:
         """Return singular values, (k,), in the reference's order, (r,): where rotated, the root mean squares there."""
-        return np.sqrt(np.square(np.asarray(values, dtype=np.float64)) @ np.square(self.rotation))
+        return np.asarray(np.sqrt(np.square(np.asarray(values, dtype=np.float64)) @ np.square(self.rotation)))
 
 
 def aligned(

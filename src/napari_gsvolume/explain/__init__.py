@@ -1,1 +1,0 @@
-"""Explaining networks by singular value decompositions."""
