@@ -53,7 +53,7 @@ def attributes(
     found = []
     tests = associations(columns, values, alpha=t.alpha, permutations=t.permutations, seed=seed) if values else {}
     for name, a in tests.items():
-        for j in np.flatnonzero((a.p_values <= t.alpha) & (np.abs(a.statistic) >= t.correlation)):
+        for j in map(int, np.flatnonzero((a.p_values <= t.alpha) & (np.abs(a.statistic) >= t.correlation))):
             layer, component = which[j]
             tested = f"corrected for {a.p_values.size * len(tests)} tests"
             interval = a.interval(j)

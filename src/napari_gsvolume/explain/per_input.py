@@ -1,22 +1,18 @@
-"""What a decomposition says of each input: the first two moments of its samples."""
+"""What the samples of each input are, in the coordinates of a layer's leading components: their first two moments."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from .decomposition import Decomposition
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class PerInput:
-    """The moments of the samples of each input, in the coordinates of the leading components.
+    """The moments of the samples of each input, all of the same weight.
 
     Attributes
     ----------
@@ -33,36 +29,42 @@ class PerInput:
     shares: Floats
 
     @classmethod
-    def of(cls, decomposition: Decomposition) -> PerInput:
-        """Return the moments of the inputs that a decomposition has samples of.
+    def of(cls, coordinates: Floats, whose: NDArray[np.int64], inputs: int, shares: Floats) -> PerInput:
+        """Return the moments of samples.
+
+        Parameters
+        ----------
+        coordinates : ndarray, (samples, k)
+        whose : ndarray of int, (samples,)
+            Which input each is of, ascending.
+        inputs : int
+            How many there are.
+        shares : ndarray, (k,)
 
         Raises
         ------
         ValueError
-            If it is not known which samples are of which input.
+            If an input has no sample.
         """
-        places = decomposition.places
-        if places is None or (places.inputs < 0).any():
+        k = coordinates.shape[1]
+        ends = np.searchsorted(whose, np.arange(inputs + 1))
+        if (np.diff(ends) == 0).any():
             raise ValueError(
-                f"Layer {decomposition.layer} gives one thing for a whole batch, not one for each input; leave it out."
+                f"{(np.diff(ends) == 0).sum()} of {inputs} inputs have none of the {len(whose)} samples; raise "
+                "max_samples, or give fewer inputs."
             )
-        of = places.input
-        inputs = int(of.max(initial=-1)) + 1
-        order = np.argsort(of, kind="stable")
-        ends = np.searchsorted(of[order], np.arange(inputs + 1))
-        means, seconds = np.zeros((inputs, decomposition.k)), np.zeros((inputs, decomposition.k, decomposition.k))
-        for k in range(inputs):
-            x = decomposition.scores[order[ends[k] : ends[k + 1]]] * decomposition.values
-            means[k], seconds[k] = x.mean(0), x.T @ x / len(x)
-        return cls(means, seconds, shares(decomposition))
+        means, seconds = np.empty((inputs, k)), np.empty((inputs, k, k))
+        for i in range(inputs):
+            x = coordinates[ends[i] : ends[i + 1]]
+            means[i], seconds[i] = x.mean(0), x.T @ x / len(x)
+        return cls(means, seconds, shares)
+
+    def first(self, inputs: int) -> PerInput:
+        """Return the moments of the first so many inputs."""
+        return PerInput(self.means[:inputs], self.seconds[:inputs], self.shares)
 
     def centred(self, labels: NDArray[np.intp]) -> Floats:
         """Return the second moments about the mean of each group, (inputs, k, k)."""
         mean = np.stack([self.means[labels == g].mean(0) for g in range(labels.max() + 1)])[labels]
         cross = mean[:, :, None] * self.means[:, None]
         return np.asarray(self.seconds - cross - cross.transpose(0, 2, 1) + mean[:, :, None] * mean[:, None])
-
-
-def shares(decomposition: Decomposition) -> Floats:
-    """Return the part of all of the sum of squares that each component has, (k,)."""
-    return np.diff(decomposition.energy, prepend=0.0)
