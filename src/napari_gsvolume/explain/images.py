@@ -148,6 +148,23 @@ class Images:
         """Return what an input shows, (*extent), in the intensities of its volume."""
         return self._cut(_three(self.volumes[place.volume].data), place, 0)
 
+    def of(self, places: list[Place]) -> Images:
+        """Return the inputs of some of the places, or of others."""
+        return replace(self, places=places)
+
+    def some(self, count: int) -> list[Place]:
+        """Return the places of at most so many inputs, evenly spread."""
+        total = len(self.places)
+        return [self.places[int((i + 0.5) * total / count)] for i in range(count)] if count < total else self.places
+
+    def accepted(self, model: nn.Module, place: Place, seed: int = 0) -> bool:
+        """Return whether a model can be called with an input."""
+        try:
+            _call(model, self.input(place), seed)
+        except ValueError:
+            return False
+        return True
+
     def middle(self, volume: int, patch: int | None = None) -> Place:
         """Return the input in the middle of those of a volume, or of its sides `patch` voxels about the middle."""
         own = [place for place in self.places if place.volume == volume]
@@ -208,8 +225,7 @@ def images_for(loaded: Loaded, volumes: Sequence[Volume], settings: InputSetting
             continue
         tried.append(shape)
         try:
-            with undisturbed(loaded.model, settings.seed), torch.no_grad():
-                call(loaded.model, batch)
+            _call(loaded.model, batch, settings.seed)
         except ValueError as error:
             said = str(error).rstrip(".")
             continue
@@ -218,6 +234,11 @@ def images_for(loaded: Loaded, volumes: Sequence[Volume], settings: InputSetting
         f"The model {type(loaded.model).__name__} cannot be called with what is made of {volumes[0].name}; tried "
         f"{', '.join(tried)}; give the size it needs, or other channels; it says at last: {said.partition('): ')[2]}."
     )
+
+
+def _call(model: nn.Module, batch: Tensor, seed: int) -> None:
+    with undisturbed(model, seed), torch.no_grad():
+        call(model, batch)
 
 
 def _of_super_resolution(loaded: Loaded, volumes: list[Volume], settings: InputSettings, device: str) -> Images:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ..parameters import Count
 from ..spectral.settings import Axis
 
-What = Literal["activations", "jacobian", "attention"]
+What = Literal["activations", "jacobian", "attention", "all"]
 Normalise = Literal["standard", "unit", "robust", "none"]
 Channels = Literal["repeat", "neighbours", "images"]
 MODES = 8
@@ -54,7 +54,7 @@ class InputSettings(BaseModel):
 class ExplainSettings(InputSettings):
     """What of a network is decomposed, and how."""
 
-    what: What = Field("activations", description="What is decomposed")
+    what: What = Field("activations", description="What is decomposed; all is what the model has of these")
     k: Annotated[int, Field(ge=1, le=1024)] = Field(MODES, description="Modes of each layer")
     centre: bool = Field(False, description="Take the mean activation away first: principal components")
     max_samples: Annotated[int, Field(ge=16)] = Field(
