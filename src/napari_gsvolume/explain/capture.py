@@ -101,7 +101,7 @@ def activation_steps(
         raise ValueError(f"At least one sample is needed; max_samples is {max_samples}.")
     modules = chosen(model, layers)
     taken = {name: Samples(name, k, centre, max_samples, seed) for name in modules}
-    run = _runner(model, inputs, modules, taken, seed, features_axis, output)
+    run = _runner(model, inputs, modules, taken, seed=seed, features_axis=features_axis, output=output)
     yield from two_passes(inputs, taken, run, budget, layers is None)
 
 
@@ -120,41 +120,54 @@ def captured(
         raise ValueError(f"At least one sample is needed; max_samples is {max_samples}.")
     modules = chosen(model, layers)
     taken = {name: Samples(name, 1, False, max_samples, seed) for name in modules}
-    for _ in _runner(model, inputs, modules, taken, seed, features_axis, output)(taken, Samples.take):
+    run = _runner(model, inputs, modules, taken, seed=seed, features_axis=features_axis, output=output)
+    for _ in run(taken, Samples.take):
         pass
     return {name: layer.matrix() for name, layer in taken.items() if layer.samples or layers is not None}
 
 
-def _runner(
+def passes(
     model: nn.Module,
     inputs: Inputs,
     modules: Mapping[str, nn.Module],
-    taken: Mapping[str, Samples],
-    seed: int,
-    features_axis: int | Mapping[str, int] | None,
-    output: Callable[[Any], Tensor] | None,
-) -> Run:
-    """Return what calls the model with each batch, and a function with what each of the layers of some names gives."""
+    take: Callable[[str, Pieces], None],
+    seed: int = 0,
+    *,
+    features_axis: int | Mapping[str, int] | None = None,
+    output: Callable[[Any], Tensor] | None = None,
+) -> Iterator[None]:
+    """Call the model with each batch, and `take` with what each of its modules gives; yield after each batch.
+
+    Parameters are as of `activations`, but for `modules`, by their names.
+    """
     axes = features_axis if isinstance(features_axis, Mapping) else dict.fromkeys(modules, features_axis)
+    first = 0
+    for number, batch in enumerate(batches(inputs)):
+        now = Call(batch, first)
+
+        def hook(name: str, now: Call = now) -> Callable[..., None]:
+            def see(layer: nn.Module, _: Any, given: Any) -> None:
+                take(name, now.pieces(name, layer, given, axes.get(name), output))
+
+            return see
+
+        typed = dict.fromkeys(_modules_of(model, (*_LAST, *_FIRST)), now.note)
+        hooks = {module: hook(name) for name, module in modules.items()}
+        # Whoever consumes the steps may do anything between them: the model is itself then.
+        with undisturbed(model, seed + number), torch.no_grad(), hooked(typed), hooked(hooks):
+            call(model, batch)
+        first += now.count
+        yield
+
+
+def _runner(
+    model: nn.Module, inputs: Inputs, modules: Mapping[str, nn.Module], taken: Mapping[str, Samples], **more: Any
+) -> Run:
+    """Return what makes `passes` with the samples of the layers of some names."""
 
     def run(names: Collection[str], take: Callable[[Samples, Pieces], None]) -> Iterator[None]:
-        first = 0
-        for number, batch in enumerate(batches(inputs)):
-            now = Call(batch, first)
-
-            def hook(name: str, now: Call = now) -> Callable[..., None]:
-                def see(module: nn.Module, _: Any, given: Any) -> None:
-                    take(taken[name], now.pieces(name, module, given, axes.get(name), output))
-
-                return see
-
-            typed = dict.fromkeys(_modules_of(model, (*_LAST, *_FIRST)), now.note)
-            hooks = {modules[name]: hook(name) for name in names}
-            # Whoever consumes the steps may do anything between them: the model is itself then.
-            with undisturbed(model, seed + number), torch.no_grad(), hooked(typed), hooked(hooks):
-                call(model, batch)
-            first += now.count
-            yield
+        some = {name: modules[name] for name in names}
+        return passes(model, inputs, some, lambda name, pieces: take(taken[name], pieces), **more)
 
     return run
 

@@ -175,7 +175,7 @@ def _assembled(layer: str, volume: int, taken: Mapping[int, Floats], images: Ima
             place, piece.shape[1:], finer[list(layout.axes)], [shape[axis] for axis in layout.axes]
         )
         plane = view if place.slice is None else view[:, place.slice]
-        plane[(slice(None), *target)] = piece[(slice(None), *np.ix_(*index))]
+        plane[(slice(None), *target)] = piece[np.ix_(np.arange(len(piece)), *index)]
     return ConceptMaps(layer, volume, values.reshape(-1, *grid.shape), grid)
 
 

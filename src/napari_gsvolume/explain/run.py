@@ -150,10 +150,9 @@ def explain_steps(
             break
         share = 1 / len(parts)
         if part == "activations":
-            for progress, message, result in _activations(loaded, images, s, names, stop):
+            for progress, message, reached in _activations(loaded, images, s, names, stop):
                 yield ExplainStep((number + progress) * share, message)
-                layers, found = result
-                findings = list(found)
+                layers, findings = reached[0], list(reached[1])
         elif part == "jacobian":
             for progress, one in _jacobians(loaded, images, s, names, stop):
                 jacobians += [] if one is None else [one]
@@ -216,12 +215,9 @@ def _parts(s: ExplainSettings) -> list[str]:
     return ["activations", "jacobian", "attention"] if s.what == "all" else [s.what]
 
 
-_Found = tuple[dict[str, Decomposition], list[Finding]]
-
-
 def _activations(
     loaded: Loaded, images: Images, s: ExplainSettings, names: list[str] | None, stop: Callable[[], bool]
-) -> Iterator[tuple[float, str, _Found]]:
+) -> Iterator[tuple[float, str, tuple[dict[str, Decomposition], list[Finding]]]]:
     """Yield how far the decomposition of activations is, and what there is of it."""
     batches = len(images.batches)
     more = {"centre": s.centre, "max_samples": s.max_samples, "seed": s.seed}
