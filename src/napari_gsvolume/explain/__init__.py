@@ -9,12 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .capture import CaptureStep, activation_steps, activations
+    from .capture import activation_steps, activations
     from .decomposition import Decomposition, Places
+    from .samples import CaptureStep
     from .streaming import StreamingSVD, streamed_svd
 
 _HOMES = {
-    "CaptureStep": ".capture",
+    "CaptureStep": ".samples",
     "Decomposition": ".decomposition",
     "Places": ".decomposition",
     "StreamingSVD": ".streaming",
