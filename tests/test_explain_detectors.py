@@ -8,8 +8,8 @@ from napari_gsvolume.explain.comparisons import attributes, drift, sharpening, s
 from napari_gsvolume.explain.detectors import (
     collapse,
     dead_units,
+    duplicate_heads,
     new_concepts,
-    redundant_heads,
     redundant_pairs,
     redundant_units,
 )
@@ -86,10 +86,10 @@ class TestOneLayer:
         matrix = np.array([[1, 0.5, -0.99], [0.5, 1, 0.7], [-0.99, 0.7, 1]])
         assert redundant_pairs(matrix, 0.6) == [(0, 2, -0.99), (1, 2, 0.7)]
 
-    def test_redundant_heads(self) -> None:
+    def test_duplicate_heads(self) -> None:
         likeness = np.eye(4)
         likeness[1, 3] = likeness[3, 1] = 0.999
-        [found] = redundant_heads("attention", likeness)
+        [found] = duplicate_heads("attention", likeness)
         assert (found.kind, found.subject) == ("redundant heads", "1 and 3")
 
     def test_new_concepts(self) -> None:

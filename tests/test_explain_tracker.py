@@ -30,6 +30,12 @@ def normal(*shape, seed=0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@dataclass(frozen=True)
+class Step:
+    iteration: int
+    history: tuple
+
+
 def kinds(findings) -> set[str]:
     return {finding.kind for finding in findings}
 
@@ -339,12 +345,21 @@ class TestFollowing:
         np.testing.assert_array_equal(seen.epochs, [p.iteration for p in steps[-1].history])
         assert (seen.to_previous[1:, 0] > 0.5).all()
 
-    def test_closing_closes_the_steps(self) -> None:
-        @dataclass(frozen=True)
-        class Step:
-            iteration: int
-            history: tuple
+    def test_a_training_that_diverges_goes_on(self) -> None:
+        model = linear(np.eye(3))
 
+        def steps():
+            for k in range(4):
+                with torch.no_grad():
+                    model[0].weight.mul_(1 if k < 2 else float("nan"))
+                yield Step(k + 1, (0,) * (k + 2))
+
+        tracker = Tracker(model, None, normal(20, 3))
+        with pytest.warns(UserWarning, match=r"ended at iteration 3: .*NaN"):
+            assert len(list(tracked(steps(), tracker))) == 4
+        np.testing.assert_array_equal(tracker.evolution("0").epochs, [0, 1, 2])
+
+    def test_closing_closes_the_steps(self) -> None:
         closed = []
 
         def steps():

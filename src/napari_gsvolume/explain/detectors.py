@@ -123,7 +123,7 @@ def redundant_units(
     return _redundant("redundant units", "units", "|correlation|", layer, correlation, thresholds, epoch)
 
 
-def redundant_heads(
+def duplicate_heads(
     layer: str, likeness: ArrayLike, thresholds: Thresholds = _STANDARD, *, epoch: float | None = None
 ) -> list[Finding]:
     """Find attention heads that look at the same: one finding a layer, which names the closest pairs.
@@ -132,12 +132,12 @@ def redundant_heads(
     ----------
     layer : str
     likeness : array_like, (heads, heads)
-        Symmetric, 1 for heads that are alike.
+        Cosines of their maps, as of `heads.Attention.similarity`.
     thresholds : Thresholds
         ``redundancy``.
     epoch : float, optional
     """
-    return _redundant("redundant heads", "heads", "likeness", layer, np.asarray(likeness), thresholds, epoch)
+    return _redundant("redundant heads", "heads", "cosine", layer, np.asarray(likeness), thresholds, epoch)
 
 
 def _redundant(
