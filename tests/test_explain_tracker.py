@@ -128,6 +128,22 @@ class TestPlanted:
         )
         assert len(tracker.evolution("0", "head").epochs) == 1
 
+    def test_duplicate_heads(self) -> None:
+        torch.manual_seed(1)
+        model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        inputs = 3 * normal(10, 7, 16)
+        tracker = Tracker(model, ["linear2"], inputs, attention=True)
+        tracker.record(0)
+        assert "redundant heads" not in kinds(tracker.findings())
+        with torch.no_grad():  # queries and keys of head 3 become those of head 1
+            for part in (0, 16):
+                for of in (model.self_attn.in_proj_weight, model.self_attn.in_proj_bias):
+                    of[part + 12 : part + 16] = of[part + 4 : part + 8]
+        tracker.record(1)
+        tracker.record(2)
+        [found] = [f for f in tracker.findings() if f.kind == "redundant heads"]
+        assert (found.layer, found.subject, found.epoch) == ("self_attn", "1 and 3", 1)
+
     def test_a_perturbation(self) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
