@@ -10,28 +10,99 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .capture import activation_steps, activations
+    from .concepts import Concept, Examples, concept_vector, derivatives
+    from .counterfactual import Counterfactual, Edit, edited, spread
+    from .crossvalidation import Measure
     from .decomposition import Decomposition, Places
+    from .labelled import block_groups, labels_at
+    from .lens import ImageLens, Lens, image_lens, sr_lens
+    from .lens_over import LensRecord, LensTracker, lens_over_layers
+    from .meaning import ConceptMap, Patch, Patches, component_gradient, concept_map, top_patches
+    from .probes import Probe, linear_probe, probe_steps
     from .samples import CaptureStep
     from .streaming import StreamingSVD, streamed_svd
+    from .tcav import TCAV, TCAVStep, run_tcav, tcav_steps
 
 _HOMES = {
+    "TCAV": ".tcav",
     "CaptureStep": ".samples",
+    "Concept": ".concepts",
+    "ConceptMap": ".meaning",
+    "Counterfactual": ".counterfactual",
     "Decomposition": ".decomposition",
+    "Edit": ".counterfactual",
+    "Examples": ".concepts",
+    "ImageLens": ".lens",
+    "Lens": ".lens",
+    "LensRecord": ".lens_over",
+    "LensTracker": ".lens_over",
+    "Measure": ".crossvalidation",
+    "Patch": ".meaning",
+    "Patches": ".meaning",
     "Places": ".decomposition",
+    "Probe": ".probes",
     "StreamingSVD": ".streaming",
+    "TCAVStep": ".tcav",
     "activation_steps": ".capture",
     "activations": ".capture",
+    "block_groups": ".labelled",
+    "component_gradient": ".meaning",
+    "concept_map": ".meaning",
+    "concept_vector": ".concepts",
+    "derivatives": ".concepts",
+    "edited": ".counterfactual",
+    "image_lens": ".lens",
+    "labels_at": ".labelled",
+    "lens_over_layers": ".lens_over",
+    "linear_probe": ".probes",
+    "probe_steps": ".probes",
+    "run_tcav": ".tcav",
+    "spread": ".counterfactual",
+    "sr_lens": ".lens",
     "streamed_svd": ".streaming",
+    "tcav_steps": ".tcav",
+    "top_patches": ".meaning",
 }
 
 __all__ = [
+    "TCAV",
     "CaptureStep",
+    "Concept",
+    "ConceptMap",
+    "Counterfactual",
     "Decomposition",
+    "Edit",
+    "Examples",
+    "ImageLens",
+    "Lens",
+    "LensRecord",
+    "LensTracker",
+    "Measure",
+    "Patch",
+    "Patches",
     "Places",
+    "Probe",
     "StreamingSVD",
+    "TCAVStep",
     "activation_steps",
     "activations",
+    "block_groups",
+    "component_gradient",
+    "concept_map",
+    "concept_vector",
+    "derivatives",
+    "edited",
+    "image_lens",
+    "labels_at",
+    "lens_over_layers",
+    "linear_probe",
+    "probe_steps",
+    "run_tcav",
+    "spread",
+    "sr_lens",
     "streamed_svd",
+    "tcav_steps",
+    "top_patches",
 ]
 
 

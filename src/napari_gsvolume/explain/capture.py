@@ -106,15 +106,15 @@ def activation_steps(
     def run(names: Collection[str], take: Callable[[Samples, Pieces], None]) -> Iterator[None]:
         first = 0
         for number, batch in enumerate(batches(inputs)):
-            now = _Call(batch, first)
+            now = Call(batch, first)
 
-            def hook(name: str, now: _Call = now) -> Callable[..., None]:
+            def hook(name: str, now: Call = now) -> Callable[..., None]:
                 def see(module: nn.Module, _: Any, given: Any) -> None:
                     take(taken[name], now.pieces(name, module, given, axes.get(name), output))
 
                 return see
 
-            typed = dict.fromkeys(_modules_of(model, (*_LAST, *_FIRST)), now.note)
+            typed = dict.fromkeys(typed_modules(model), now.note)
             hooks = {modules[name]: hook(name) for name in names}
             # Whoever consumes the steps may do anything between them: the model is itself then.
             with undisturbed(model, seed + number), torch.no_grad(), hooked(typed), hooked(hooks):
@@ -148,11 +148,12 @@ def chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Modul
     return {name: modules[name] for name in names}
 
 
-def _modules_of(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, kinds)]
+def typed_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules whose layout is known: what `Call.note` is to see."""
+    return [module for module in model.modules() if isinstance(module, (*_LAST, *_FIRST))]
 
 
-class _Call:
+class Call:
     """One call of the model."""
 
     def __init__(self, batch: Batch, first_input: int) -> None:
@@ -173,8 +174,20 @@ class _Call:
         self, name: str, module: nn.Module, given: Any, axis: int | None, output: Callable[[Any], Tensor] | None
     ) -> Pieces:
         """Return what a layer gave, features last."""
+        rows = self.features_last(name, module, given, axis, output).detach()
+        pieces, grid = len(rows), tuple(rows.shape[1:-1])
+        each = pieces // self.count if pieces % self.count == 0 else 0
+        numbers = np.arange(pieces)
+        inputs = self.first_input + numbers // each if each else np.full(pieces, -1)
+        parts = self._parts[name] + (numbers % each if each else numbers)
+        self._parts[name] += each or pieces
+        return Pieces(rows.reshape(pieces, -1, rows.shape[-1]), grid, self.strides(grid), inputs, parts)
+
+    def features_last(
+        self, name: str, module: nn.Module, given: Any, axis: int | None, output: Callable[[Any], Tensor] | None
+    ) -> Tensor:
+        """Return the tensor that a layer gave, a view (pieces, *grid, features) through which gradients flow."""
         tensor = first_tensor(given, f"The layer {name!r}") if output is None else output(given)
-        tensor = tensor.detach()
         if tensor.ndim == 0 or tensor.is_complex() or tensor.numel() == 0:
             raise RefusedError(
                 f"The layer {name!r} gives {tensor.dtype} of shape {tuple(tensor.shape)}, no activations."
@@ -183,16 +196,10 @@ class _Call:
             tensor = tensor[None]
         if tensor.ndim == 3 and not getattr(module, "batch_first", True):
             tensor = tensor.transpose(0, 1)
-        rows = tensor.movedim(self._axis(name, module, tensor, axis), -1)
-        pieces, grid = len(rows), tuple(rows.shape[1:-1])
-        each = pieces // self.count if pieces % self.count == 0 else 0
-        numbers = np.arange(pieces)
-        inputs = self.first_input + numbers // each if each else np.full(pieces, -1)
-        parts = self._parts[name] + (numbers % each if each else numbers)
-        self._parts[name] += each or pieces
-        return Pieces(rows.reshape(pieces, -1, rows.shape[-1]), grid, self._strides(grid), inputs, parts)
+        return tensor.movedim(self.axis(name, module, tensor, axis), -1)
 
-    def _axis(self, name: str, module: nn.Module, tensor: Tensor, axis: int | None) -> int:
+    def axis(self, name: str, module: nn.Module, tensor: Tensor, axis: int | None) -> int:
+        """Return the axis of a layer's tensor that features are along: the one given, or by what ran so far."""
         if axis is not None:
             if axis % tensor.ndim == 0 or not -tensor.ndim <= axis < tensor.ndim:
                 raise RefusedError(
@@ -210,7 +217,8 @@ class _Call:
                 return along
         return -1 if tensor.ndim == 3 else 1
 
-    def _strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
+    def strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
+        """Return the extents of the input over those of a grid, NaN where the input has other axes."""
         for tensor in self.given:
             shape = tuple(tensor.shape)
             tokens = not tensor.is_floating_point() or (len(shape) == 3 and shape[1:2] == grid)
