@@ -124,7 +124,9 @@ def language_model(**config) -> Network:
 
 
 def autoencoder() -> Network:
-    model = nn.Sequential(nn.Linear(20, 12), nn.Tanh(), nn.Linear(12, 4), nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 20))
+    model = nn.Sequential(
+        nn.Linear(20, 12), nn.Tanh(), nn.Linear(12, 4), nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 20)
+    )
     return Network(model, [noise(40, 20), noise(13, 20, seed=1)], "2", 4, 53)
 
 

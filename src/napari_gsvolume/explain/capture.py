@@ -151,7 +151,7 @@ def passes(
 
             return see
 
-        typed = dict.fromkeys(_modules_of(model, (*_LAST, *_FIRST)), now.note)
+        typed = dict.fromkeys(typed_modules(model), now.note)
         hooks = {module: hook(name) for name, module in modules.items()}
         # Whoever consumes the steps may do anything between them: the model is itself then.
         with undisturbed(model, seed + number), torch.no_grad(), hooked(typed), hooked(hooks):
@@ -195,8 +195,9 @@ def chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Modul
     return {name: modules[name] for name in names}
 
 
-def _modules_of(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, kinds)]
+def typed_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules whose layout is known: what `Call.note` is to see."""
+    return [module for module in model.modules() if isinstance(module, (*_LAST, *_FIRST))]
 
 
 class Call:
@@ -220,8 +221,16 @@ class Call:
         self, name: str, module: nn.Module, given: Any, axis: int | None, output: Callable[[Any], Tensor] | None
     ) -> Pieces:
         """Return what a layer gave, features last."""
+        rows = self.features_last(name, module, given, axis, output).detach()
+        grid = tuple(rows.shape[1:-1])
+        rows = rows.reshape(len(rows), -1, rows.shape[-1])
+        return Pieces(rows, grid, self.strides(grid), *self.numbers(name, len(rows)))
+
+    def features_last(
+        self, name: str, module: nn.Module, given: Any, axis: int | None, output: Callable[[Any], Tensor] | None
+    ) -> Tensor:
+        """Return the tensor that a layer gave, a view (pieces, *grid, features) through which gradients flow."""
         tensor = first_tensor(given, f"The layer {name!r}") if output is None else output(given)
-        tensor = tensor.detach()
         if tensor.ndim == 0 or tensor.is_complex() or tensor.numel() == 0:
             raise RefusedError(
                 f"The layer {name!r} gives {tensor.dtype} of shape {tuple(tensor.shape)}, no activations."
@@ -230,10 +239,7 @@ class Call:
             tensor = tensor[None]
         if tensor.ndim == 3 and not getattr(module, "batch_first", True):
             tensor = tensor.transpose(0, 1)
-        rows = tensor.movedim(self._axis(name, module, tensor, axis), -1)
-        grid = tuple(rows.shape[1:-1])
-        rows = rows.reshape(len(rows), -1, rows.shape[-1])
-        return Pieces(rows, grid, self._strides(grid), *self.numbers(name, len(rows)))
+        return tensor.movedim(self.axis(name, module, tensor, axis), -1)
 
     def numbers(self, name: str, pieces: int) -> tuple[Integers, Integers]:
         """Return which input each of so many pieces from a layer is of, and which part of what there is for it."""
@@ -244,7 +250,8 @@ class Call:
         self._parts[name] += each or pieces
         return inputs, parts
 
-    def _axis(self, name: str, module: nn.Module, tensor: Tensor, axis: int | None) -> int:
+    def axis(self, name: str, module: nn.Module, tensor: Tensor, axis: int | None) -> int:
+        """Return the axis of a layer's tensor that features are along: the one given, or by what ran so far."""
         if axis is not None:
             if axis % tensor.ndim == 0 or not -tensor.ndim <= axis < tensor.ndim:
                 raise RefusedError(
@@ -262,7 +269,8 @@ class Call:
                 return along
         return -1 if tensor.ndim == 3 else 1
 
-    def _strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
+    def strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
+        """Return the extents of the input over those of a grid, NaN where the input has other axes."""
         for tensor in self.given:
             shape = tuple(tensor.shape)
             tokens = not tensor.is_floating_point() or (len(shape) == 3 and shape[1:2] == grid)
