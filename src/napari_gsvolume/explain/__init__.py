@@ -81,6 +81,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "TCAV",
     "Attention",
     "CaptureStep",
     "Concept",
@@ -100,7 +101,6 @@ __all__ = [
     "Places",
     "Probe",
     "StreamingSVD",
-    "TCAV",
     "TCAVStep",
     "activation_steps",
     "activations",

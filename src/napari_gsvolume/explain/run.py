@@ -13,7 +13,7 @@ from ..spectral.spectra import effective_rank, stable_rank
 from .capture import activation_steps
 from .decomposition import Decomposition
 from .derivatives import jacobian
-from .detectors import collapse, dead_units, redundant_heads, redundant_units
+from .detectors import collapse, dead_units, duplicate_heads, redundant_units
 from .findings import Finding, Thresholds
 from .heads import Attention, attention
 from .images import Images, Place, Volume, images_for
@@ -169,7 +169,7 @@ def explain_steps(
                 attended = []
                 notes.append(f"Attention is left out: {error}")
             else:
-                findings += redundant_heads("attention", heads.similarity)
+                findings += duplicate_heads("attention", heads.similarity)
     notes += [f"The layer {name} gives 0 for all of these images." for name, d in layers.items() if not d.k]
     result = Explanation(
         loaded, images, s, layers, tuple(jacobians), heads, tuple(attended), tuple(findings), tuple(notes),
