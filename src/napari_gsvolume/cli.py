@@ -478,4 +478,4 @@ def _say(text: str) -> None:
     print(f"gsvolume: {text}", file=sys.stderr)
 
 
-from . import cli_recover, cli_scan, cli_spectral, cli_views  # noqa: E402, F401, they register themselves on `app`
+from . import cli_explain, cli_recover, cli_scan, cli_spectral, cli_views  # noqa: E402, F401, they register themselves on `app`

@@ -1,0 +1,123 @@
+"""Running a model without changing it, on whatever its inputs are; and the tensors in what it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# What a model is called with: x, (x, adjacency), {"input_ids": ids}.
+Batch = Tensor | tuple[Any, ...] | Mapping[str, Any]
+Inputs = Batch | Iterable[Batch]
+
+
+@contextmanager
+def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Within, the model is in evaluation mode and random numbers are those of a seed; afterwards all is as before.
+
+    The fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer, which calls none of the modules inside, is
+    not taken within.
+    """
+    modes = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.backends.mha.set_fastpath_enabled(False)
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Within, the hooks (module, args, output) see what the modules give."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def batches(inputs: Inputs) -> Iterable[Batch]:
+    """Return the batches that a model is to be called with, one by one.
+
+    Raises
+    ------
+    ValueError
+        If the inputs are none.
+    """
+    if isinstance(inputs, (Tensor, tuple, Mapping)):
+        return [inputs]
+    if not isinstance(inputs, Iterable):
+        raise ValueError(
+            "Inputs are a tensor, a tuple of arguments, a dict of keyword arguments, or an iterable of these; "
+            f"got {type(inputs).__name__}."
+        )
+    return inputs
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    """Return what the model gives for a batch.
+
+    Raises
+    ------
+    ValueError
+        If the model raises anything, with its words.
+    """
+    try:
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+    except RefusedError:
+        raise
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"The model {type(model).__name__} cannot be called with these inputs ({described(batch)}): "
+            f"{type(error).__name__}: {said}."
+        ) from error
+
+
+class RefusedError(ValueError):
+    """What we found in a model's pass: not the model's own error."""
+
+
+def described(batch: Batch) -> str:
+    """Return the shapes of a batch, for a sentence."""
+    parts = batch.items() if isinstance(batch, Mapping) else enumerate(batch if isinstance(batch, tuple) else [batch])
+    return ", ".join(
+        (f"{name}: " if isinstance(name, str) else "")
+        + ("x".join(map(str, part.shape)) or "scalar" if isinstance(part, Tensor) else type(part).__name__)
+        for name, part in parts
+    )
+
+
+def tensors(thing: Any) -> Iterator[Tensor]:
+    """Yield the tensors in tensors, sequences, mappings and dataclasses, in their order."""
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, Mapping):
+        for one in thing.values():
+            yield from tensors(one)
+    elif isinstance(thing, (tuple, list)):
+        for one in thing:
+            yield from tensors(one)
+    elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        for field in dataclasses.fields(thing):
+            yield from tensors(getattr(thing, field.name))
+
+
+def first_tensor(thing: Any, whose: str) -> Tensor:
+    """Return the first tensor in what a module gave; raise ValueError if there is none."""
+    for tensor in tensors(thing):
+        return tensor
+    raise RefusedError(f"{whose} gives {type(thing).__name__}, in which there is no tensor; say which with output=.")

@@ -1,0 +1,232 @@
+"""What chance does: permutations of inputs, corrections for many tests, and intervals.
+
+Samples of one input (its pixels, its tokens) are not independent, so inputs are what is permuted and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.stats import ncf
+
+Floats = NDArray[np.float64]
+FEWEST = 8
+"""Inputs below which nothing is tested."""
+_AT_ONCE = 2**22  # numbers of permuted designs
+
+
+@dataclass(frozen=True, eq=False)
+class Association:
+    """How columns of numbers depend on one attribute.
+
+    Attributes
+    ----------
+    measure : str
+        "r" (Pearson's, the point-biserial one of two categories), or "eta" (the correlation ratio, of more).
+    statistic : ndarray, (m,)
+        -1 to 1, or 0 to 1 of eta.
+    p_values : ndarray, (m,)
+        Corrected for all columns and all attributes.
+    reach : float
+        How far the largest |r| comes that permutations give, all but a part alpha of them; of eta, 0.
+    inputs, degrees : int
+        Of freedom of the attribute: 1, or categories - 1.
+    level : float
+        Error rate of one interval of eta, such that all hold with probability ``1 - alpha`` (Bonferroni).
+    """
+
+    measure: str
+    statistic: Floats
+    p_values: Floats
+    reach: float
+    inputs: int
+    degrees: int
+    level: float
+
+    def interval(self, column: int) -> tuple[float, float]:
+        """Return the confidence interval of a statistic; all of them hold with probability ``1 - alpha``.
+
+        Of r it is that of Fisher 1921, ``tanh(artanh(r) -+ artanh(reach))``: as wide, on his scale, as chance is
+        wide. Of eta see `eta_interval`. Both take the columns, given the attribute, for normal, p-values do not.
+        """
+        statistic = float(self.statistic[column])
+        if self.measure == "eta":
+            return eta_interval(statistic, self.inputs, self.degrees, self.level)
+        z, half = np.arctanh(np.clip([statistic, self.reach], -1 + 1e-15, 1 - 1e-15))
+        return float(np.tanh(z - half)), float(np.tanh(z + half))
+
+
+def associations(
+    columns: ArrayLike,
+    attributes: Mapping[str, ArrayLike],
+    *,
+    alpha: float = 0.05,
+    permutations: int = 999,
+    seed: int = 0,
+) -> dict[str, Association]:
+    """Test all columns at once for a dependence on attributes, which are permuted among the inputs.
+
+    Parameters
+    ----------
+    columns : array_like, (inputs, m)
+        Columns that do not vary are correlated with nothing.
+    attributes : mapping of str to array_like, (inputs,)
+        Numbers or booleans; or texts, which are categories.
+    alpha : float
+        Of the intervals.
+    permutations, seed : int
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 8 inputs, or an attribute is not one value an input, not finite or the same everywhere.
+    """
+    X = standardised(columns)
+    n, m = X.shape
+    designs = {name: design(values, n, name) for name, values in attributes.items()}
+    orders = permuted(n, permutations, seed)
+    parts = [explained(X, D, orders) for D in designs.values()]
+    p_values = familywise(np.concatenate(parts, axis=1)).reshape(len(designs), m)
+    chance = [part.max(1, initial=0.0) for part, D in zip(parts, designs.values(), strict=True) if D.shape[1] == 1]
+    reach = np.sqrt(np.quantile(np.max(chance, axis=0), 1 - alpha, method="higher")) if chance else 0.0
+    found = {}
+    for (name, D), p in zip(designs.items(), p_values, strict=True):
+        projected, degrees = D.T @ X, D.shape[1]
+        if degrees == 1:
+            found[name] = Association("r", np.clip(projected[0], -1, 1), p, float(reach), n, 1, 0.0)
+        else:
+            eta = np.sqrt(np.clip(np.square(projected).sum(0), 0, 1))
+            found[name] = Association("eta", eta, p, 0.0, n, degrees, alpha / max(1, p_values.size))
+    return found
+
+
+def permuted(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
+    """Return orders of the inputs, (1 + permutations, inputs): the given one first, then random ones.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 8 inputs.
+    """
+    if inputs < FEWEST:
+        raise ValueError(f"{inputs} inputs are too few to tell anything from chance; give {FEWEST} or more.")
+    rng = np.random.default_rng(seed)
+    return np.stack([np.arange(inputs), *(rng.permutation(inputs) for _ in range(permutations))])
+
+
+def swapped(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
+    """Return orders as `permuted` does, in which inputs only change places with their partners, half of all apart.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 8 inputs, or they are no pairs.
+    """
+    if inputs < FEWEST or inputs % 2:
+        raise ValueError(f"{inputs} inputs are not 4 pairs or more; give pairs, or compare without pairing.")
+    rng = np.random.default_rng(seed)
+    swaps = rng.integers(2, size=(permutations, inputs // 2)).astype(bool)
+    swaps = np.concatenate([np.zeros_like(swaps, shape=(1, inputs // 2)), swaps])
+    here = np.arange(inputs // 2)
+    first = np.where(swaps, here + inputs // 2, here)
+    return np.concatenate([first, np.where(swaps, here, here + inputs // 2)], axis=1)
+
+
+def familywise(statistics: ArrayLike) -> Floats:
+    """Return p-values of m statistics that large, (m,), corrected for how many they are.
+
+    Parameters
+    ----------
+    statistics : array_like, (1 + permutations, m)
+        As observed, then under permutations, the same ones for all.
+
+    Notes
+    -----
+    The probability of any false one is held by the distribution of the largest statistic (P. Westfall & S. Young,
+    "Resampling-based multiple testing", 1993). Nothing is assumed of how the statistics are distributed or depend on
+    each other. That they may be compared, each is taken relative to its mean and standard deviation over all rows,
+    which no permutation changes.
+    """
+    T = np.asarray(statistics, dtype=np.float64)
+    deviation = T.std(0)
+    Z = (T - T.mean(0)) / np.where(deviation > 1e-12, deviation, np.inf)
+    largest = np.sort(Z.max(1, initial=-np.inf))
+    return np.asarray(1 - np.searchsorted(largest, Z[0] - 1e-9) / len(T))
+
+
+def standardised(columns: ArrayLike) -> Floats:
+    """Return columns, (inputs, m), of mean 0 and length 1; those that do not vary become 0."""
+    X = np.asarray(columns, dtype=np.float64)
+    X = X - X.mean(0)
+    norms = np.linalg.norm(X, axis=0)
+    return np.asarray(X / np.where(norms > 1e-12 * norms.max(initial=1e-300), norms, np.inf))
+
+
+def explained(X: Floats, D: Floats, orders: NDArray[np.intp]) -> Floats:
+    """Return the part of the variance of standardised columns X (n, m) that a design D (n, c) has in each order."""
+    (n, c), found = D.shape, []
+    for some in np.array_split(orders, -(-orders.size * c // _AT_ONCE)):
+        projected = D[some].transpose(0, 2, 1).reshape(-1, n) @ X
+        found.append(np.square(projected).reshape(len(some), c, -1).sum(1))
+    return np.concatenate(found)
+
+
+def checked_attribute(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> NDArray[np.generic]:
+    """Return an attribute, (inputs,); raise ValueError, in one sentence, if it cannot be used."""
+    values = np.asarray(attribute)
+    if values.shape != (inputs,):
+        raise ValueError(f"{name} has one value for each of the {inputs} inputs; this has the shape {values.shape}.")
+    if values.dtype.kind in "biuf":
+        if not np.isfinite(values.astype(np.float64)).all():
+            raise ValueError(f"{name} holds NaN or infinite numbers; leave those inputs out.")
+    elif values.dtype.kind == "O":
+        values = values.astype(str)
+    elif values.dtype.kind not in "US":
+        raise ValueError(f"{name} is numbers, booleans or texts, not {values.dtype}.")
+    if len(np.unique(values)) < 2:
+        raise ValueError(f"{name} is the same for all inputs; nothing can depend on it.")
+    return values
+
+
+def design(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Floats:
+    """Return orthonormal columns of mean 0 that span an attribute, (inputs, c): 1 of numbers, else categories - 1."""
+    values = checked_attribute(attribute, inputs, name)
+    if values.dtype.kind in "biuf":
+        y = values.astype(np.float64)
+        y -= y.mean()
+        return (y / np.linalg.norm(y))[:, None]
+    _, codes = np.unique(values, return_inverse=True)
+    indicators = np.eye(codes.max() + 1)[codes]
+    if indicators.shape[1] >= inputs - 1:
+        raise ValueError(f"{name} has {indicators.shape[1]} categories, too many for {inputs} inputs.")
+    Q, _ = np.linalg.qr(indicators[:, 1:] - indicators[:, 1:].mean(0))
+    return np.asarray(Q * np.sign((Q * indicators[:, 1:]).sum(0)))  # of two categories: r > 0, the second has more
+
+
+def eta_interval(eta: float, inputs: int, between: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Return the confidence interval of a correlation ratio of ``between + 1`` categories.
+
+    By the noncentral F distribution (J. Steiger, "Beyond the F test", Psychological Methods 9, 2004).
+    """
+    within = inputs - between - 1
+    if eta >= 1 - 1e-12:
+        return 1.0, 1.0
+    F = eta**2 / (1 - eta**2) * within / between
+
+    def bound(level: float) -> float:
+        def off(noncentrality: float) -> float:
+            return float(ncf.cdf(F, between, within, noncentrality)) - level
+
+        if off(0.0) <= 0:
+            return 0.0
+        top = 1.0
+        while off(top) > 0:
+            top *= 2
+        root = float(brentq(off, 0.0, top, xtol=1e-6 * top))
+        return float(np.sqrt(root / (root + inputs)))
+
+    return bound(1 - alpha / 2), bound(alpha / 2)

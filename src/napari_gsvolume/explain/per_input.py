@@ -1,0 +1,70 @@
+"""What the samples of each input are, in the coordinates of a layer's leading components: their first two moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class PerInput:
+    """The moments of the samples of each input, all of the same weight.
+
+    Attributes
+    ----------
+    means : ndarray, (inputs, k)
+        Mean coordinates.
+    seconds : ndarray, (inputs, k, k)
+        Mean products of two coordinates.
+    shares : ndarray, (k,)
+        Part of the layer's variance that each component has.
+    """
+
+    means: Floats
+    seconds: Floats
+    shares: Floats
+
+    @classmethod
+    def of(cls, coordinates: Floats, whose: NDArray[np.int64], inputs: int, shares: Floats) -> PerInput:
+        """Return the moments of samples.
+
+        Parameters
+        ----------
+        coordinates : ndarray, (samples, k)
+        whose : ndarray of int, (samples,)
+            Which input each is of, ascending.
+        inputs : int
+            How many there are.
+        shares : ndarray, (k,)
+
+        Raises
+        ------
+        ValueError
+            If an input has no sample.
+        """
+        k = coordinates.shape[1]
+        ends = np.searchsorted(whose, np.arange(inputs + 1))
+        if (np.diff(ends) == 0).any():
+            raise ValueError(
+                f"{(np.diff(ends) == 0).sum()} of {inputs} inputs have none of the {len(whose)} samples; raise "
+                "max_samples, or give fewer inputs."
+            )
+        means, seconds = np.empty((inputs, k)), np.empty((inputs, k, k))
+        for i in range(inputs):
+            x = coordinates[ends[i] : ends[i + 1]]
+            means[i], seconds[i] = x.mean(0), x.T @ x / len(x)
+        return cls(means, seconds, shares)
+
+    def first(self, inputs: int) -> PerInput:
+        """Return the moments of the first so many inputs."""
+        return PerInput(self.means[:inputs], self.seconds[:inputs], self.shares)
+
+    def centred(self, labels: NDArray[np.intp]) -> Floats:
+        """Return the second moments about the mean of each group, (inputs, k, k)."""
+        mean = np.stack([self.means[labels == g].mean(0) for g in range(labels.max() + 1)])[labels]
+        cross = mean[:, :, None] * self.means[:, None]
+        return np.asarray(self.seconds - cross - cross.transpose(0, 2, 1) + mean[:, :, None] * mean[:, None])

@@ -1,0 +1,74 @@
+"""One layer of a model as it runs: looked at with its gradients, or given something else in its place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from .capture import Call, chosen, typed_modules
+from .forward import RefusedError, first_tensor, hooked
+
+# Takes the tensor of a layer, and what makes a view of any tensor of that layout that is (pieces, *grid, features);
+# returns what the layer is to give instead, or None.
+See = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None]
+
+
+@contextmanager
+def watched(model: nn.Module, layer: str, see: See, features_axis: int | None = None) -> Iterator[None]:
+    """Within, `see` is called with the first tensor of whatever the layer gives.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer; and, of a call of the model, if the layer gives no activations.
+    """
+    [module] = chosen(model, [layer]).values()
+    now = Call((), 0)
+
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal now
+        now = Call((*args, *kwargs.values()), 0)
+
+    def note(typed: nn.Module, args: Any, given: Any) -> None:
+        now.note(typed, args, given)
+
+    def hook(_: nn.Module, __: Any, given: Any) -> Any:
+        tensor = first_tensor(given, f"The layer {layer!r}")
+        new = see(tensor, lambda t: now.features_last(layer, module, t, features_axis, None))
+        return None if new is None else replaced(given, tensor, new)
+
+    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
+    try:
+        with hooked(dict.fromkeys(typed_modules(model), note)), hooked({module: hook}):
+            yield
+    finally:
+        handle.remove()
+
+
+def replaced(given: Any, old: Tensor, new: Tensor) -> Any:
+    """Return a copy of what a module gave, with another tensor for one of those in it."""
+    if given is old:
+        return new
+    if isinstance(given, Mapping):
+        items = {name: replaced(one, old, new) for name, one in given.items()}
+        return items if type(given) is dict else type(given)(items)  # type: ignore[call-arg]
+    if isinstance(given, (tuple, list)):
+        parts = [replaced(one, old, new) for one in given]
+        return type(given)(*parts) if hasattr(given, "_fields") else type(given)(parts)
+    if dataclasses.is_dataclass(given) and not isinstance(given, type):
+        values = {f.name: replaced(getattr(given, f.name), old, new) for f in dataclasses.fields(given) if f.init}
+        return dataclasses.replace(given, **values)
+    return given
+
+
+def check_direction(direction_features: int, features: int, layer: str) -> None:
+    """Raise ValueError if a direction is none of a layer's activations."""
+    if direction_features != features:
+        raise RefusedError(
+            f"The direction has {direction_features} features, and the layer {layer!r} gives {features}; it is of "
+            "another layer."
+        )
