@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from napari_gsvolume.explain import Examples, activations, concept_vector, derivatives, run_tcav, tcav_steps
+from napari_gsvolume.explain import Examples, activations, concept_vector, run_tcav, sensitivities, tcav_steps
 from napari_gsvolume.explain.concepts import direction_of, random_direction
 from napari_gsvolume.explain.tcav import holm, judged
 
@@ -96,7 +96,7 @@ class TestDerivatives:
         def of(y):
             return y[:, 0].square().mean((1, 2)) - y[:, 1, 2:4, 3:5].sum((1, 2))
 
-        found = derivatives(model, [x[:2], x[2:]], "0", of)
+        found = sensitivities(model, [x[:2], x[2:]], "0", of)
         assert found.shape == (5, 3)
         h = model[0](x).detach()
         for feature in range(3):
@@ -108,9 +108,9 @@ class TestDerivatives:
     def test_refusals(self, refused) -> None:
         model = Planted()
         with refused(ValueError, "One number an input", "()"):
-            derivatives(model, noise(2), "conv", torch.sum)
+            sensitivities(model, noise(2), "conv", torch.sum)
         with refused(ValueError, "does not depend"):
-            derivatives(model, noise(2), "conv", lambda y: torch.zeros(2))
+            sensitivities(model, noise(2), "conv", lambda y: torch.zeros(2))
         assert not model.conv._forward_hooks
 
 

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .capture import activation_steps, activations
-    from .concepts import Concept, Examples, concept_vector, derivatives
+    from .concepts import Concept, Examples, concept_vector, sensitivities
     from .counterfactual import Counterfactual, Edit, edited, spread
     from .crossvalidation import Measure
     from .decomposition import Decomposition, Places
+    from .derivatives import gradients, jacobian
+    from .heads import Attention, attention
     from .labelled import block_groups, labels_at
     from .lens import ImageLens, Lens, image_lens, sr_lens
     from .lens_over import LensRecord, LensTracker, lens_over_layers
     from .meaning import ConceptMap, Patch, Patches, component_gradient, concept_map, top_patches
+    from .metrics import effective_rank, linear_cka, participation_ratio, rank_me, redundant_heads, stable_rank
+    from .parts import Parts, nmf
     from .probes import Probe, linear_probe, probe_steps
     from .samples import CaptureStep
     from .streaming import StreamingSVD, streamed_svd
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "TCAV": ".tcav",
+    "Attention": ".heads",
     "CaptureStep": ".samples",
     "Concept": ".concepts",
     "ConceptMap": ".meaning",
@@ -37,6 +42,7 @@ _HOMES = {
     "LensRecord": ".lens_over",
     "LensTracker": ".lens_over",
     "Measure": ".crossvalidation",
+    "Parts": ".parts",
     "Patch": ".meaning",
     "Patches": ".meaning",
     "Places": ".decomposition",
@@ -45,20 +51,30 @@ _HOMES = {
     "TCAVStep": ".tcav",
     "activation_steps": ".capture",
     "activations": ".capture",
+    "attention": ".heads",
     "block_groups": ".labelled",
     "component_gradient": ".meaning",
     "concept_map": ".meaning",
     "concept_vector": ".concepts",
-    "derivatives": ".concepts",
     "edited": ".counterfactual",
+    "effective_rank": ".metrics",
+    "gradients": ".derivatives",
     "image_lens": ".lens",
+    "jacobian": ".derivatives",
     "labels_at": ".labelled",
     "lens_over_layers": ".lens_over",
+    "linear_cka": ".metrics",
     "linear_probe": ".probes",
+    "nmf": ".parts",
+    "participation_ratio": ".metrics",
     "probe_steps": ".probes",
+    "rank_me": ".metrics",
+    "redundant_heads": ".metrics",
     "run_tcav": ".tcav",
+    "sensitivities": ".concepts",
     "spread": ".counterfactual",
     "sr_lens": ".lens",
+    "stable_rank": ".metrics",
     "streamed_svd": ".streaming",
     "tcav_steps": ".tcav",
     "top_patches": ".meaning",
@@ -66,6 +82,7 @@ _HOMES = {
 
 __all__ = [
     "TCAV",
+    "Attention",
     "CaptureStep",
     "Concept",
     "ConceptMap",
@@ -78,6 +95,7 @@ __all__ = [
     "LensRecord",
     "LensTracker",
     "Measure",
+    "Parts",
     "Patch",
     "Patches",
     "Places",
@@ -86,20 +104,30 @@ __all__ = [
     "TCAVStep",
     "activation_steps",
     "activations",
+    "attention",
     "block_groups",
     "component_gradient",
     "concept_map",
     "concept_vector",
-    "derivatives",
     "edited",
+    "effective_rank",
+    "gradients",
     "image_lens",
+    "jacobian",
     "labels_at",
     "lens_over_layers",
+    "linear_cka",
     "linear_probe",
+    "nmf",
+    "participation_ratio",
     "probe_steps",
+    "rank_me",
+    "redundant_heads",
     "run_tcav",
+    "sensitivities",
     "spread",
     "sr_lens",
+    "stable_rank",
     "streamed_svd",
     "tcav_steps",
     "top_patches",

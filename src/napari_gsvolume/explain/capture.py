@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .decomposition import Decomposition, check_modes
+from .decomposition import Decomposition, Places, check_modes
 from .forward import Batch, Inputs, RefusedError, batches, call, first_tensor, hooked, tensors, undisturbed
-from .samples import BUDGET, CaptureStep, Pieces, Samples, two_passes
+from .samples import BUDGET, CaptureStep, Pieces, Run, Samples, two_passes
 
 Integers = NDArray[np.int64]
 
@@ -100,8 +100,42 @@ def activation_steps(
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"At least one sample is needed; max_samples is {max_samples}.")
     modules = chosen(model, layers)
-    axes = features_axis if isinstance(features_axis, Mapping) else dict.fromkeys(modules, features_axis)
     taken = {name: Samples(name, k, centre, max_samples, seed) for name in modules}
+    run = _runner(model, inputs, modules, taken, seed, features_axis, output)
+    yield from two_passes(inputs, taken, run, budget, layers is None)
+
+
+def captured(
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[str] | None,
+    max_samples: int,
+    seed: int = 0,
+    *,
+    features_axis: int | Mapping[str, int] | None = None,
+    output: Callable[[Any], Tensor] | None = None,
+) -> dict[str, tuple[NDArray[Any], Places]]:
+    """Return activations (samples, features) themselves, and where the samples lie; parameters as of `activations`."""
+    if max_samples < 1:
+        raise ValueError(f"At least one sample is needed; max_samples is {max_samples}.")
+    modules = chosen(model, layers)
+    taken = {name: Samples(name, 1, False, max_samples, seed) for name in modules}
+    for _ in _runner(model, inputs, modules, taken, seed, features_axis, output)(taken, Samples.take):
+        pass
+    return {name: layer.matrix() for name, layer in taken.items() if layer.samples or layers is not None}
+
+
+def _runner(
+    model: nn.Module,
+    inputs: Inputs,
+    modules: Mapping[str, nn.Module],
+    taken: Mapping[str, Samples],
+    seed: int,
+    features_axis: int | Mapping[str, int] | None,
+    output: Callable[[Any], Tensor] | None,
+) -> Run:
+    """Return what calls the model with each batch, and a function with what each of the layers of some names gives."""
+    axes = features_axis if isinstance(features_axis, Mapping) else dict.fromkeys(modules, features_axis)
 
     def run(names: Collection[str], take: Callable[[Samples, Pieces], None]) -> Iterator[None]:
         first = 0
@@ -122,7 +156,7 @@ def activation_steps(
             first += now.count
             yield
 
-    yield from two_passes(inputs, taken, run, budget, layers is None)
+    return run
 
 
 def chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Module]:
@@ -175,13 +209,9 @@ class Call:
     ) -> Pieces:
         """Return what a layer gave, features last."""
         rows = self.features_last(name, module, given, axis, output).detach()
-        pieces, grid = len(rows), tuple(rows.shape[1:-1])
-        each = pieces // self.count if pieces % self.count == 0 else 0
-        numbers = np.arange(pieces)
-        inputs = self.first_input + numbers // each if each else np.full(pieces, -1)
-        parts = self._parts[name] + (numbers % each if each else numbers)
-        self._parts[name] += each or pieces
-        return Pieces(rows.reshape(pieces, -1, rows.shape[-1]), grid, self.strides(grid), inputs, parts)
+        grid = tuple(rows.shape[1:-1])
+        rows = rows.reshape(len(rows), -1, rows.shape[-1])
+        return Pieces(rows, grid, self._strides(grid), *self.numbers(name, len(rows)))
 
     def features_last(
         self, name: str, module: nn.Module, given: Any, axis: int | None, output: Callable[[Any], Tensor] | None
@@ -197,6 +227,15 @@ class Call:
         if tensor.ndim == 3 and not getattr(module, "batch_first", True):
             tensor = tensor.transpose(0, 1)
         return tensor.movedim(self.axis(name, module, tensor, axis), -1)
+
+    def numbers(self, name: str, pieces: int) -> tuple[Integers, Integers]:
+        """Return which input each of so many pieces from a layer is of, and which part of what there is for it."""
+        each = pieces // self.count if pieces % self.count == 0 else 0
+        numbers = np.arange(pieces)
+        inputs = self.first_input + numbers // each if each else np.full(pieces, -1)
+        parts = self._parts[name] + (numbers % each if each else numbers)
+        self._parts[name] += each or pieces
+        return inputs, parts
 
     def axis(self, name: str, module: nn.Module, tensor: Tensor, axis: int | None) -> int:
         """Return the axis of a layer's tensor that features are along: the one given, or by what ran so far."""
@@ -217,8 +256,7 @@ class Call:
                 return along
         return -1 if tensor.ndim == 3 else 1
 
-    def strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
-        """Return the extents of the input over those of a grid, NaN where the input has other axes."""
+    def _strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
         for tensor in self.given:
             shape = tuple(tensor.shape)
             tokens = not tensor.is_floating_point() or (len(shape) == 3 and shape[1:2] == grid)

@@ -97,7 +97,7 @@ def concept_vector(
     return Concept(direction_of(X, y, fit), auc, decomposition.layer, fit)
 
 
-def derivatives(
+def sensitivities(
     model: nn.Module,
     inputs: Inputs,
     layer: str,

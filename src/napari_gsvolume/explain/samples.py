@@ -68,7 +68,7 @@ class Samples:
         self.samples += count * positions
         if self._chosen is not None:
             whose = np.where(pieces.inputs < 0, self.samples, pieces.inputs)
-            self._chosen.take(pieces.rows, _priorities(self.seed, whose, pieces.parts, positions), first)
+            self._chosen.take(pieces.rows, priorities(self.seed, whose, pieces.parts, positions), first)
             return
         rows = _numbers(pieces.rows.flatten(0, 1))
         self._svd.update(rows)
@@ -77,8 +77,7 @@ class Samples:
 
     def decompose(self) -> None:
         """Decompose all that was taken in, and score what was kept."""
-        if self.samples == 0:
-            raise ValueError(f"The layer {self.name!r} is never called by the model, so it has no activations.")
+        self._check_called()
         if self._chosen is not None:
             self._kept = [self._chosen.rows()]
             self._svd.update(self._kept[0])
@@ -88,9 +87,21 @@ class Samples:
             self._scores.update(rows)
 
     @property
+    def gram(self) -> NDArray[np.float64]:
+        """A^T A, (features, features)."""
+        return self._svd.gram
+
+    @property
     def complete(self) -> bool:
         """Whether all samples have their scores."""
         return self._kept is not None
+
+    def matrix(self) -> tuple[NDArray[Any], Places]:
+        """Return the samples that were chosen, (samples, features), and where they lie."""
+        self._check_called()
+        assert self._chosen is not None
+        rows = self._chosen.rows()
+        return rows, self._places()
 
     def score(self, pieces: Pieces) -> None:
         """Score what the layer gave again."""
@@ -130,6 +141,10 @@ class Samples:
             np.repeat(np.array([t.strides for t in tables], dtype=np.float64).reshape(len(tables), d), sizes, 0),
         )
 
+    def _check_called(self) -> None:
+        if self.samples == 0:
+            raise ValueError(f"The layer {self.name!r} is never called by the model, so it has no activations.")
+
     def _check(self, pieces: Pieces) -> None:
         features = pieces.rows.shape[-1]
         if self._tables:
@@ -165,10 +180,14 @@ class CaptureStep:
     result: dict[str, Decomposition] | None = field(default=None, repr=False)
 
 
+# Calls the model with each batch; the function is called with what each of the named layers gives.
+Run = Callable[[Collection[str], Callable[[Samples, Pieces], None]], Iterator[None]]
+
+
 def two_passes(
     inputs: Inputs,
     taken: dict[str, Samples],
-    run: Callable[[Collection[str], Callable[[Samples, Pieces], None]], Iterator[None]],
+    run: Run,
     budget: int,
     uncalled: bool,
 ) -> Iterator[CaptureStep]:
@@ -211,13 +230,13 @@ class _Chosen:
         self._parts: list[tuple[NDArray[np.uint64], Integers, Integers, NDArray[Any]]] = []
         self.piece = self.position = np.empty(0, dtype=np.int64)
 
-    def take(self, rows: Tensor, priorities: NDArray[np.uint64], first: int) -> None:
+    def take(self, rows: Tensor, drawn: NDArray[np.uint64], first: int) -> None:
         """Take in rows (pieces, positions, features) whose pieces are numbered from `first`."""
-        piece, position = np.nonzero(priorities <= self._limit)
+        piece, position = np.nonzero(drawn <= self._limit)
         if len(piece) == 0:
             return
         where = [torch.from_numpy(i).to(rows.device) for i in (piece, position)]
-        self._parts.append((priorities[piece, position], first + piece, position, _numbers(rows[where[0], where[1]])))
+        self._parts.append((drawn[piece, position], first + piece, position, _numbers(rows[where[0], where[1]])))
         if sum(len(part[0]) for part in self._parts) > 2 * self._most:
             self._prune()
 
@@ -239,7 +258,7 @@ class _Chosen:
         self._parts = [(columns[0], columns[1], columns[2], columns[3])]
 
 
-def _priorities(seed: int, inputs: Integers, parts: Integers, positions: int) -> NDArray[np.uint64]:
+def priorities(seed: int, inputs: Integers, parts: Integers, positions: int) -> NDArray[np.uint64]:
     """Return random numbers that depend on the seed and the place of a sample alone, (pieces, positions)."""
 
     def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:  # SplitMix64 (Steele, Lea & Flood 2014)

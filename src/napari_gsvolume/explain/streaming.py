@@ -122,6 +122,12 @@ class StreamingSVD:
         return float(np.square(self._factor).sum()) + self._lost
 
     @property
+    def gram(self) -> Floats:
+        """A^T A of all rows so far, (features, features)."""
+        self._take()
+        return np.asarray(self._factor.T @ self._factor)
+
+    @property
     def _step(self) -> int:
         return max(self._features, min(_ROWS, 2**22 // max(self._features, 1))) if self._all else self._carried
 

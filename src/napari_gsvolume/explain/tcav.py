@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .capture import activations
-from .concepts import Concept, Examples, Fit, concept_vector, derivatives, random_direction, sorted_examples
+from .concepts import Concept, Examples, Fit, concept_vector, random_direction, sensitivities, sorted_examples
 from .decomposition import Decomposition
 from .forward import Inputs, batches
 from .streaming import EXACT
@@ -120,7 +120,7 @@ def run_tcav(
     layers : sequence of str
     examples : Examples
     of : callable
-        As of `derivatives`.
+        As of `sensitivities`.
     randoms : int
         How many random concepts.
     fit : {"logistic", "difference"}
@@ -142,7 +142,7 @@ def run_tcav(
     Raises
     ------
     ValueError
-        As of `concept_vector` and `derivatives`; or if there are too few random concepts for any p to be below `alpha`.
+        As of `concept_vector` and `sensitivities`; or if there are too few random concepts for a p below `alpha`.
     """
     for step in tcav_steps(model, inputs, layers, examples, of, **more):
         last = step
@@ -178,7 +178,7 @@ def tcav_steps(
     taken = activations(model, examples.inputs, layers, EXACT, max_samples=max_samples, **shared)
     found: dict[str, TCAV] = {}
     for number, layer in enumerate(taken):
-        gradients = derivatives(model, inputs, layer, of, **shared)
+        gradients = sensitivities(model, inputs, layer, of, **shared)
         concept = concept_vector(taken[layer], examples.labels, fit=fit, seed=seed)
         check_direction(gradients.shape[1], len(concept.direction), layer)
         X, y, groups = sorted_examples(taken[layer], examples.labels)
