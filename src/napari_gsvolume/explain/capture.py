@@ -269,8 +269,7 @@ class Call:
                 return along
         return -1 if tensor.ndim == 3 else 1
 
-    def strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
-        """Return the extents of the input over those of a grid, NaN where the input has other axes."""
+    def _strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
         for tensor in self.given:
             shape = tuple(tensor.shape)
             tokens = not tensor.is_floating_point() or (len(shape) == 3 and shape[1:2] == grid)
