@@ -1,5 +1,6 @@
 """The shell's commands about slices as matrices, as the contract says."""
 
+import csv
 import json
 import signal
 
@@ -205,6 +206,23 @@ class TestTrainSr:
         made = run("superresolve", "ct.nii.gz", "--scheme", scheme, "--model", model, "--out", tmp_path / "HR.nii.gz")
         assert made[0] == 0
 
+    @pytest.mark.parametrize("scheme", ["a", "b"])
+    def test_followed(self, run, tmp_path, scheme) -> None:
+        """It learns the same; the table has the judgments as epochs."""
+        model, report, table = tmp_path / "SR.safetensors", tmp_path / "R.json", tmp_path / "T.csv"
+        words = "train-sr", "ct.nii.gz", "--iterations", 3, *FEW, "--scheme", scheme, "--out", model
+        assert run(*words)[0] == 0
+        alone = SRModel.load(model).metrics["psnr_db"]
+        code, out, err = run(*words, "--report", report, "--track", table)
+        assert (code, err) == (0, "")
+        assert f"{table}: " in out
+        assert SRModel.load(model).metrics["psnr_db"] == alone
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        judged = [point["iteration"] for point in json.loads(report.read_text())["history"]]
+        assert sorted({int(row["epoch"]) for row in rows}) == judged
+        assert all(float(row["value"]) >= 0 for row in rows)
+
     def test_several_volumes_one_of_a_series(self, run, tmp_path) -> None:
         report = tmp_path / "R.json"
         words = (
@@ -285,6 +303,7 @@ BAD = {
     "training of a scheme": (("train-sr", "ct.nii.gz", "--scheme", "spline", *SR), "scheme"),
     "training of a backbone": (("train-sr", "ct.nii.gz", "--backbone", "hat", "--factor", 1.5, *SR), "edsr"),
     "a model's ending": (("train-sr", "ct.nii.gz", "--out", "SR.pt"), ".safetensors"),
+    "a table's ending": (("train-sr", "ct.nii.gz", "--track", "T.txt", *SR), ".csv"),
     "the input": (("superresolve", "ct.nii.gz", "--out", "ct.nii.gz"), "taken"),
 }
 

@@ -8,20 +8,20 @@ from napari_gsvolume.explain.comparisons import attributes, drift, sharpening, s
 from napari_gsvolume.explain.detectors import (
     collapse,
     dead_units,
+    duplicate_heads,
     new_concepts,
-    redundant_heads,
     redundant_pairs,
     redundant_units,
 )
 from napari_gsvolume.explain.findings import Thresholds
-from napari_gsvolume.explain.inference import associations, eta_interval, familywise, fisher_interval
+from napari_gsvolume.explain.inference import associations, eta_interval, familywise
 from napari_gsvolume.explain.per_input import PerInput
 from napari_gsvolume.parameters import made
 
 QUICK = Thresholds(permutations=199)
 # For error rates: sizes do not matter, and significance alone decides.
-ANY_SIZE = Thresholds(permutations=99, correlation=0, drift_shift=0, drift_overlap=0.999999, sharpening=1e-9)
-NULLS = 300
+ANY_SIZE = Thresholds(permutations=59, correlation=0, drift_shift=0, drift_overlap=0.999999, sharpening=1e-9)
+NULLS = 250
 
 
 def within_alpha(count, of=NULLS, alpha=0.05) -> bool:
@@ -86,10 +86,10 @@ class TestOneLayer:
         matrix = np.array([[1, 0.5, -0.99], [0.5, 1, 0.7], [-0.99, 0.7, 1]])
         assert redundant_pairs(matrix, 0.6) == [(0, 2, -0.99), (1, 2, 0.7)]
 
-    def test_redundant_heads(self) -> None:
+    def test_duplicate_heads(self) -> None:
         likeness = np.eye(4)
         likeness[1, 3] = likeness[3, 1] = 0.999
-        [found] = redundant_heads("attention", likeness)
+        [found] = duplicate_heads("attention", likeness)
         assert (found.kind, found.subject) == ("redundant heads", "1 and 3")
 
     def test_new_concepts(self) -> None:
@@ -103,10 +103,16 @@ class TestOneLayer:
         assert "epoch 3" in found.sentence
         assert "40 % of the variance" in found.sentence
 
+    def test_directions_of_long_ago_do_not_matter(self) -> None:
+        concepts = [np.eye(9)[:, [j]] for j in (1, 0, 0, 0, 1)]
+        assert [f.epoch for f in new_concepts("conv", range(5), concepts, [[1.0]] * 5)] == [1, 4]
+        longer = Thresholds(recent=4)
+        assert [f.epoch for f in new_concepts("conv", range(5), concepts, [[1.0]] * 5, longer)] == [1]
+
     def test_a_concept_that_grows_is_new_when_it_counts(self) -> None:
-        concepts = [np.eye(20)[:, [0, 1, 2]]] * 8
-        shares = [[0.6 - 0.01 * t, 0.35, 0.012 * t] for t in range(8)]
-        assert [(f.epoch, f.component) for f in new_concepts("conv", range(8), concepts, shares)] == [(5, 2)]
+        concepts = [np.eye(20)[:, [0, 1, 2]]] * 9
+        shares = [[0.6 - 0.01 * t, 0.35, 0.012 * t] for t in range(9)]
+        assert [(f.epoch, f.component) for f in new_concepts("conv", range(9), concepts, shares)] == [(5, 2)]
 
 
 class TestInference:
@@ -121,8 +127,8 @@ class TestInference:
         for j in range(3):
             expected = pearsonr(columns[:, j], age)
             assert found["age"].statistic[j] == pytest.approx(expected.statistic)
-            interval = expected.confidence_interval(1 - 0.05 / 6)
-            assert found["age"].interval(j) == pytest.approx((interval.low, interval.high))
+            interval = expected.confidence_interval(1 - 0.05 / 3)
+            assert found["age"].interval(j) == pytest.approx((interval.low, interval.high), abs=0.06)
         assert found["site"].measure == "eta"
         F = f_oneway(*(columns[site == s, 2] for s in "abc")).statistic
         assert found["site"].statistic[2] ** 2 == pytest.approx(2 * F / (2 * F + 57))
@@ -131,20 +137,24 @@ class TestInference:
         assert found["site"].interval(2)[0] > 0.5
 
     def test_intervals_cover(self) -> None:
+        """All of three correlations at once, with the stated probability; and a correlation ratio."""
         rng = np.random.default_rng(2)
-        rho, n, covered = 0.6, 40, [0, 0]
+        rho, n, missed = np.array([0.6, 0.0, -0.3]), 40, [0, 0]
         groups = np.repeat(np.arange(4), 10)
         effects = np.array([0, 0.5, 1, 1.5])
         eta = np.sqrt(effects.var() / (effects.var() + 1))
-        for _ in range(NULLS):
-            x, noise = rng.normal(size=(2, n))
-            low, high = fisher_interval(np.corrcoef(x, rho * x + np.sqrt(1 - rho**2) * noise)[0, 1], n)
-            covered[0] += not low <= rho <= high
+        for run in range(NULLS):
+            x, noise = rng.normal(size=(n, 1)), rng.normal(size=(n, 3))
+            [a] = associations(
+                rho * x + np.sqrt(1 - rho**2) * noise, {"x": x[:, 0]}, permutations=199, seed=run
+            ).values()
+            bounds = [a.interval(j) for j in range(3)]
+            missed[0] += not all(low <= r <= high for r, (low, high) in zip(rho, bounds, strict=True))
             y = effects[groups] + rng.normal(size=n)
             between = np.square([y[groups == g].mean() - y.mean() for g in range(4)]).sum() * 10
             low, high = eta_interval(np.sqrt(between / np.square(y - y.mean()).sum()), n, 3)
-            covered[1] += not low <= eta <= high
-        assert all(map(within_alpha, covered))
+            missed[1] += not low <= eta <= high
+        assert all(map(within_alpha, missed))
 
     def test_familywise(self) -> None:
         T = np.random.default_rng(3).normal(size=(400, 5)) * [1, 10, 100, 1e-3, 1]
@@ -166,7 +176,9 @@ class TestInference:
                 "booleans": {"sex": rng.permutation(30) < 12},
                 "categories": {"site": rng.permutation(np.repeat(["a", "b", "c"], 10)), "age": rng.normal(size=30)},
             }[kind]
-            probes = {str(k): PerInput(part, np.empty(0), np.empty(0)) for k, part in enumerate(np.split(scores, 3, 1))}
+            probes = {
+                str(k): PerInput(part, np.empty(0), np.ones(8) / 8) for k, part in enumerate(np.split(scores, 3, 1))
+            }
             errors += bool(attributes(probes, values, ANY_SIZE, seed=run))
         assert within_alpha(errors)
 
@@ -210,7 +222,7 @@ class TestAttributes:
         """What is significant with many inputs need not matter."""
         rng = np.random.default_rng(6)
         scores = rng.normal(size=(2000, 2))
-        probes = {"a": PerInput(scores, np.empty(0), np.empty(0))}
+        probes = {"a": PerInput(scores, np.empty(0), np.ones(2) / 2)}
         age = 0.15 * scores[:, 0] + rng.normal(size=2000)
         assert attributes(probes, {"age": age}, QUICK) == []
         assert attributes(probes, {"age": age}, QUICK.model_copy(update={"correlation": 0.1}))
@@ -285,21 +297,21 @@ class TestDrift:
 
 
 class TestSharpening:
-    def samples(self, rng, spread):
-        """Return 20 trained and 20 held-out inputs; the former gather about class means as `spread` falls."""
-        samples = rng.normal(size=(40, 4, 8)) * [3, 3, *[1] * 6]
-        samples[:20, :, 2:] *= spread
+    def samples(self, rng, apart):
+        """Return 20 trained and 20 held-out inputs of two classes, of which the former are further apart."""
+        samples = rng.normal(size=(40, 4, 8))
+        samples[..., 2] += np.where(np.arange(40) % 2, 3, -3)[:, None] * np.where(np.arange(40) < 20, apart, 1)[:, None]
         return samples
 
     def test_planted(self) -> None:
         rng = np.random.default_rng(13)
         held = np.arange(40) >= 20
-        probes = {"a": probe(self.samples(rng, 1)), "b": probe(self.samples(rng, 0.3))}
+        probes = {"a": probe(self.samples(rng, 1)), "b": probe(self.samples(rng, 1.5))}
         [found] = sharpening(probes, held, QUICK, epoch=9)
         assert (found.layer, found.epoch) == ("b", 9)
         assert found.statistic == pytest.approx(sharpness(probes["b"], held))
         assert sharpening(probes, held, QUICK, first={"b": 0.0})
-        assert sharpening(probes, held, QUICK, first={"b": found.statistic - 0.05}) == []
+        assert sharpening(probes, held, QUICK, first={"b": found.statistic - 0.1}) == []
         assert sharpening(probes, ~held, QUICK) == []
 
     def test_nothing_where_nothing_is(self) -> None:

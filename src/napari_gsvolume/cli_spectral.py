@@ -17,6 +17,7 @@ from .spectral.sr_settings import TrainSRSettings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .explain.tracker import Tracker
     from .spectral.sr_training import SRTraining, TrainedSR
 
 _TimePoint = Annotated[int | None, typer.Option(help="Which volume of a 4D image, from 0.")]
@@ -144,6 +145,10 @@ def train_sr(
     ],
     out: Annotated[Path | None, typer.Option(metavar="SR.safetensors", help="The model to write.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="R.json", help="Write figures and history.")] = None,
+    track: Annotated[
+        Path | None,
+        typer.Option(metavar="T.csv", help="Follow the network's layers; write how their components change."),
+    ] = None,
     time_point: _TimePoint = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     **settings: Any,
@@ -153,7 +158,7 @@ def train_sr(
     Ctrl-C ends it and keeps the best model so far: the files are written. A second one aborts.
     """
     asked = TrainSRSettings(**settings)
-    files = _check_outputs(images, out=(out, _SR_MODEL), report=(report, _FIGURES))
+    files = _check_outputs(images, out=(out, _SR_MODEL), report=(report, _FIGURES), track=(track, (".csv",)))
     from .files.nifti import read_nifti
     from .spectral.sr_training import SRTraining
 
@@ -165,10 +170,17 @@ def train_sr(
             raise ValueError(f"{path} is an image of two axes; a model is trained on volumes.")
         sizes.append(source.grid.voxel_size.tolist())
     training = SRTraining(volumes, sizes, **asked.model_dump())
+    tracker = None
+    if track is not None:
+        from .explain.tracker import Tracker
+
+        tracker = Tracker(training.scheme, None, [held.low for held in training.planes.held_out])
     with _Stop() as stop:
-        result = _trained(training, stop, quiet)
+        result = _trained(training, stop, quiet, tracker)
         if out is not None:
             result.model.save(out)
+        if track is not None and tracker is not None:
+            tracker.to_csv(track)
         if report is not None:
             report.write_text(json.dumps(result.report(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if quiet:
@@ -177,13 +189,20 @@ def train_sr(
     print("PSNR of the slices held out, dB:")
     for name, psnr in result.table.items():
         print(f"  {name}: {psnr:.2f}")
+    for finding in [] if tracker is None else tracker.findings():
+        print(finding)
     for path in files:
         print(f"{path}: {file_size(path.stat().st_size)}")
 
 
-def _trained(training: SRTraining, stop: _Stop, quiet: bool) -> TrainedSR:
+def _trained(training: SRTraining, stop: _Stop, quiet: bool, tracker: Tracker | None) -> TrainedSR:
+    steps = training.steps(stop)
+    if tracker is not None:
+        from .explain.following import tracked
+
+        steps = tracked(steps, tracker)
     with _bar(quiet) as show:
-        for step in training.steps(stop):
+        for step in steps:
             stop.begun = True
             show(step.message, step.progress, f"{step.best_db:.2f} dB  {step.seconds:.0f} s")
         return training.result(step)

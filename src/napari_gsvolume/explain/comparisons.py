@@ -39,7 +39,7 @@ def attributes(
     values : mapping of str to array_like, (inputs,)
         By attribute: numbers or booleans (Pearson's r), texts (r of two categories, the correlation ratio eta of more).
     thresholds : Thresholds
-        ``alpha``, over all layers, components and attributes; ``correlation``.
+        ``alpha``, over all layers, components and attributes; ``correlation``, ``trace``.
     epoch : float, optional
     seed : int
 
@@ -48,8 +48,8 @@ def attributes(
     ValueError
         As of `inference.associations`.
     """
-    columns, which = _columns(probes)
     t = thresholds
+    columns, which = _columns(probes, t.trace)
     found = []
     tests = associations(columns, values, alpha=t.alpha, permutations=t.permutations, seed=seed) if values else {}
     for name, a in tests.items():
@@ -94,7 +94,8 @@ def drift(
     domains : array_like, (inputs,)
         Labels.
     thresholds : Thresholds
-        ``alpha``, over all layers, components and domains; ``drift_shift``, ``drift_overlap``, ``energy``.
+        ``alpha``, over all layers, components and domains; ``drift_shift``, ``drift_overlap``, ``energy``,
+        ``trace``.
     paired : bool
         Whether the second half of the inputs is the first, in its order, after something was done to it: then labels
         are exchanged within the pairs only, which tells smaller effects from chance.
@@ -106,8 +107,9 @@ def drift(
     ValueError
         If there are fewer than 8 inputs, or less than two domains, or there is not one label an input.
     """
-    columns, which = _columns(probes)
-    n, t = len(columns), thresholds
+    t = thresholds
+    columns, which = _columns(probes, t.trace)
+    n = len(columns)
     design(np.asarray(domains).astype(str), n, "The domain")
     names, codes = np.unique(np.asarray(domains).astype(str), return_inverse=True)
     orders = (swapped if paired else permuted)(n, t.permutations, seed)
@@ -170,12 +172,13 @@ def sharpening(
     epoch: float | None = None,
     seed: int = 0,
 ) -> list[Finding]:
-    """Find layers whose spectrum is sharper on what was trained on than on what was held out.
+    """Find layers whose leading singular value is larger on what was trained on than on what was held out.
 
-    A network that has learnt its examples by heart draws them together: variance about few class means is left (V.
-    Papyan, X. Han & D. Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training",
-    PNAS 117, 2020), and examples of the same kind that it has not seen do not follow. Of a network that treats the two
-    alike, who is which is arbitrary: that is what is tested, by permuting inputs, one-sided.
+    A network that has learnt its examples by heart has moved them apart to a few class means (V. Papyan, X. Han & D.
+    Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training", PNAS 117, 2020);
+    examples of the same kind that it has not seen fall between them, so they vary less along the leading direction. Of
+    a network that treats the two alike, who is which is arbitrary: that is what is tested, one-sided, by permuting
+    inputs.
 
     Parameters
     ----------
@@ -206,10 +209,12 @@ def sharpening(
         before = (first or {}).get(layer, 0.0)
         if p > t.alpha or now < t.sharpening or now - before < t.sharpening:
             continue
-        trained, held = (float(_rank(probes[layer], side)) for side in (~mask, mask))
+        here = np.arange(len(mask))[None]
+        ranks = [float(effective_rank(_values(_spread(probes[layer], mask, here, side)))[0]) for side in (False, True)]
         sentence = (
-            f"Layer {layer} is sharper on what was trained on: effective rank {trained:.2f}, against {held:.2f} held "
-            f"out, {percent(now)} less (threshold {percent(t.sharpening)}; {percent(before)} at first; p = {p:.2g})."
+            f"Layer {layer} is sharper on what was trained on: its leading singular value is {percent(now)} above that "
+            f"held out (threshold {percent(t.sharpening)}; {percent(before)} at first; effective ranks {ranks[0]:.2f} "
+            f"and {ranks[1]:.2f}; p = {p:.2g})."
         )
         found.append(
             Finding("sharpening", layer, sentence, float(now), t.sharpening, epoch=epoch, p_value=float(p))
@@ -218,21 +223,18 @@ def sharpening(
 
 
 def sharpness(probe: PerInput, held_out: NDArray[np.bool_]) -> float:
-    """Return by which part the effective rank is lower where trained than held out, both about their means."""
+    """Return by which part the leading singular value is larger where trained than held out, both about their means."""
     return float(_sharpness(probe, held_out, np.arange(len(held_out))[None])[0])
 
 
 def _sharpness(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp]) -> Floats:
-    trained, held = (_spread(probe, mask, orders, side) for side in (False, True))
-    return np.asarray(1 - _ranks(trained) / np.maximum(_ranks(held), 1e-12))
+    trained, held = (_values(_spread(probe, mask, orders, side))[:, -1] for side in (False, True))
+    return np.asarray(trained / np.maximum(held, 1e-12 * trained.max(initial=1e-300)) - 1)
 
 
-def _rank(probe: PerInput, side: NDArray[np.bool_]) -> Floats:
-    return np.asarray(_ranks(_spread(probe, side, np.arange(len(side))[None], True))[0])
-
-
-def _ranks(covariances: Floats) -> Floats:
-    return effective_rank(np.sqrt(np.clip(np.linalg.eigvalsh(covariances), 0, None)))
+def _values(covariances: Floats) -> Floats:
+    """Return the standard deviations, ascending, (..., k), along the principal axes of covariances (..., k, k)."""
+    return np.asarray(np.sqrt(np.clip(np.linalg.eigvalsh(covariances), 0, None)))
 
 
 def _spread(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], side: bool) -> Floats:
@@ -261,9 +263,9 @@ def _leading(probe: PerInput, energy: float) -> int:
     return max(1, min(int((probe.shares >= energy).sum()), len(probe.shares) - 1))
 
 
-def _columns(probes: Mapping[str, PerInput]) -> tuple[Floats, list[tuple[str, int]]]:
+def _columns(probes: Mapping[str, PerInput], trace: float) -> tuple[Floats, list[tuple[str, int]]]:
     """Return the mean scores of all layers side by side, (inputs, m), and of which layer and component each is."""
     if not probes:
         raise ValueError("There is no layer to test.")
-    which = [(layer, k) for layer, probe in probes.items() for k in range(probe.means.shape[1])]
-    return np.concatenate([probe.means for probe in probes.values()], axis=1), which
+    which = [(layer, int(k)) for layer, probe in probes.items() for k in np.flatnonzero(probe.shares >= trace)]
+    return np.stack([probes[layer].means[:, k] for layer, k in which], axis=1), which

@@ -98,7 +98,7 @@ def redundant_pairs(likeness: ArrayLike, threshold: float) -> list[tuple[int, in
     """Return the pairs (i, j, likeness), i < j, of a symmetric matrix whose size reaches a threshold, largest first."""
     matrix = np.asarray(likeness, dtype=np.float64)
     i, j = np.nonzero(np.triu(np.abs(matrix) >= threshold, 1))
-    order = np.argsort(-np.abs(matrix[i, j]), kind="stable")
+    order = np.argsort(-np.abs(matrix[i, j]).round(9), kind="stable")
     return [(int(i[o]), int(j[o]), float(matrix[i[o], j[o]])) for o in order]
 
 
@@ -123,7 +123,7 @@ def redundant_units(
     return _redundant("redundant units", "units", "|correlation|", layer, correlation, thresholds, epoch)
 
 
-def redundant_heads(
+def duplicate_heads(
     layer: str, likeness: ArrayLike, thresholds: Thresholds = _STANDARD, *, epoch: float | None = None
 ) -> list[Finding]:
     """Find attention heads that look at the same: one finding a layer, which names the closest pairs.
@@ -132,12 +132,12 @@ def redundant_heads(
     ----------
     layer : str
     likeness : array_like, (heads, heads)
-        Symmetric, 1 for heads that are alike.
+        Cosines of their maps.
     thresholds : Thresholds
         ``redundancy``.
     epoch : float, optional
     """
-    return _redundant("redundant heads", "heads", "likeness", layer, np.asarray(likeness), thresholds, epoch)
+    return _redundant("redundant heads", "heads", "cosine", layer, np.asarray(likeness), thresholds, epoch)
 
 
 def _redundant(
@@ -146,14 +146,16 @@ def _redundant(
     pairs = redundant_pairs(likeness, thresholds.redundancy)
     if not pairs:
         return []
-    spare = {j for _, j, _ in pairs}  # what would be left without them has no such pair
-    named = "; ".join(f"{i} and {j} ({value:.3f})" for i, j, value in pairs[:_NAMED])
+    closest: dict[int, tuple[int, float]] = {}  # of those without which no such pair would be left
+    for i, j, value in pairs:
+        closest.setdefault(j, (i, value))
+    named = "; ".join(f"{i} and {j} ({value:.3f})" for j, (i, value) in list(closest.items())[:_NAMED])
     sentence = (
-        f"Layer {layer} has {len(spare)} of {len(likeness)} {what} that repeat another: "
-        f"{named}{'; ...' * (len(pairs) > _NAMED)} ({measure} at least {thresholds.redundancy:g})."
+        f"Layer {layer} has {len(closest)} of {len(likeness)} {what} that repeat another: "
+        f"{named}{'; ...' * (len(closest) > _NAMED)} ({measure} at least {thresholds.redundancy:g})."
     )
     top = abs(pairs[0][2])
-    subject = "; ".join(f"{i} and {j}" for i, j, _ in pairs)
+    subject = "; ".join(f"{i} and {j}" for j, (i, _) in closest.items())
     return [Finding(kind, layer, sentence, top, thresholds.redundancy, epoch=epoch, subject=subject)]
 
 
@@ -166,9 +168,9 @@ def new_concepts(
 ) -> list[Finding]:
     """Find components that were not there before.
 
-    Those of an epoch that count are compared with the span of those that counted, at each earlier epoch by itself: what
-    was merely rotated, in one epoch, is not new, and neither is what had been there, and comes back. Nothing is new
-    at the first epoch.
+    Those of an epoch that count are compared with the span of those that counted at each of the epochs shortly before:
+    what has merely turned among them is not new. What was there long ago, as the random directions before training
+    are, does not matter. Nothing is new at the first epoch.
 
     Parameters
     ----------
@@ -180,23 +182,24 @@ def new_concepts(
     shares : sequence of array_like, (k,)
         Part of the layer's variance that each has.
     thresholds : Thresholds
-        ``new_cosine``, ``energy``.
+        ``new_cosine``, ``recent``, ``energy``.
     """
     counted = [np.asarray(s, dtype=np.float64) >= thresholds.energy for s in shares]
     bases = [np.asarray(c, dtype=np.float64)[:, counts] for c, counts in zip(concepts, counted, strict=True)]
     found: list[Finding] = []
     for t in range(1, len(bases)):
         cosines = np.zeros(bases[t].shape[1])
-        for before in bases[:t]:
+        for before in bases[max(0, t - thresholds.recent) : t]:
             np.maximum(cosines, np.linalg.norm(before.T @ bases[t], axis=0), out=cosines)
         for component, cosine in zip(np.flatnonzero(counted[t]), cosines, strict=True):
             if cosine >= thresholds.new_cosine:
                 continue
             share = float(np.asarray(shares[t])[component])
+            before_it = "epoch" if min(t, thresholds.recent) == 1 else f"{min(t, thresholds.recent)} epochs"
             sentence = (
                 f"A new concept appeared in layer {layer} at epoch {epochs[t]:g}: component {component}, "
-                f"{percent(share)} of the variance, has a cosine of {cosine:.2f} at most with what was there at any "
-                f"earlier epoch (threshold {thresholds.new_cosine:g})."
+                f"{percent(share)} of the variance, has a cosine of {cosine:.2f} at most with what counted in the "
+                f"{before_it} before (threshold {thresholds.new_cosine:g})."
             )
             at = {"component": int(component), "epoch": float(epochs[t])}
             found.append(Finding("new concept", layer, sentence, float(cosine), thresholds.new_cosine, **at))  # type: ignore[arg-type]
@@ -204,7 +207,7 @@ def new_concepts(
 
 
 def percent(part: float) -> str:
-    """Return a part in words."""
+    """Return a part as a percentage."""
     return f"{100 * part:.3g} %"
 
 

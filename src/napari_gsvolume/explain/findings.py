@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..parameters import NotNegative
+from ..parameters import Count, NotNegative
 
 Kind = Literal[
     "collapse", "dead units", "redundant units", "redundant heads", "sharpening", "drift", "new concept", "attribute"
@@ -33,17 +33,19 @@ class Thresholds(BaseModel):
     dead_level: _Part = Field(1e-3, description="A unit is dead if it varies by less than this part of the liveliest")
     dead_share: _Part = Field(0.1, description="Dead units are reported if they are this part of a layer")
     redundancy: _Part = Field(0.98, description="Two units, or attention heads, are one if |correlation| is this high")
-    energy: _Part = Field(0.05, description="Components count from this part of a layer's variance on")
+    energy: _Part = Field(0.05, description="Components count, and are used, from this part of a layer's variance on")
+    trace: _Part = Field(1e-3, description="Components of less than this part are not tested for attributes and shifts")
     new_cosine: _Part = Field(
-        0.5, description="A component is new if its cosine with all that counted at any one earlier epoch is below this"
+        0.5, description="A component is new if its cosine with those that counted at each recent epoch is below this"
     )
+    recent: Count = Field(3, description="How many epochs before one are recent")
     drift_shift: NotNegative = Field(
         0.5,
         description="Domains have drifted if a component's mean moved by so many standard deviations of inputs",
     )
     drift_overlap: _Part = Field(0.8, description="Or if the subspaces that they use overlap by less than this part")
-    sharpening: _Part = Field(
-        0.1, description="A layer is sharper where trained if its effective rank is lower by this part than held out"
+    sharpening: NotNegative = Field(
+        0.15, description="A layer is sharp if its first singular value where trained is this part above that held out"
     )
     correlation: NotNegative = Field(0.3, description="A component follows an attribute from this |correlation| on")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -36,15 +37,20 @@ Step = TypeVar("Step", bound=Judged)
 def tracked(steps: Iterator[Step], tracker: Tracker) -> Generator[Step]:
     """Yield the steps of a training, and record the model before the first one and whenever it has been judged.
 
-    The iteration is the epoch. Closing this closes the steps.
+    The iteration is the epoch. Closing this closes the steps. Where a later state cannot be recorded, as a model that
+    has diverged, that is a warning, and the training goes on by itself.
     """
     try:
         tracker.record(0)
         judged = 1
         for step in steps:
-            if len(step.history) > judged:
+            if 0 < judged < len(step.history):
                 judged = len(step.history)
-                tracker.record(step.iteration)
+                try:
+                    tracker.record(step.iteration)
+                except ValueError as error:
+                    warnings.warn(f"Tracking ended at iteration {step.iteration}: {error}", stacklevel=2)
+                    judged = 0
             yield step
     finally:
         close = getattr(steps, "close", None)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.stats import ncf, norm
+from scipy.stats import ncf
 
 Floats = NDArray[np.float64]
 FEWEST = 8
 """Inputs below which nothing is tested."""
+_AT_ONCE = 2**22  # numbers of permuted designs
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,28 +31,33 @@ class Association:
         -1 to 1, or 0 to 1 of eta.
     p_values : ndarray, (m,)
         Corrected for all columns and all attributes.
+    reach : float
+        How far the largest |r| comes that permutations give, all but a part alpha of them; of eta, 0.
     inputs, degrees : int
         Of freedom of the attribute: 1, or categories - 1.
     level : float
-        Error rate of one interval, such that all of them hold with probability ``1 - alpha`` (Bonferroni).
+        Error rate of one interval of eta, such that all hold with probability ``1 - alpha`` (Bonferroni).
     """
 
     measure: str
     statistic: Floats
     p_values: Floats
+    reach: float
     inputs: int
     degrees: int
     level: float
 
     def interval(self, column: int) -> tuple[float, float]:
-        """Return the confidence interval of a statistic, by `fisher_interval` or `eta_interval`.
+        """Return the confidence interval of a statistic; all of them hold with probability ``1 - alpha``.
 
-        Both take the columns, given the attribute, for normal; p-values (`familywise`) do not.
+        Of r it is that of Fisher 1921, ``tanh(artanh(r) -+ artanh(reach))``: as wide, on his scale, as chance is
+        wide. Of eta see `eta_interval`. Both take the columns, given the attribute, for normal, p-values do not.
         """
         statistic = float(self.statistic[column])
-        if self.measure == "r":
-            return fisher_interval(statistic, self.inputs, self.level)
-        return eta_interval(statistic, self.inputs, self.degrees, self.level)
+        if self.measure == "eta":
+            return eta_interval(statistic, self.inputs, self.degrees, self.level)
+        z, half = np.arctanh(np.clip([statistic, self.reach], -1 + 1e-15, 1 - 1e-15))
+        return float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
 def associations(
@@ -83,16 +89,18 @@ def associations(
     n, m = X.shape
     designs = {name: design(values, n, name) for name, values in attributes.items()}
     orders = permuted(n, permutations, seed)
-    T = np.concatenate([explained(X, D, orders) for D in designs.values()], axis=1)
-    p_values = familywise(T).reshape(len(designs), m)
-    level = alpha / max(1, p_values.size)
+    parts = [explained(X, D, orders) for D in designs.values()]
+    p_values = familywise(np.concatenate(parts, axis=1)).reshape(len(designs), m)
+    chance = [part.max(1, initial=0.0) for part, D in zip(parts, designs.values(), strict=True) if D.shape[1] == 1]
+    reach = np.sqrt(np.quantile(np.max(chance, axis=0), 1 - alpha, method="higher")) if chance else 0.0
     found = {}
     for (name, D), p in zip(designs.items(), p_values, strict=True):
-        degrees = D.shape[1]
-        projected = D.T @ X
-        statistic = projected[0] if degrees == 1 else np.sqrt(np.square(projected).sum(0))
-        measure = "r" if degrees == 1 else "eta"
-        found[name] = Association(measure, np.clip(statistic, -1, 1), p, n, degrees, level)
+        projected, degrees = D.T @ X, D.shape[1]
+        if degrees == 1:
+            found[name] = Association("r", np.clip(projected[0], -1, 1), p, float(reach), n, 1, 0.0)
+        else:
+            eta = np.sqrt(np.clip(np.square(projected).sum(0), 0, 1))
+            found[name] = Association("eta", eta, p, 0.0, n, degrees, alpha / max(1, p_values.size))
     return found
 
 
@@ -147,7 +155,7 @@ def familywise(statistics: ArrayLike) -> Floats:
     deviation = T.std(0)
     Z = (T - T.mean(0)) / np.where(deviation > 1e-12, deviation, np.inf)
     largest = np.sort(Z.max(1, initial=-np.inf))
-    return np.asarray(1 - np.searchsorted(largest, Z[0] - 1e-9) / len(T))
+    return np.asarray((len(T) - np.searchsorted(largest, Z[0] - 1e-9)) / len(T))
 
 
 def standardised(columns: ArrayLike) -> Floats:
@@ -160,7 +168,11 @@ def standardised(columns: ArrayLike) -> Floats:
 
 def explained(X: Floats, D: Floats, orders: NDArray[np.intp]) -> Floats:
     """Return the part of the variance of standardised columns X (n, m) that a design D (n, c) has in each order."""
-    return np.stack([np.square(D[order].T @ X).sum(0) for order in orders])
+    (n, c), found = D.shape, []
+    for some in np.array_split(orders, -(-orders.size * c // _AT_ONCE)):
+        projected = D[some].transpose(0, 2, 1).reshape(-1, n) @ X
+        found.append(np.square(projected).reshape(len(some), c, -1).sum(1))
+    return np.concatenate(found)
 
 
 def checked_attribute(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> NDArray[np.generic]:
@@ -193,13 +205,6 @@ def design(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Flo
         raise ValueError(f"{name} has {indicators.shape[1]} categories, too many for {inputs} inputs.")
     Q, _ = np.linalg.qr(indicators[:, 1:] - indicators[:, 1:].mean(0))
     return np.asarray(Q * np.sign((Q * indicators[:, 1:]).sum(0)))  # of two categories: r > 0, the second has more
-
-
-def fisher_interval(r: float, inputs: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Return the confidence interval of a correlation: ``tanh(artanh(r) -+ z / sqrt(inputs - 3))`` (Fisher 1921)."""
-    z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
-    half = norm.isf(alpha / 2) / np.sqrt(inputs - 3)
-    return float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
 def eta_interval(eta: float, inputs: int, between: int, alpha: float = 0.05) -> tuple[float, float]:

@@ -17,15 +17,17 @@ from ..spectral.spectra import effective_rank, stable_rank
 from .alignment import aligned, principal_angles
 from .comparisons import attributes, drift, sharpening, sharpness
 from .decomposition import Decomposition, check_modes
-from .detectors import collapse, dead_units, new_concepts, redundant_units
+from .detectors import collapse, dead_units, duplicate_heads, new_concepts, redundant_units
 from .findings import Finding, Thresholds
 from .forward import Inputs
+from .heads import attention as attention_maps
 from .inference import FEWEST, checked_attribute
 from .per_input import PerInput
 from .probe import SAMPLES, Principal, Probe, covariance, labelled, moments
 
 Floats = NDArray[np.float64]
 Given = Inputs | Callable[[], Inputs]
+_ALL_HEADS = 2**16
 COLUMNS = (
     "epoch", "layer", "group", "component", "place", "value", "share", "cosine_to_previous", "cosine_to_first", "angle",
     "effective_rank", "stable_rank", "sharpness",
@@ -126,6 +128,8 @@ class Tracker:
         Inputs of the same kind that the model is not trained on, where `probe_inputs` are some that it is trained on.
     attributes : mapping of str to sequence, optional
         By name, numbers, booleans or texts, one for each input.
+    attention : bool or sequence of str
+        Whether attention heads are compared, of all modules or in some; see `heads.attention`.
     k : int
         Components of a layer that are followed.
     max_samples : int
@@ -151,6 +155,7 @@ class Tracker:
         *,
         held_out: Given | None = None,
         attributes: Mapping[str, ArrayLike] | None = None,
+        attention: bool | Sequence[str] = False,
         k: int = 16,
         max_samples: int = SAMPLES,
         thresholds: Thresholds | None = None,
@@ -161,6 +166,7 @@ class Tracker:
         self.model, self.layers, self.k = model, layers, k
         self.thresholds = Thresholds() if thresholds is None else thresholds
         self.seed = seed
+        self._attention = attention
         self._more = {"max_samples": max_samples, "seed": seed} | more
         self._probe = Probe(probe_inputs) if held_out is None else Probe(probe_inputs, held_out)
         self._groups = None if groups is None else np.asarray(groups).astype(str)
@@ -171,6 +177,7 @@ class Tracker:
         self._latest: dict[str, PerInput | None] = {}
         # The last known concepts of each layer and group: a component that vanishes keeps its place.
         self._reference: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._heads: dict[float, list[Finding]] = {}  # by epoch
 
     @property
     def history(self) -> tuple[LayerRecord, ...]:
@@ -195,7 +202,8 @@ class Tracker:
         """
         if self._history and epoch <= self._history[-1].epoch:
             raise ValueError(f"Epochs ascend: {epoch:g} cannot be recorded after {self._history[-1].epoch:g}.")
-        decomposed = self._probe.decomposed(self.model if model is None else model, self.layers, **self._more)
+        model = self.model if model is None else model
+        decomposed = self._probe.decomposed(model, self.layers, **self._more)
         inputs, held = self._probe.counts[0], sum(self._probe.counts[1:])
         if self._groups is not None:
             labelled(self._groups, inputs, "Groups")
@@ -208,6 +216,7 @@ class Tracker:
         for layer, d in decomposed.items():
             records, latest[layer] = self._of_layer(epoch, layer, d, inputs, held)
             added.extend(records)
+        heads = self._alike(model)
         for record in added:
             before = self._reference.get((record.layer, record.group))
             there = record.concepts.any(0)
@@ -216,6 +225,7 @@ class Tracker:
             )
         self._history.extend(added)
         self._latest = latest
+        self._heads[float(epoch)] = heads
         return tuple(added)
 
     def findings(self) -> list[Finding]:
@@ -233,9 +243,15 @@ class Tracker:
         for layer in self._latest:
             records = self._records(layer)
             first[layer] = records[0].sharpness
-            found += [replace(f, epoch=_since(records, f.kind)) for f in records[-1].findings]
+            epochs = [r.epoch for r in records]
+            for f in records[-1].findings:
+                same = [any(g.kind == f.kind for g in r.findings) for r in records]
+                found.append(replace(f, epoch=_since(epochs, same)))
             columns = [r.concepts for r in records], [r.shares for r in records]
-            found += new_concepts(layer, [r.epoch for r in records], *columns, t)
+            found += new_concepts(layer, epochs, *columns, t)
+        for head in self._heads[last]:
+            same = [any(f.layer == head.layer for f in heads) for heads in self._heads.values()]
+            found.append(replace(head, epoch=_since(list(self._heads), same)))
         all_inputs = {layer: of_inputs for layer, of_inputs in self._latest.items() if of_inputs is not None}
         inputs, held = self._probe.counts[0], sum(self._probe.counts[1:])
         probes = {layer: of_inputs.first(inputs) for layer, of_inputs in all_inputs.items()}
@@ -343,15 +359,30 @@ class Tracker:
             float(effective_rank(now.spectrum)), float(stable_rank(now.spectrum)), findings=findings,
         )  # fmt: skip
 
+    def _alike(self, model: nn.Module) -> list[Finding]:
+        """Return the heads that attend alike, of each layer."""
+        if not self._attention:
+            return []
+        chosen = None if self._attention is True else list(self._attention)
+        seen = attention_maps(model, self._probe, _ALL_HEADS, layers=chosen, seed=self.seed)
+        # Weights of all heads are alike in that they are not negative and add up to 1: compared is what is left of
+        # them without the 1 / keys that each has on average.
+        d = seen.modes
+        assert d.places is not None
+        gram = (d.concepts * np.square(d.values)) @ d.concepts.T - d.samples / float(d.places.grids[0, 1]) ** 2
+        norms = np.sqrt(np.clip(gram.diagonal(), 1e-12 * d.samples, None))
+        likeness = gram / np.outer(norms, norms)
+        found: list[Finding] = []
+        for layer in dict.fromkeys(name for name, _ in seen.heads):
+            of_layer = [column for column, (name, _) in enumerate(seen.heads) if name == layer]
+            found += duplicate_heads(layer, likeness[np.ix_(of_layer, of_layer)], self.thresholds)
+        return found
+
     def _records(self, layer: str, group: str = "") -> list[LayerRecord]:
         return [r for r in self._history if r.layer == layer and r.group == group]
 
 
-def _since(records: Sequence[LayerRecord], kind: str) -> float:
-    """Return since which epoch there has been a finding of a kind without a break."""
-    epoch = records[-1].epoch
-    for record in reversed(records):
-        if all(f.kind != kind for f in record.findings):
-            break
-        epoch = record.epoch
-    return epoch
+def _since(epochs: Sequence[float], found: Sequence[bool]) -> float:
+    """Return since which epoch something has been found without a break; it is at the last one."""
+    breaks = [k for k, there in enumerate(found) if not there]
+    return epochs[breaks[-1] + 1 if breaks else 0]
