@@ -107,7 +107,7 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
         Names of the files beside it.
     """
     e = explanation
-    facts = _model(e.loaded) | _inputs(e.images, e.loaded) | _settings(e.settings) | {"Time": f"{e.seconds:.1f} s"}
+    facts = _model(e.loaded) | _inputs(e.images) | _settings(e.settings) | {"Time": f"{e.seconds:.1f} s"}
     body = [_facts(facts), *(f"<p class=soft>{escape(note)}</p>" for note in e.notes), _findings(e.findings)]
     if e.layers:
         body += [
@@ -127,7 +127,138 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
         for of in e.jacobians:
             image, number, start = where(e.images, of.place)
             d = of.decomposition
-            return _table(heads, rows)
+            pairs = [
+                (float(d.values[k]), pictures.plane(d.column(k)), pictures.plane(d.column(k, "scores")))
+                for k in range(min(_PATTERNS, d.k))
+            ]
+            extent = " x ".join(map(str, of.place.extent))
+            at = "" if number is None else f", slice {number}"
+            of_what = f"the layer {of.layer}" if of.layer else "the output"
+            values = ", ".join(f"{s:.4g}" for s in d.values)
+            said = (
+                f"{image}{at}, {extent} voxels{f' from {start}' if start else ''}: derivative of {of_what}. Singular "
+                f"values {values}; these {d.k} have {100 * d.energy[-1]:.3g} % of the sum of squares."
+            )
+            picture = pictures.patterns(pictures.plane(e.images.shown(of.place)[None]), pairs, of_what)
+            body.append(_figure(picture, escape(said)))
+    if e.attention is not None:
+        body += ["<h2>Attention</h2>", _soft(READ["attention"])]
+        body.append(_figure(pictures.attention(e.attention, len(e.attended)), f"Of {len(e.attended)} inputs."))
+        body.append(_heads(e))
+    return _page(f"{e.loaded.name}, explained", [*body, _files(files)])
+
+
+def tracking_report(
+    tracker: Tracker,
+    loaded: Loaded,
+    images: Images,
+    settings: BaseModel,
+    checkpoints: Sequence[Path],
+    files: Iterable[str] = (),
+) -> str:
+    """Return what tracking the checkpoints of a training came to, as HTML."""
+    layers = list(dict.fromkeys(r.layer for r in tracker.history))
+    epochs = sorted({r.epoch for r in tracker.history})
+    over = f"{len(epochs)}, epochs {epochs[0]:g} to {epochs[-1]:g}: {checkpoints[0].name} to {checkpoints[-1].name}"
+    facts = {"Checkpoints": over} | _model(loaded) | _inputs(images)
+    evolutions = {layer: tracker.evolution(layer) for layer in layers}
+    body = [
+        _facts(facts | _settings(settings)),
+        _findings(tracker.findings()),
+        "<h2>Layers over epochs</h2>",
+        _evolved(evolutions),
+        _figure(pictures.ranks_over_epochs(evolutions), READ["ranks"]),
+        "<h2>Components</h2>",
+        _soft(READ["evolution"]),
+    ]
+    if len(layers) > _DRAWN:
+        body.append(_soft(f"The {_DRAWN} layers whose components turned most are drawn; the table has all."))
+        layers = sorted(layers, key=lambda name: _turned(evolutions[name]))[:_DRAWN]
+        layers = [name for name in evolutions if name in layers]
+    for name in layers:
+        body += [
+            f"<h3><code>{escape(named(name))}</code></h3>",
+            _figure(pictures.evolution(name, evolutions[name]), ""),
+        ]
+    title = loaded.name if loaded.sr is None else f"{checkpoints[0].name} to {checkpoints[-1].name}"
+    return _page(f"{title}, followed", [*body, _files(files)])
+
+
+def _turned(of: Any) -> float:
+    """Return the mean cosine of the first components with their first directions, at the last epoch."""
+    cosines = np.abs(of.to_first[-1][:4])
+    return float(np.nanmean(cosines)) if np.isfinite(cosines).any() else 1.0
+
+
+def _model(loaded: Loaded) -> dict[str, str]:
+    facts = {"Model": loaded.name, "Kind": loaded.kind, "Class": type(loaded.model).__name__}
+    if loaded.weights:
+        facts["Weights"] = loaded.weights
+    facts["Parameters"] = f"{loaded.parameters:,}"
+    if loaded.settings is not None:
+        s = loaded.settings
+        facts["Trained as"] = (
+            f"scheme {s.scheme}{f', {s.backbone}' if s.scheme == 'b' else ''}, factor {s.factor:g}, {s.axes}, "
+            f"{s.degradation}"
+        )
+    return facts
+
+
+def _inputs(images: Images) -> dict[str, str]:
+    shapes = [f"{v.name} ({' x '.join(map(str, v.data.shape))})" for v in images.volumes]
+    extents = sorted({place.extent for place in images.places})
+    sides = ", ".join(" x ".join(map(str, extent)) for extent in extents)
+    what = "volumes" if images.layout.across is None else f"slices along {'zyx'[images.layout.across]}"
+    channels = len(images.volumes) if images.layout.one_each else len(images.layout.shifts)
+    return {
+        "Images": ", ".join(shapes),
+        "Inputs": f"{len(images.places)} {what} of {sides} voxels, {channels} channel{'s' * (channels != 1)}",
+    }
+
+
+def _settings(settings: BaseModel) -> dict[str, str]:
+    told = {name: value for name, value in settings.model_dump().items() if value not in (None, ())}
+    said = (f"{name} {', '.join(value) if isinstance(value, tuple) else value}" for name, value in told.items())
+    versions = (
+        f"napari-gsvolume {version('napari-gsvolume')}, torch {torch.__version__}, Python {sys.version.split()[0]}"
+    )
+    return {"Settings": "; ".join(said), "Versions": versions}
+
+
+def _layers(e: Explanation) -> str:
+    heads = ("layer", "features", "samples", "effective rank", "stable rank", "participation ratio", "energy")
+    rows = []
+    for name, d in e.layers.items():
+        f = figures(d)
+        about = "" if f["complete"] else "≥ "
+        ranks = [f"{about}{f[key]:.2f}" for key in ("effective_rank", "stable_rank", "participation_ratio")]
+        energy = " ".join(f"{100 * part:.1f}" for part in d.energy[:3]) + (
+            f" … {100 * d.energy[-1]:.1f} %" if d.k > 3 else " %"
+        )
+        rows.append([named(name), f"{d.features:,}", f"{d.samples:,}", *ranks, energy if d.k else "-"])
+    return _table(heads, rows)
+
+
+def _evolved(evolutions: Mapping[str, Any]) -> str:
+    heads = ("layer", "effective rank, first", "last", "stable rank, first", "last", "cosine of component 0 to first")
+    rows = []
+    for name, of in evolutions.items():
+        ranks = [f"{x:.2f}" for r in (of.effective_ranks, of.stable_ranks) for x in (r[0], r[-1])]
+        cosine = of.to_first[-1][0] if of.to_first.shape[1] else np.nan
+        rows.append([named(name), *ranks, "-" if np.isnan(cosine) else f"{cosine:.2f}"])
+    return _table(heads, rows)
+
+
+def _heads(e: Explanation) -> str:
+    assert e.attention is not None
+    rows = [
+        [f"{layer}, head {head}", f"{entropy:.2f}", *(f"{part:.2f}" for part in parts[:3])]
+        for (layer, head), entropy, parts in zip(
+            e.attention.heads, e.attention.entropy, e.attention.modes.concepts, strict=True
+        )
+    ]
+    heads = ("head", "entropy, nats", *(f"mode {k}" for k in range(min(3, e.attention.modes.k))))
+    return _table(heads, rows)
 
 
 def _findings(found: Iterable[Finding]) -> str:
