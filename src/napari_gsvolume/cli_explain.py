@@ -305,12 +305,13 @@ def _as_json(facts: dict[str, Any]) -> str:
 
 
 def _tell(result: Explanation, folder: _Folder) -> None:
+    from .explain.models import named
     from .explain.run import figures
 
     print(f"{result.loaded.name}: {len(result.images.places)} inputs, {result.seconds:.1f} s")
     for name, d in list(result.layers.items())[:_SHOWN]:
         f = figures(d)
-        print(f"  {name}: {d.features} features, effective rank {f['effective_rank']:.2f}")
+        print(f"  {named(name)}: {d.features} features, effective rank {f['effective_rank']:.2f}")
     if len(result.layers) > _SHOWN:
         print(f"  ... {len(result.layers) - _SHOWN} more layers in layers.csv")
     for of in result.jacobians:

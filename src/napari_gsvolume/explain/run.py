@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from ..spectral.spectra import effective_rank, stable_rank
 from .capture import activation_steps
 from .decomposition import Decomposition
 from .derivatives import jacobian
-from .detectors import collapse, dead_units, duplicate_heads, redundant_units
+from .detectors import collapse, dead_units, redundant_units
 from .findings import Finding, Thresholds
 from .heads import Attention, attention
 from .images import Images, Place, Volume, images_for
@@ -21,8 +22,10 @@ from .metrics import participation_ratio
 from .models import Loaded, named_layers
 from .probe import Probe, covariance
 from .settings import ExplainSettings
+from .tracker import heads_alike
 
 _ATTENDED = 16  # inputs whose attention is decomposed, at most
+_COMPARED = 4  # inputs by which heads are compared, at most
 _SAMPLES_AN_INPUT = 64  # of those that findings are made of, at least
 _SAMPLES = 8192
 FIGURES = ("features", "samples", "effective_rank", "stable_rank", "participation_ratio", "complete", "energy")
@@ -169,7 +172,8 @@ def explain_steps(
                 attended = []
                 notes.append(f"Attention is left out: {error}")
             else:
-                findings += duplicate_heads("attention", heads.similarity)
+                few = images.of(attended[:: math.ceil(len(attended) / _COMPARED)])
+                findings += heads_alike(loaded.model, few, names, Thresholds(), seed=s.seed)
     notes += [f"The layer {name} gives 0 for all of these images." for name, d in layers.items() if not d.k]
     result = Explanation(
         loaded, images, s, layers, tuple(jacobians), heads, tuple(attended), tuple(findings), tuple(notes),
