@@ -224,7 +224,7 @@ class Call:
         rows = self.features_last(name, module, given, axis, output).detach()
         grid = tuple(rows.shape[1:-1])
         rows = rows.reshape(len(rows), -1, rows.shape[-1])
-        return Pieces(rows, grid, self.strides(grid), *self.numbers(name, len(rows)))
+        return Pieces(rows, grid, self._strides(grid), *self.numbers(name, len(rows)))
 
     def features_last(
         self, name: str, module: nn.Module, given: Any, axis: int | None, output: Callable[[Any], Tensor] | None
