@@ -121,10 +121,10 @@ class TestProbe:
 def test_intervals_hold_the_true_figure() -> None:
     """Over many data sets, the 95 % interval has the accuracy on endless new inputs about so often."""
     hits = 0
-    for seed in range(40):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         y = np.arange(100) % 2
         X = rng.standard_normal((100, 1)) + 1.0 * y[:, None]
         low, high = cross_validated(X, y, np.arange(100), "classes", seed=seed)["accuracy"].interval
         hits += low <= 0.6915 <= high  # the cumulative normal at 0.5
-    assert hits >= 34  # at 95 %, fewer: P = 0.003
+    assert hits >= 25  # at 95 %, fewer: P = 0.003
