@@ -519,6 +519,16 @@ class TestPlanes:
         low = planes.held_out[0].low[0] * Intensities.of(volume).scale
         np.testing.assert_allclose(np.diff(low.mean((1, 2)).numpy()), 3, rtol=1e-4)
 
+    def test_neighbours_of_planes_across_slices_are_as_far_as_slices(self) -> None:
+        volume = np.broadcast_to(np.arange(40.0)[None, :, None], (40, 40, 40)) + 0.0
+        planes = Planes([volume], settings(batch=1, patch=8, hold_out=0.1), [(1, 2, 2)])
+        scale = Intensities.of(volume).scale
+        steps = set()
+        for low, _, seen in islice(planes.batches(np.random.default_rng(0)), 60):
+            if seen is not None:
+                steps |= set(np.round(np.diff(low[0].mean((1, 2)).numpy() * scale), 3))
+        assert steps == {0.0, 0.5}  # planes across x have 0, and those across y at the border
+
     def test_all_directions_where_voxels_are_cubes(self) -> None:
         counts = {
             size: len(Planes([VOLUME], settings(), [size]).stacks) for size in ((1, 1, 1), (1.1, 1, 1), (2, 1, 1))

@@ -169,6 +169,15 @@ class Planes:
         away = (np.arange(s.depth) - s.depth // 2) * max(1, round(s.factor))
         return stack[torch.from_numpy((k + away).clip(0, len(stack) - 1))]
 
+    def _between(self, stack: Tensor, k: int) -> Tensor:
+        # Of planes across slices, the next is a pixel of low resolution away, f times as far as slices are.
+        s = self.settings
+        at = np.clip(k + (np.arange(s.depth) - s.depth // 2) / s.factor, 0, len(stack) - 1)
+        first = np.floor(at).astype(int)
+        second = np.minimum(first + 1, len(stack) - 1)
+        part = torch.from_numpy((at - first).astype(np.float32))[:, None, None]
+        return torch.lerp(stack[first], stack[second], part)
+
     def degradation(self, high: Sequence[int]) -> Degradation:
         """Return the operator from patches of a shape."""
         s = self.settings
@@ -184,8 +193,7 @@ class Planes:
             for k in random.integers(len(stack.planes), size=s.batch):
                 y, x = (int(random.integers(n - m + 1)) for n, m in zip(stack.planes.shape[1:], sides, strict=True))
                 crop = stack.planes[:, y : y + sides[0], x : x + sides[1]]
-                # The neighbours of planes across slices are a pixel away, not a part of one: none is better.
-                crops.append(crop[[k] * s.depth] if stack.sharp_rows else self._with_neighbours(crop, int(k)))
+                crops.append(self._between(crop, int(k)) if stack.sharp_rows else self._with_neighbours(crop, int(k)))
             high = torch.stack(crops)
             transpose, *flips = random.integers(2, size=3)
             high = high.flip([axis for axis, flip in zip((2, 3), flips, strict=True) if flip])
