@@ -52,7 +52,7 @@ class TrainSRSettings(BaseModel):
         None,
         description=f"Low-resolution pixels of a patch's sides; {PATCH} if not given, whole slices where modes matter",
     )
-    batch: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="Patches, or slices, of an iteration")
+    batch: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="Patches, or slices, of an iteration")
     channels: Annotated[int, Field(ge=4, le=256)] = Field(32, description="Features of a network's layers")
     blocks: Annotated[int, Field(ge=1, le=64)] = Field(6, description="Its residual blocks, or layers of attention")
     learning_rate: Positive = Field(1e-3, description="Of Adam, at first; it falls to nothing")
