@@ -111,7 +111,7 @@ def unet() -> Network:
     from monai.networks.nets import UNet
 
     model = UNet(3, 1, 2, channels=(4, 8, 16), strides=(2, 2), num_res_units=1)
-    return Network(model, [noise(2, 1, 8, 8, 8)], "model.1.submodule.0.conv", 8, 2 * 2**3)
+    return Network(model, [noise(2, 1, 8, 8, 8)], "model.1.submodule.0.conv.unit0.conv", 8, 2 * 2**3)
 
 
 def language_model(**config) -> Network:

@@ -30,7 +30,7 @@ def check(d, A, tolerance=1e-10):
     np.testing.assert_allclose(d.concepts.T @ d.concepts, np.eye(k), atol=1e-12)
     np.testing.assert_allclose(d.scores.T @ d.scores, np.eye(k), atol=1e-4)
     assert d.total == pytest.approx(np.square(A).sum(), rel=tolerance)
-    np.testing.assert_allclose(d.energy, np.cumsum(s**2)[:k] / np.square(s).sum(), rtol=1e-9)
+    np.testing.assert_allclose(d.energy, np.cumsum(s**2)[:k] / np.square(s).sum(), rtol=tolerance)
 
 
 @settings(max_examples=25, deadline=None)
