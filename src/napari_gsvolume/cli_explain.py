@@ -230,9 +230,17 @@ class _Folder:
             temporary.write_text(content, encoding="utf-8")
 
     def nifti(self, name: str, values: Any, grid: Any, like: NiftiImage) -> None:
-        from .files.nifti import write_nifti
+        """Write several volumes, or several images as volumes of one slice, to one file."""
+        import numpy as np
 
-        write_nifti(self.path(name), values if grid.ndim == 3 else values[0], grid, like=like)
+        from .files.nifti import write_nifti
+        from .geometry import Grid
+
+        if grid.ndim == 2:
+            affine = np.eye(4)
+            affine[1:, 1:] = grid.affine
+            grid, values = Grid((1, *grid.shape), affine, (grid.units[0], *grid.units)), values[:, None]
+        write_nifti(self.path(name), values, grid, like=like)
 
     def tell(self, sentences: Sequence[str]) -> None:
         for sentence in sentences:

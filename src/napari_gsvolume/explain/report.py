@@ -137,7 +137,8 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
             values = ", ".join(f"{s:.4g}" for s in d.values)
             said = (
                 f"{image}{at}, {extent} voxels{f' from {start}' if start else ''}: derivative of {of_what}. Singular "
-                f"values {values}; these {d.k} have {100 * d.energy[-1]:.3g} % of the sum of squares."
+                f"values {values}; these {d.k} have {100 * d.energy[-1]:.3g} % of the sum of squares, and may be too "
+                f"small by up to {np.sqrt(d.values[0] ** 2 + d.missed) - d.values[0]:.1g}."
             )
             picture = pictures.patterns(pictures.plane(e.images.shown(of.place)[None]), pairs, of_what)
             body.append(_figure(picture, escape(said)))

@@ -25,6 +25,7 @@ from .settings import ExplainSettings
 from .tracker import heads_alike
 
 _ATTENDED = 16  # inputs whose attention is decomposed, at most
+_TOLERANCE, _PRODUCTS = 1e-3, 500  # of Jacobians: for pictures; `missed` says what is open
 _COMPARED = 4  # inputs by which heads are compared, at most
 _SAMPLES_AN_INPUT = 64  # of those that findings are made of, at least
 _SAMPLES = 8192
@@ -260,6 +261,14 @@ def _jacobians(
         for layer in layers:
             if stop():
                 return
-            d = jacobian(loaded.model, images.input(place), s.k, layer=layer, seed=s.seed)
+            d = jacobian(
+                loaded.model,
+                images.input(place),
+                s.k,
+                layer=layer,
+                seed=s.seed,
+                tolerance=_TOLERANCE,
+                products=_PRODUCTS,
+            )
             done += 1
             yield done / total, JacobianOf(place, layer or "", d)
