@@ -230,6 +230,20 @@ class TestTrainSr:
         assert sorted({int(row["epoch"]) for row in rows}) == judged
         assert all(float(row["value"]) >= 0 for row in rows)
 
+    def test_checkpoints(self, run, tmp_path) -> None:
+        folder, report = tmp_path / "run", tmp_path / "R.json"
+        words = "train-sr", "ct.nii.gz", "--iterations", 3, *FEW, "--checkpoints", folder, "--report", report
+        assert run(*words)[0] == 0
+        judged = {p["iteration"]: p["psnr_db"] for p in json.loads(report.read_text())["history"]}
+        saved = [SRModel.load(path).metrics for path in folder.iterdir()]
+        assert {m["iterations"]: m["psnr_db"]["model"] for m in saved}.items() <= judged.items()
+        assert max(m["iterations"] for m in saved) == 3
+        followed = tmp_path / "T"
+        assert (
+            run("track", "--checkpoints", folder / "*.safetensors", "--images", "ct.nii.gz", "--out", followed)[0] == 0
+        )
+        assert (followed / "report.html").exists()
+
     def test_several_volumes_one_of_a_series(self, run, tmp_path) -> None:
         report = tmp_path / "R.json"
         words = (

@@ -159,6 +159,9 @@ def train_sr(
         Path | None,
         typer.Option(metavar="T.csv", help="Follow the network's layers; write how their components change."),
     ] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the model each time it is judged, for gsvolume track.")
+    ] = None,
     time_point: _TimePoint = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     **settings: Any,
@@ -191,8 +194,10 @@ def train_sr(
         from .explain.tracker import Tracker
 
         tracker = Tracker(training.scheme, None, [held.low for held in training.planes.held_out])
+    if checkpoints is not None:
+        checkpoints.mkdir(parents=True, exist_ok=True)
     with _Stop() as stop:
-        result = _trained(training, stop, quiet, tracker)
+        result = _trained(training, stop, quiet, tracker, checkpoints)
         if out is not None:
             result.model.save(out)
         if track is not None and tracker is not None:
@@ -223,8 +228,12 @@ def _in_folders(paths: list[Path]) -> list[Path]:
     return images
 
 
-def _trained(training: SRTraining, stop: _Stop, quiet: bool, tracker: Tracker | None) -> TrainedSR:
-    steps = training.steps(stop)
+def _trained(
+    training: SRTraining, stop: _Stop, quiet: bool, tracker: Tracker | None, checkpoints: Path | None
+) -> TrainedSR:
+    from .spectral.sr_model import SRModel
+
+    steps, written = training.steps(stop), 0
     if tracker is not None:
         from .explain.following import tracked
 
@@ -233,6 +242,10 @@ def _trained(training: SRTraining, stop: _Stop, quiet: bool, tracker: Tracker | 
         for step in steps:
             stop.begun = True
             show(step.message, step.progress, f"{step.best_db:.2f} dB  {step.seconds:.0f} s")
+            if checkpoints is not None and len(step.history) > written:
+                written, last = len(step.history), step.history[-1]
+                now = SRModel(training.scheme, {"psnr_db": {"model": last.psnr_db}, "iterations": last.iteration})
+                now.save(checkpoints / f"iteration-{last.iteration}.safetensors")
         return training.result(step)
 
 

@@ -19,14 +19,19 @@ if TYPE_CHECKING:
     from .findings import Finding, Thresholds
     from .following import compare, track_checkpoints, tracked
     from .heads import Attention, attention
+    from .images import Volume, images_for
     from .labelled import block_groups, labels_at
     from .lens import ImageLens, Lens, image_lens, sr_lens
     from .lens_over import LensRecord, LensTracker, lens_over_layers
+    from .maps import concept_maps
     from .meaning import ConceptMap, Patch, Patches, component_gradient, concept_map, top_patches
     from .metrics import effective_rank, linear_cka, participation_ratio, rank_me, redundant_heads, stable_rank
+    from .models import Loaded, load_model
     from .parts import Parts, nmf
     from .probes import Probe, linear_probe, probe_steps
+    from .run import Explanation, explain_steps
     from .samples import CaptureStep
+    from .settings import ExplainSettings, TrackSettings
     from .streaming import StreamingSVD, streamed_svd
     from .tcav import TCAV, TCAVStep, run_tcav, tcav_steps
     from .tracker import Tracker
@@ -40,11 +45,14 @@ _HOMES = {
     "Decomposition": ".decomposition",
     "Edit": ".counterfactual",
     "Examples": ".concepts",
+    "ExplainSettings": ".settings",
+    "Explanation": ".run",
     "Finding": ".findings",
     "ImageLens": ".lens",
     "Lens": ".lens",
     "LensRecord": ".lens_over",
     "LensTracker": ".lens_over",
+    "Loaded": ".models",
     "Measure": ".crossvalidation",
     "Parts": ".parts",
     "Patch": ".meaning",
@@ -55,7 +63,9 @@ _HOMES = {
     "TCAV": ".tcav",
     "TCAVStep": ".tcav",
     "Thresholds": ".findings",
+    "TrackSettings": ".settings",
     "Tracker": ".tracker",
+    "Volume": ".images",
     "activation_steps": ".capture",
     "activations": ".capture",
     "aligned": ".alignment",
@@ -64,16 +74,20 @@ _HOMES = {
     "compare": ".following",
     "component_gradient": ".meaning",
     "concept_map": ".meaning",
+    "concept_maps": ".maps",
     "concept_vector": ".concepts",
     "edited": ".counterfactual",
     "effective_rank": ".metrics",
+    "explain_steps": ".run",
     "gradients": ".derivatives",
     "image_lens": ".lens",
+    "images_for": ".images",
     "jacobian": ".derivatives",
     "labels_at": ".labelled",
     "lens_over_layers": ".lens_over",
     "linear_cka": ".metrics",
     "linear_probe": ".probes",
+    "load_model": ".models",
     "nmf": ".parts",
     "participation_ratio": ".metrics",
     "principal_angles": ".alignment",
@@ -102,11 +116,14 @@ __all__ = [
     "Decomposition",
     "Edit",
     "Examples",
+    "ExplainSettings",
+    "Explanation",
     "Finding",
     "ImageLens",
     "Lens",
     "LensRecord",
     "LensTracker",
+    "Loaded",
     "Measure",
     "Parts",
     "Patch",
@@ -116,7 +133,9 @@ __all__ = [
     "StreamingSVD",
     "TCAVStep",
     "Thresholds",
+    "TrackSettings",
     "Tracker",
+    "Volume",
     "activation_steps",
     "activations",
     "aligned",
@@ -125,16 +144,20 @@ __all__ = [
     "compare",
     "component_gradient",
     "concept_map",
+    "concept_maps",
     "concept_vector",
     "edited",
     "effective_rank",
+    "explain_steps",
     "gradients",
     "image_lens",
+    "images_for",
     "jacobian",
     "labels_at",
     "lens_over_layers",
     "linear_cka",
     "linear_probe",
+    "load_model",
     "nmf",
     "participation_ratio",
     "principal_angles",
