@@ -182,6 +182,7 @@ def test_modes_as_functions_and_as_a_layer(open_widget, qtbot, volume):
         ("bspline", 3, 0),
         ("bspline", 1, 2),
         ("legendre", 3, 0),
+        ("rbf", 3, 1.0),
         ("periodic", 3, 0),
         ("mirrored", 3, 1),
     ):
