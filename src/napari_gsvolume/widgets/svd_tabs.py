@@ -90,7 +90,7 @@ class ModeTab(Tab):
         self.k = SpinBox(label="Mode k", min=1, max=1, value=1, tooltip="Or click on the plot of singular values")
         self.basis = ComboBox(
             label="Functions", choices=_BASES, value="bspline",
-            tooltip="What u and v are made of: B-splines, polynomials, a Fourier series, one of mirrored samples, a thin-plate spline",
+            tooltip="What u and v are made of: B-splines, polynomials, Fourier or cosine series, a thin-plate spline",
         )  # fmt: skip
         self.order = SpinBox(label="Order", min=1, max=5, value=3, tooltip="Degree of the B-spline's pieces")
         self.smoothing = FloatSpinBox(
