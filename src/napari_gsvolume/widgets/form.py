@@ -132,6 +132,8 @@ class SettingsForm(Generic[Model]):
         Title of all other fields, so that a new one has a place.
     late : dict
         Text fields that are a choice of what has to be found: once the row is seen, or its value counts.
+    without : sequence of str
+        Fields that have no row, as they are chosen in another way; they keep their defaults.
     """
 
     def __init__(
@@ -143,11 +145,13 @@ class SettingsForm(Generic[Model]):
         folded: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
         rest: str = "More settings",
         late: Mapping[str, Late] = types.MappingProxyType({}),
+        without: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.fields: dict[str, Any] = {
             name: _row(name, field, suggestions.get(name, 1), late.get(name))
             for name, field in model.model_fields.items()
+            if name not in without
         }
         self.rows: list[Widget] = [self.fields[name] for name in main]
         placed = {*main, *(name for names in folded.values() for name in names)}
@@ -203,7 +207,8 @@ class SettingsForm(Generic[Model]):
 
     def _show(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
-            self.fields[name].value = value
+            if name in self.fields:
+                self.fields[name].value = value
 
 
 def _store() -> QSettings:
