@@ -12,7 +12,7 @@ from napari.viewer import Viewer
 from qtpy.QtWidgets import QFileDialog, QTabWidget
 from superqt import QCollapsible
 
-from ..explain.settings import TrackSettings
+from ..explain.settings import InputSettings, TrackSettings
 from ..layers import SourceVolume, source_volume
 from ..layers_explain import is_part_of_explanation
 from .explain_job import Explained, Exported, Followed, News, run_explain, run_export, run_follow
@@ -77,6 +77,7 @@ class ExplainWidget(RunWidget):
         self.content.addStretch()
         self._connect()
         self._ready = True
+        self._more_rows.reset_choices()
         self._show_explained(None)
 
     def _connect(self) -> None:
@@ -118,6 +119,8 @@ class ExplainWidget(RunWidget):
     # What is explained ------------------------------------------------------------------------------------------------
 
     def _others(self, _: Any) -> list[Layer]:
+        if not self._ready:
+            return []
         return [layer for layer in self._viewer.layers if _is_image(layer) and layer is not self.image.value]
 
     def reset_choices(self, *args: Any) -> None:
@@ -245,12 +248,8 @@ class ExplainWidget(RunWidget):
     def _on_follow(self, folder: Path) -> None:
         try:
             asked = self.model.form.settings()
-            same = {
-                name: getattr(asked, name) for name in TrackSettings.model_fields if name in type(asked).model_fields
-            }
-            settings = TrackSettings(
-                **same | {"max_samples": TrackSettings().max_samples, "slices": asked.slices or 16}
-            )
+            same = {name: getattr(asked, name) for name in (*InputSettings.model_fields, "k")}
+            settings = TrackSettings(**same | {"slices": asked.slices or TrackSettings().slices})
             if self.model.loaded is not None:
                 settings = settings.model_copy(update={"layers": self.model.layers})
             self._run(run_follow, folder, self.model.loaded, self._chosen(), settings)

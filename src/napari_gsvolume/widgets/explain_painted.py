@@ -114,8 +114,8 @@ def painted_inputs(images: Images, volume: int, labels: NDArray[Any]) -> tuple[l
     shape = images.volumes[volume].data.shape
     if labels.shape != shape:
         raise ValueError(
-            f"The labels have {' x '.join(map(str, labels.shape))} voxels, the image has {' x '.join(map(str, shape))}; "
-            "they have to be of the same."
+            f"The labels have {' x '.join(map(str, labels.shape))} voxels, the image has "
+            f"{' x '.join(map(str, shape))}; they have to be of the same."
         )
     array = labels[None] if labels.ndim == 2 else labels
     several = len(np.unique(array[array > 0])) > 1

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.style as mplstyle
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.backend_bases import MouseButton
 from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from matplotlib.widgets import LassoSelector
@@ -158,7 +159,7 @@ class SamplesPlot(_MarkedPlot):
         if self._lasso is not None:  # its line went with what was in the axes
             self._lasso.disconnect_events()
         line = {"color": "white", "lw": 1.2}
-        self._lasso = LassoSelector(self.axes, self._on_circled, useblit=True, button=1, props=line)
+        self._lasso = LassoSelector(self.axes, self._on_circled, useblit=True, button=MouseButton.LEFT, props=line)
         self._draw_all()
 
     def _coloured(self, groups: NDArray[np.int64] | None, count: int) -> NDArray[np.float32]:

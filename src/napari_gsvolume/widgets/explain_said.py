@@ -36,8 +36,8 @@ class ConceptsTab(_Tab):
         self._stage = stage
         self.labels = LayerChoice(
             stage.viewer, "Painted", lambda layer: isinstance(layer, Labels),
-            "Paint the concept in two slices or more. What is not painted of these is not the concept; or paint label 1 "
-            "where it is and 2 where it is not, and leave the rest open",
+            "Paint the concept in two slices or more. What is not painted of these is not the concept; or paint label "
+            "1 where it is and 2 where it is not, and leave the rest open",
         )  # fmt: skip
         self.output = SpinBox(label="Output", min=0, max=100_000, value=0, tooltip="Which output is asked about")
         self.test = PushButton(text="Test concept", tooltip="Whether the layer tells it, and the output depends on it")

@@ -130,6 +130,7 @@ class SamplesTab(_Tab):
         self._of: Decomposition | None = None
         self._watched: Layer | None = None
         self._own: dict[int, Any] = {}
+        self._painted = False  # whether on the layers of what is selected there is something else
         self.chosen: NDArray[Any] = np.empty(0, np.uint8)
         self.other.changed.connect(self._draw)
         self.colour.changed.connect(self._draw)
@@ -197,34 +198,36 @@ class SamplesTab(_Tab):
             return
         self.chosen = mask.astype(np.uint8)
         self.plot.mark(self.chosen)
-        there = False
+        there = ""
         for volume, source in enumerate(explained.sources):
             at = self.positions(volume)
             if at is None:
                 continue
-            there = True
+            there = there or f"'{source.name} · {SELECTED}' has their voxels."
             layer = self._selected(volume, at)
             at.mark(layer.data, self.chosen)
             layer.refresh()
+        self._painted = False
         count = int(mask.sum())
-        where = f"'{source.name} · {SELECTED}' has their voxels." if there else "They have no place in the image."
+        where = there or "They have no place in the image."
         self.said.setText(f"{count:,} of {len(mask):,} samples selected. {where}")
 
     def _selected(self, volume: int, at: Positions) -> Any:
         """Return the layer of what is selected of an image, made if it is not there."""
         assert self._stage.explained is not None
         source, viewer = self._stage.explained.sources[volume], self._stage.viewer
-        layer: Any = made_before(viewer.layers, f"{source.name} · {SELECTED}")
+        layer = made_before(viewer.layers, f"{source.name} · {SELECTED}")
         shape = at.samples.shape
-        if layer is None or layer is not self._own.get(volume) or layer.data.shape != shape:
+        own: Any = self._own.get(volume)
+        if layer is None or layer is not own or own.data.shape != shape:
             shown = ShownLayers(viewer, {SELECTED: layer})
             shown.put(SELECTED, selected_layer(source, np.zeros(shape, np.uint8), at.grid))
-            layer = self._own[volume] = shown.layers[SELECTED]
+            own = self._own[volume] = shown.layers[SELECTED]
             if self.labels.value is None:
                 self._watch(self._own.get(0))
-        elif volume in self._own and self._at[volume].samples.size != np.count_nonzero(at.samples >= 0):
-            layer.data[...] = 0  # what was painted where there is no sample
-        return layer
+        elif self._painted:
+            own.data[...] = 0  # also where there is no sample
+        return own
 
     # From the viewer to the plot --------------------------------------------------------------------------------------
 
@@ -260,7 +263,7 @@ class SamplesTab(_Tab):
         if colours is not None:
             for number in numbers[numbers > 0]:
                 colours[number] = layer.get_color(int(number))[:3]
-        self.chosen = found
+        self.chosen, self._painted = found, True
         self.plot.mark(found, colours)
         self.said.setText(f"{np.count_nonzero(found):,} of {len(found):,} samples lie under '{layer.name}'.")
 
