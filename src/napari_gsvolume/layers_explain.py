@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Layer
+from napari.utils.colormaps import DirectLabelColormap
 from numpy.typing import NDArray
 
 from .geometry import Grid
@@ -35,13 +36,16 @@ def selected_layer(source: SourceVolume, labels: NDArray[np.uint8], grid: Grid) 
     return labels, {"name": name, **_placement(source, grid), "metadata": _entry(SELECTED, {})}, "labels"
 
 
-def patches_layer(source: SourceVolume, corners: NDArray[np.float64], colours: list[str]) -> LayerData:
-    """Return patches, (n, 4, D) corners in index coordinates of the source, as rectangles "name · patches"."""
+def patches_layer(source: SourceVolume, labels: NDArray[np.uint8], positive: int) -> LayerData:
+    """Return patches, numbered from 1, as outlines "name · patches": the first `positive` red, the others blue."""
+    last = max(1, int(labels.max()))
+    colours: dict[int | None, str] = {n: "red" if n <= positive else "deepskyblue" for n in range(1, last + 1)}
     options = {
-        "name": f"{source.name} · {PATCHES}", "shape_type": "polygon", "edge_color": colours,
-        "face_color": "transparent", "edge_width": 0.5, **source.placement, "metadata": _entry(PATCHES, {}),
+        "name": f"{source.name} · {PATCHES}", **source.placement, "opacity": 1.0,
+        "colormap": DirectLabelColormap(color_dict={None: "transparent", **colours}),
+        "metadata": _entry(PATCHES, {}),
     }  # fmt: skip
-    return list(corners), options, "shapes"
+    return labels, options, "labels"
 
 
 def what_if_layers(

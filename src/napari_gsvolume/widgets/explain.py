@@ -121,7 +121,7 @@ class ExplainWidget(RunWidget):
     def _others(self, _: Any) -> list[Layer]:
         if not self._ready:
             return []
-        return [layer for layer in self._viewer.layers if _is_image(layer) and layer is not self.image.value]
+        return [layer for layer in self._viewer.layers if _is_image(layer) and layer != self.image.value]
 
     def reset_choices(self, *args: Any) -> None:
         """Follow the viewer's layers; napari calls it when they change."""

@@ -309,17 +309,12 @@ def place_at(images: Images, volume: int, index: int | None, point: NDArray[np.f
     return min(own, key=distance)
 
 
-def patch_corners(images: Images, place: Place, start: Sequence[int], sides: Sequence[int]) -> NDArray[np.float64]:
-    """Return the corners, (4, D) in index coordinates of its image, of a patch of an input: of its middle slice."""
-    layout, ndim = images.layout, images.volumes[place.volume].grid.ndim
-    low = np.array(place.start) + np.array(start) - 0.5
-    high = low + np.array(sides)
-    corners = np.zeros((4, 3))
-    first = layout.axes[-2:]
-    if layout.across is None:
-        corners[:, layout.axes[0]] = np.floor((low[0] + high[0]) / 2)
-    else:
-        corners[:, layout.across] = place.slice
-    for axis, a, b, turn in zip(first, low[-2:], high[-2:], ((0, 1, 1, 0), (0, 0, 1, 1)), strict=True):
-        corners[:, axis] = np.where(turn, b, a)
-    return corners[:, 3 - ndim :]
+def patch_box(images: Images, place: Place, start: Sequence[int], sides: Sequence[int]) -> tuple[slice, ...]:
+    """Return the voxels, (Z, Y, X) or (Y, X), of a patch of an input in its image."""
+    layout, shape = images.layout, images.volumes[place.volume].grid.shape
+    box = [slice(None)] * 3
+    if layout.across is not None and place.slice is not None:
+        box[layout.across] = slice(place.slice, place.slice + 1)
+    for axis, first, offset, n in zip(layout.axes, place.start, start, sides, strict=True):
+        box[axis] = slice(max(0, first + offset), max(0, first + offset + n))
+    return tuple(box[3 - len(shape) :])

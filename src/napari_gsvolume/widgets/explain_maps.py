@@ -12,7 +12,7 @@ from ..explain.maps import ConceptMaps
 from ..explain.meaning import Patch, Patches, top_patches
 from ..layers import made_before
 from ..layers_explain import CHANGE, PATCHES, WHAT_IF, concept_layer, concept_name, patches_layer, what_if_layers
-from .explain_job import ALONE, Explained, Outcome, WhatIf, patch_corners, run_maps
+from .explain_job import ALONE, Explained, Outcome, WhatIf, patch_box, run_maps
 from .explain_plot import PatchPlot
 from .explain_tabs import Stage
 from .latest import Latest
@@ -111,17 +111,15 @@ class MapsTab(_Tab):
             return
         self.plot.show_patches(patches.positive, patches.negative)
         images, source = explained.of.images, explained.sources[0]
-        corners, colours = [], []
-        for patch, colour in [(p, "red") for p in patches.positive] + [(p, "dodgerblue") for p in patches.negative]:
+        labels = np.zeros(source.grid.shape, np.uint8)
+        for number, patch in enumerate((*patches.positive, *patches.negative), 1):
             place = images.places[patch.input]
             if place.volume == 0:
-                corners.append(patch_corners(images, place, patch.start, patch.image.shape[1:]))
-                colours.append(colour)
-        if corners:
-            name = f"{source.name} · {PATCHES}"
-            viewer = self._stage.viewer
-            shown = ShownLayers(viewer, {PATCHES: made_before(viewer.layers, name)})
-            shown.put(PATCHES, patches_layer(source, np.stack(corners), colours))
+                labels[patch_box(images, place, patch.start, patch.image.shape[1:])] = number
+        viewer, name = self._stage.viewer, f"{source.name} · {PATCHES}"
+        shown = ShownLayers(viewer, {PATCHES: made_before(viewer.layers, name)})
+        if shown.put(PATCHES, patches_layer(source, labels, len(patches.positive))):
+            shown.layers[PATCHES].contour = 1
 
     def _on_patch(self, patch: Patch) -> None:
         """Move the viewer to a patch."""

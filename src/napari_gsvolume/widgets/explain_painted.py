@@ -21,7 +21,7 @@ from ..explain.tcav import TCAV, tcav_steps
 from ..spectral.schemes import Prediction
 from .explain_job import News, beside_the_viewer
 
-_SAMPLES = 3000  # positions that a concept is told by, at most
+_SAMPLES = 2000  # positions that a concept is told by, at most
 _RANDOMS = 39  # random concepts, and permutations for chance: p is 0.025 at least
 _ASKED = 24  # inputs whose output is asked about, at most
 

@@ -10,6 +10,7 @@ from magicgui.widgets import ComboBox, Container, SpinBox
 from napari.layers import Labels, Layer
 from napari.viewer import Viewer
 from numpy.typing import NDArray
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QLabel
 
 from ..explain.decomposition import Decomposition
@@ -131,6 +132,9 @@ class SamplesTab(_Tab):
         self._watched: Layer | None = None
         self._own: dict[int, Any] = {}
         self._painted = False  # whether on the layers of what is selected there is something else
+        self._soon = QTimer()  # napari says that it will have painted
+        self._soon.setSingleShot(True)
+        self._soon.timeout.connect(self._show_painted)
         self.chosen: NDArray[Any] = np.empty(0, np.uint8)
         self.other.changed.connect(self._draw)
         self.colour.changed.connect(self._draw)
@@ -140,6 +144,7 @@ class SamplesTab(_Tab):
     def leave(self) -> None:
         """Hear no more of the viewer."""
         self._stage.viewer.cursor.events.position.disconnect(self._on_cursor)
+        self._soon.stop()
         self._watch(None)
 
     def reset_choices(self, *_: Any) -> None:
@@ -208,6 +213,7 @@ class SamplesTab(_Tab):
             at.mark(layer.data, self.chosen)
             layer.refresh()
         self._painted = False
+        self._soon.stop()  # that was us
         count = int(mask.sum())
         where = there or "They have no place in the image."
         self.said.setText(f"{count:,} of {len(mask):,} samples selected. {where}")
@@ -216,11 +222,10 @@ class SamplesTab(_Tab):
         """Return the layer of what is selected of an image, made if it is not there."""
         assert self._stage.explained is not None
         source, viewer = self._stage.explained.sources[volume], self._stage.viewer
-        layer = made_before(viewer.layers, f"{source.name} · {SELECTED}")
         shape = at.samples.shape
         own: Any = self._own.get(volume)
-        if layer is None or layer is not own or own.data.shape != shape:
-            shown = ShownLayers(viewer, {SELECTED: layer})
+        if own is None or own not in viewer.layers or own.data.shape != shape:
+            shown = ShownLayers(viewer, {SELECTED: made_before(viewer.layers, f"{source.name} · {SELECTED}")})
             shown.put(SELECTED, selected_layer(source, np.zeros(shape, np.uint8), at.grid))
             own = self._own[volume] = shown.layers[SELECTED]
             if self.labels.value is None:
@@ -237,8 +242,6 @@ class SamplesTab(_Tab):
             self._on_painted()
 
     def _watch(self, layer: Layer | None) -> None:
-        if layer is self._watched:
-            return
         if self._watched is not None:
             for event in (self._watched.events.paint, self._watched.events.data):
                 event.disconnect(self._on_painted)
@@ -248,6 +251,9 @@ class SamplesTab(_Tab):
                 event.connect(self._on_painted)
 
     def _on_painted(self, *_: Any) -> None:
+        self._soon.start(0)
+
+    def _show_painted(self) -> None:
         """Mark the samples under the labels."""
         layer: Any = self._watched
         at = self.positions(0)

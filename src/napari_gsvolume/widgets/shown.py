@@ -99,6 +99,8 @@ def _update(layer: Layer, data: Any, options: dict[str, Any], layer_type: str) -
         if layer.data.shape != data.shape:
             return False
         layer.data = data
+        if "colormap" in options:
+            layer.colormap = options["colormap"]
     elif isinstance(layer, Surface):
         if layer.ndim != data[0].shape[1]:
             return False
