@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Layer
-from napari.utils.colormaps import DirectLabelColormap
+from napari.utils.colormaps import Colormap, DirectLabelColormap
 from numpy.typing import NDArray
 
 from .geometry import Grid
@@ -14,6 +14,10 @@ from .layers import METADATA_KEY, LayerData, SourceVolume, density_layer, grid_p
 
 SELECTED, WHAT_IF, CHANGE, PATCHES = "selected", "what if", "what if change", "patches"
 """What layers are called after the source's name: chosen samples, an edited output, what it changes, and patches."""
+_OVER = Colormap(
+    [[0, 0.45, 1, 1], [0.2, 0.6, 1, 0.6], [1, 1, 1, 0], [1, 0.5, 0.3, 0.6], [1, 0.15, 0, 1]],
+    name="blue to red, clear at 0",
+)
 
 
 def concept_name(source: str, layer: str, mode: int) -> str:
@@ -76,7 +80,8 @@ def _over(
     source: SourceVolume, name: str, values: NDArray[np.float32], grid: Grid, limit: float, metadata: dict[str, Any]
 ) -> LayerData:
     array, options, kind = residual_layer(source.name, values, _placement(source, grid), limit, {})
-    return array, options | {"name": name, "visible": True, "opacity": 0.6, "metadata": metadata}, kind
+    look = {"name": name, "visible": True, "colormap": _OVER, "blending": "translucent", "metadata": metadata}
+    return array, options | look, kind
 
 
 def _placement(source: SourceVolume, grid: Grid) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from magicgui.widgets import ComboBox, Container, PushButton, Select, SpinBox
+from magicgui.widgets import ComboBox, Container, Select, SpinBox
 from napari.layers import Image, Layer
 from napari.utils.notifications import show_warning
 from napari.viewer import Viewer
@@ -58,7 +58,7 @@ class ExplainWidget(RunWidget):
         self.what_if = WhatIfTab(self.stage)
         self.concepts = ConceptsTab(self.stage)
         self.findings = FindingsTab(self.stage, self._on_follow)
-        self.export = PushButton(text="Save report…", tooltip="A page with all figures, and the tables, in a folder")
+        self.export = self.findings.export
         self._which: Container[Any] = Container(widgets=[self.layer, self.concept])
         self._which.margins = (0, 0, 0, 0)
         self.tabs = QTabWidget()
@@ -70,9 +70,10 @@ class ExplainWidget(RunWidget):
             self.tabs.addTab(tab, title)
         self._fold = QCollapsible("More images", collapsedIcon="▶")
         self._fold.addWidget(self._more_rows.native)
+        self._fold.layout().setContentsMargins(0, 0, 0, 0)
         at = self.content.indexOf(self.button.native)
         self.content.insertWidget(at, self._fold)
-        for widget in (self._which.native, self.tabs, self.export.native):
+        for widget in (self._which.native, self.tabs):
             self.content.addWidget(widget)
         self.content.addStretch()
         self._connect()
@@ -145,7 +146,7 @@ class ExplainWidget(RunWidget):
         return sources
 
     def _on_model(self) -> None:
-        self._say(f"{self.model.about.value} Check the layers to look at, then press Explain.")
+        self._say("The model is loaded; check the layers to look at, then press Explain.")
 
     # Running ----------------------------------------------------------------------------------------------------------
 

@@ -122,7 +122,9 @@ def run_maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> 
 def _maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> Iterator[News]:
     made: list[ConceptMaps] = []
     chosen = {layer: of.layers[layer] for layer in layers}
-    for step in concept_maps(of.loaded.model, of.images, chosen, count, seed=of.settings.seed):
+    every = of.settings.model_copy(update={"slices": None})  # also slices that were not decomposed
+    images = images_for(of.loaded, of.images.volumes, every)
+    for step in concept_maps(of.loaded.model, images, chosen, count, seed=of.settings.seed):
         made += step.maps
         if stop():
             return

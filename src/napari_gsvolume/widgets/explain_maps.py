@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from magicgui.widgets import Container, FloatSlider, Label, PushButton, SpinBox
+from magicgui.widgets import Container, FloatSlider, PushButton, SpinBox
 from qtpy.QtWidgets import QLabel
 
+from ..explain.images import Place
 from ..explain.maps import ConceptMaps
 from ..explain.meaning import Patch, Patches, top_patches
 from ..layers import made_before
@@ -156,14 +157,15 @@ class WhatIfTab(_Tab):
         )
         self._rows: Container[Any] = Container(widgets=[self.amount, self.reset, self.channel])
         self._rows.margins = (0, 0, 0, 0)
-        self.said = Label(value="")
-        self.said.native.setWordWrap(True)
-        super().__init__(self._rows.native, self.said.native)
+        self.said = QLabel("")
+        self.said.setWordWrap(True)
+        super().__init__(self._rows.native, self.said)
         self.latest = Latest(self._show, stage.failed)
         self._key: tuple[Any, ...] = ()
         self._what_if: WhatIf | None = None
         self._limits: dict[tuple[str, int], float] = {}
         self._shown: ShownLayers[str] | None = None
+        self._placed: Place | None = None
         self.amount.changed.connect(self.ask)
         self.channel.changed.connect(self.follow)
         self.reset.changed.connect(self._on_reset)
@@ -172,7 +174,7 @@ class WhatIfTab(_Tab):
         """Keep nothing of an earlier explanation."""
         self.latest.drop()
         self._key, self._what_if, self._shown, self._limits = (), None, None, {}
-        self.said.value = ""
+        self.said.setText("")
 
     def renew(self) -> None:
         """Offer what there is of the layer, and follow it where something is shown."""
@@ -220,7 +222,7 @@ class WhatIfTab(_Tab):
             assert at.numbers is not None
             order = np.argsort(-np.abs(at.numbers[:, 1] - at.numbers[:, 0]), kind="stable")[:5]
             rows = "; ".join(f"output {i}: {at.numbers[i, 0]:.4g} becomes {at.numbers[i, 1]:.4g}" for i in order)
-            self.said.value = f"{moved}. {rows}."
+            self.said.setText(f"{moved}. {rows}.")
             return
         finite = at.change[np.isfinite(at.change)]
         largest = float(np.abs(finite).max()) if finite.size else 0.0
@@ -229,17 +231,17 @@ class WhatIfTab(_Tab):
         limits = source.limits
         if explained.of.loaded.sr is None:
             limits = (float(np.nanmin(at.image)), float(np.nanmax(at.image)) + 1e-6)
-        if self._shown is None:
+        there = self._shown is not None and any(one in viewer.layers for one in self._shown.layers.values())
+        if self._shown is None or not there:
             names = {kind: f"{source.name} · {kind}" for kind in (WHAT_IF, CHANGE)}
             earlier = {kind: made_before(viewer.layers, name) for kind, name in names.items()}
             self._shown = ShownLayers(viewer, earlier)
-        elif not any(layer in viewer.layers for layer in self._shown.layers.values()):
-            self._shown = ShownLayers(viewer)
-        else:
+        elif at.place != self._placed:
             self._shown = ShownLayers(viewer, dict(self._shown.layers))  # places them anew
+        self._placed = at.place
         about = {"layer": at.layer, "concept": at.mode + 1, "amount": at.amount}
         both = what_if_layers(source, at.image, at.change, at.grid, limits, limit, about)
         for kind, data in zip((WHAT_IF, CHANGE), both, strict=True):
             self._shown.put(kind, data)
         rms = float(np.sqrt(np.square(finite).mean())) if finite.size else 0.0
-        self.said.value = f"{moved}: the output changes by {largest:.4g} at most, {rms:.4g} root mean square."
+        self.said.setText(f"{moved}: the output changes by {largest:.4g} at most, {rms:.4g} root mean square.")

@@ -67,6 +67,7 @@ class ModelTab(QWidget):
             ExplainSettings, _MAIN, {"slices": 16, "size": 64}, {}, _FOLDED,
             late={"device": (("cpu", "auto"), lambda: (devices(), ""))}, without=("layers",),
         )  # fmt: skip
+        self.form.fields["k"].label, self.form.fields["what"].label = "Concepts", "Decompose"
         self._rows: Container[Any] = Container(
             widgets=[
                 _beside("Model", self.model, self.browse), _beside("Weights", self.weights, self.browse_weights),

@@ -59,7 +59,7 @@ class PaintedConcept:
         return (
             f"{self.layer}: told apart with an accuracy of {accuracy.mean:.3f} ({max(0.0, low):.3f} to "
             f"{min(1.0, high):.3f}) in slices held out, by chance {np.mean(accuracy.chance):.3f}, "
-            f"p = {accuracy.p:.3f}; {self.painted} inputs are painted. {self.tcav.said} Asked about: {self.about}. "
+            f"p = {accuracy.p:.3f}; {self.painted} inputs are painted.\n{self.tcav.said} Asked about: {self.about}.\n"
             f"Nearest component: concept {best + 1}, cosine {self.cosines[best]:+.2f}."
         )
 

@@ -90,6 +90,7 @@ class FindingsTab(_Tab):
     Attributes
     ----------
     text : QPlainTextEdit
+    export : PushButton
     table, checkpoints : PushButton
         Open the table of a training that was followed, or follow the checkpoints in a folder.
     layer : ComboBox
@@ -110,6 +111,7 @@ class FindingsTab(_Tab):
         self.text.setMaximumHeight(260)
         self.table = PushButton(text="Training: table…", tooltip="The table of train-sr --track, or of gsvolume track")
         self.checkpoints = PushButton(text="Training: checkpoints…", tooltip="Follow the checkpoints in a folder")
+        self.export = PushButton(text="Save report…", tooltip="A page with all figures, and the tables, in a folder")
         self.layer = ComboBox(label="Layer", choices=[], tooltip="Which layer of the training is drawn in colour")
         self._buttons: Container[Any] = Container(
             widgets=[self.table, self.checkpoints], layout="horizontal", labels=False
@@ -118,7 +120,7 @@ class FindingsTab(_Tab):
         for rows in (self._buttons, self._rows):
             rows.margins = (0, 0, 0, 0)
         self.plot = EvolutionPlot(stage.viewer)
-        super().__init__(self.text, self._buttons.native, self._rows.native, self.plot)
+        super().__init__(self.text, self.export.native, self._buttons.native, self._rows.native, self.plot)
         self._rows.visible = False
         self._found: list[str] = []
         self._followed: Followed | None = None
