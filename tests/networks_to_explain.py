@@ -111,13 +111,21 @@ def unet() -> Network:
     from monai.networks.nets import UNet
 
     model = UNet(3, 1, 2, channels=(4, 8, 16), strides=(2, 2), num_res_units=1)
-    return Network(model, [noise(2, 1, 8, 8, 8)], "model.1.submodule.0.conv", 8, 2 * 4**3)
+    return Network(model, [noise(2, 1, 8, 8, 8)], "model.1.submodule.0.conv.unit0.conv", 8, 2 * 2**3)
 
 
 def language_model(**config) -> Network:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    settings = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 60, "n_positions": 20}
+    settings = {
+        "n_layer": 2,
+        "n_head": 4,
+        "n_embd": 32,
+        "vocab_size": 60,
+        "n_positions": 20,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     model = GPT2LMHeadModel(GPT2Config(**settings | config))
     ids = torch.randint(0, 60, (3, 9), generator=torch.Generator().manual_seed(0))
     return Network(model, [{"input_ids": ids}], "transformer.h.1.mlp.c_fc", 128, 27, "transformer.wte", 8)

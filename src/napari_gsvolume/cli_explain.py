@@ -230,9 +230,17 @@ class _Folder:
             temporary.write_text(content, encoding="utf-8")
 
     def nifti(self, name: str, values: Any, grid: Any, like: NiftiImage) -> None:
-        from .files.nifti import write_nifti
+        """Write several volumes, or several images as volumes of one slice, to one file."""
+        import numpy as np
 
-        write_nifti(self.path(name), values if grid.ndim == 3 else values[0], grid, like=like)
+        from .files.nifti import write_nifti
+        from .geometry import Grid
+
+        if grid.ndim == 2:
+            affine = np.eye(4)
+            affine[1:, 1:] = grid.affine
+            grid, values = Grid((1, *grid.shape), affine, (grid.units[0], *grid.units)), values[:, None]
+        write_nifti(self.path(name), values, grid, like=like)
 
     def tell(self, sentences: Sequence[str]) -> None:
         for sentence in sentences:
@@ -305,12 +313,13 @@ def _as_json(facts: dict[str, Any]) -> str:
 
 
 def _tell(result: Explanation, folder: _Folder) -> None:
+    from .explain.models import named
     from .explain.run import figures
 
     print(f"{result.loaded.name}: {len(result.images.places)} inputs, {result.seconds:.1f} s")
     for name, d in list(result.layers.items())[:_SHOWN]:
         f = figures(d)
-        print(f"  {name}: {d.features} features, effective rank {f['effective_rank']:.2f}")
+        print(f"  {named(name)}: {d.features} features, effective rank {f['effective_rank']:.2f}")
     if len(result.layers) > _SHOWN:
         print(f"  ... {len(result.layers) - _SHOWN} more layers in layers.csv")
     for of in result.jacobians:

@@ -9,12 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .alignment import aligned, principal_angles
     from .capture import activation_steps, activations
     from .concepts import Concept, Examples, concept_vector, derivatives
     from .counterfactual import Counterfactual, Edit, edited, spread
     from .crossvalidation import Measure
     from .decomposition import Decomposition, Places
     from .derivatives import gradients, jacobian
+    from .findings import Finding, Thresholds
+    from .following import compare, track_checkpoints, tracked
     from .heads import Attention, attention
     from .labelled import block_groups, labels_at
     from .lens import ImageLens, Lens, image_lens, sr_lens
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from .samples import CaptureStep
     from .streaming import StreamingSVD, streamed_svd
     from .tcav import TCAV, TCAVStep, run_tcav, tcav_steps
+    from .tracker import Tracker
 
 _HOMES = {
     "Attention": ".heads",
@@ -41,6 +45,7 @@ _HOMES = {
     "LensRecord": ".lens_over",
     "LensTracker": ".lens_over",
     "Measure": ".crossvalidation",
+    "Finding": ".findings",
     "Parts": ".parts",
     "Patch": ".meaning",
     "Patches": ".meaning",
@@ -49,8 +54,11 @@ _HOMES = {
     "StreamingSVD": ".streaming",
     "TCAV": ".tcav",
     "TCAVStep": ".tcav",
+    "Thresholds": ".findings",
+    "Tracker": ".tracker",
     "activation_steps": ".capture",
     "activations": ".capture",
+    "aligned": ".alignment",
     "attention": ".heads",
     "block_groups": ".labelled",
     "component_gradient": ".meaning",
@@ -58,6 +66,7 @@ _HOMES = {
     "concept_vector": ".concepts",
     "derivatives": ".concepts",
     "edited": ".counterfactual",
+    "compare": ".following",
     "effective_rank": ".metrics",
     "gradients": ".derivatives",
     "image_lens": ".lens",
@@ -69,6 +78,7 @@ _HOMES = {
     "nmf": ".parts",
     "participation_ratio": ".metrics",
     "probe_steps": ".probes",
+    "principal_angles": ".alignment",
     "rank_me": ".metrics",
     "redundant_heads": ".metrics",
     "run_tcav": ".tcav",
@@ -78,6 +88,8 @@ _HOMES = {
     "streamed_svd": ".streaming",
     "tcav_steps": ".tcav",
     "top_patches": ".meaning",
+    "track_checkpoints": ".following",
+    "tracked": ".following",
 }
 
 __all__ = [
@@ -90,6 +102,7 @@ __all__ = [
     "Decomposition",
     "Edit",
     "Examples",
+    "Finding",
     "ImageLens",
     "Lens",
     "LensRecord",
@@ -102,10 +115,14 @@ __all__ = [
     "Probe",
     "StreamingSVD",
     "TCAVStep",
+    "Thresholds",
+    "Tracker",
     "activation_steps",
     "activations",
+    "aligned",
     "attention",
     "block_groups",
+    "compare",
     "component_gradient",
     "concept_map",
     "concept_vector",
@@ -121,6 +138,7 @@ __all__ = [
     "linear_probe",
     "nmf",
     "participation_ratio",
+    "principal_angles",
     "probe_steps",
     "rank_me",
     "redundant_heads",
@@ -131,6 +149,8 @@ __all__ = [
     "streamed_svd",
     "tcav_steps",
     "top_patches",
+    "track_checkpoints",
+    "tracked",
 ]
 
 

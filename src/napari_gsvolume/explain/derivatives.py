@@ -225,7 +225,7 @@ def _source(model: nn.Module, batch: Batch, by: str | None) -> tuple[Tensor, Cal
             rest = [point]
 
             def put(_: nn.Module, __: Any, given: Any) -> Any:
-                return _with_first(given, rest.pop(), lambda t: True) if rest else given
+                return _with_first(given, rest.pop().clone(), lambda t: True) if rest else given
 
             with hooked({module: put}):
                 return call(model, batch)
@@ -234,7 +234,7 @@ def _source(model: nn.Module, batch: Batch, by: str | None) -> tuple[Tensor, Cal
     for tensor in tensors(batch):
         if tensor.is_floating_point():
             return tensor.detach(), lambda point: call(
-                model, _with_first(batch, point, lambda t: t.is_floating_point())
+                model, _with_first(batch, point.clone(), lambda t: t.is_floating_point())
             )
     raise ValueError(
         "The inputs have no tensor of real numbers to differentiate by; name a layer, as the embedding, with by=."
@@ -248,16 +248,20 @@ def _map(
     point, run = _source(model, batch, by)
     module = None if layer is None else chosen(model, [layer])[layer]
 
-    def function(x: Tensor) -> Tensor:
-        seen: list[Any] = []
-        with hooked({} if module is None else {module: lambda _, __, given: seen.append(given)}):
-            given = run(x)
-        if module is not None:
-            if not seen:
-                raise RefusedError(f"The layer {layer!r} is never called by the model.")
-            given = seen[-1]
+    def taken(given: Any) -> Tensor:
         whose = "The model" if layer is None else f"The layer {layer!r}"
         return first_tensor(given, whose) if output is None else output(given)
+
+    def function(x: Tensor) -> Tensor:
+        if module is None:
+            return taken(run(x))
+        seen: list[Tensor] = []
+        # A copy, as the next module may work in place.
+        with hooked({module: lambda _, __, given: seen.append(taken(given).clone())}):
+            run(x)
+        if not seen:
+            raise RefusedError(f"The layer {layer!r} is never called by the model.")
+        return seen[-1]
 
     result = function(point)
     if not result.is_floating_point() or result.numel() == 0:

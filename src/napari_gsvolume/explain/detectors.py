@@ -132,7 +132,7 @@ def duplicate_heads(
     ----------
     layer : str
     likeness : array_like, (heads, heads)
-        Cosines of their maps, as of `heads.Attention.similarity`.
+        Cosines of their maps.
     thresholds : Thresholds
         ``redundancy``.
     epoch : float, optional

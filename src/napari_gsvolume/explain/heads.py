@@ -100,14 +100,14 @@ def attention(
     entropy = _Entropy()
 
     def run(_: Collection[str], take: Callable[[Samples, Pieces], None]) -> Iterator[None]:
-        first = 0
+        first, first_pass = 0, stacked.samples == 0
         for number, batch in enumerate(batches(inputs)):
             now = Call(batch, first)
             with undisturbed(model, seed + number), torch.no_grad(), _Watch(model, names, max_queries, seed) as watch:
                 call(model, batch)
             heads[:] = [(layer, head) for layer, maps in watch.maps for head in range(maps.shape[1])]
             maps = watch.stacked()  # (B, heads, queries taken, keys)
-            if stacked.complete or not stacked.samples:
+            if first_pass:
                 entropy.take(maps)
             count, of, keys = len(maps), maps.shape[1], maps.shape[3]
             queries = watch.queries(watch.length)

@@ -155,7 +155,7 @@ def familywise(statistics: ArrayLike) -> Floats:
     deviation = T.std(0)
     Z = (T - T.mean(0)) / np.where(deviation > 1e-12, deviation, np.inf)
     largest = np.sort(Z.max(1, initial=-np.inf))
-    return np.asarray(1 - np.searchsorted(largest, Z[0] - 1e-9) / len(T))
+    return np.asarray((len(T) - np.searchsorted(largest, Z[0] - 1e-9)) / len(T))
 
 
 def standardised(columns: ArrayLike) -> Floats:

@@ -202,6 +202,11 @@ def named_layers(model: nn.Module, patterns: Iterable[str]) -> list[str] | None:
     return list(found) or None
 
 
+def named(layer: str) -> str:
+    """Return what to call a layer: that of no name is the model."""
+    return layer or "(model)"
+
+
 def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
         inner = next((state[key] for key in _NESTED if isinstance(state.get(key), Mapping)), None)

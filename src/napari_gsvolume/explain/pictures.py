@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from ..spectral.spectra import effective_rank
 from .decomposition import Decomposition
 from .heads import Attention
+from .models import named
 from .tracker import Evolution
 
 _MOST = 24  # lines in one plot
 _PANEL = 2.0  # inches
+_ROUNDING = 1e-6  # of float32: below it there is nothing to see
 
 
 def spectra(layers: Mapping[str, Decomposition]) -> str:
@@ -29,7 +32,7 @@ def spectra(layers: Mapping[str, Decomposition]) -> str:
     values, ranks = figure.subplots(1, 2)
     colours = colormaps["viridis"](np.linspace(0, 0.92, max(2, len(known))))
     for colour, (name, d) in list(zip(colours, known.items(), strict=False))[:: math.ceil(len(known) / _MOST) or 1]:
-        s = d.spectrum[d.spectrum > 1e-8 * d.spectrum[0]]
+        s = d.spectrum[d.spectrum > _ROUNDING * d.spectrum[0]]
         values.plot(np.arange(1, len(s) + 1), s / s[0], color=colour, lw=1.2, marker=".", ms=3, label=_short(name))
     values.set(yscale="log", xlabel="mode", ylabel="singular value / first", title="Singular values")
     if max((len(d.spectrum) for d in known.values()), default=0) > 32:
@@ -172,6 +175,7 @@ def _height(image: NDArray[Any]) -> float:
 
 
 def _short(name: str) -> str:
+    name = named(name)
     return name if len(name) <= 28 else f"…{name[-27:]}"
 
 
@@ -190,6 +194,4 @@ def _png(figure: Figure, alternative: str) -> str:
 
 
 def _image(kind: str, content: bytes, alternative: str) -> str:
-    from html import escape
-
     return f'<img alt="{escape(alternative)}" src="data:{kind};base64,{base64.b64encode(content).decode()}">'

@@ -18,7 +18,7 @@ from . import pictures
 from .findings import Finding
 from .images import Images
 from .maps import ConceptMaps
-from .models import Loaded
+from .models import Loaded, named
 from .reading import READ
 from .run import Explanation, figures
 from .tables import where
@@ -44,7 +44,9 @@ figure { margin: .75rem 0 1.25rem; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 4px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; }
+th { vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 table.facts th { font-weight: 500; color: var(--soft); vertical-align: top; }
@@ -105,7 +107,7 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
         Names of the files beside it.
     """
     e = explanation
-    facts = _model(e.loaded) | _inputs(e.images, e.loaded) | _settings(e.settings) | {"Time": f"{e.seconds:.1f} s"}
+    facts = _model(e.loaded) | _inputs(e.images) | _settings(e.settings) | {"Time": f"{e.seconds:.1f} s"}
     body = [_facts(facts), *(f"<p class=soft>{escape(note)}</p>" for note in e.notes), _findings(e.findings)]
     if e.layers:
         body += [
@@ -114,8 +116,11 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
         ]  # fmt: skip
     if views:
         body += ["<h2>Concept maps</h2>", _soft(READ["concepts"])]
+        without = [named(name) for name in e.layers if all(shown.layer != name for shown in views)]
+        if without:
+            body.append(_soft(f"No maps of {escape(', '.join(without))}: what they give has no place in the images."))
         for name in dict.fromkeys(shown.layer for shown in views):
-            body.append(f"<h3><code>{escape(name)}</code></h3>")
+            body.append(f"<h3><code>{escape(named(name))}</code></h3>")
             body += [_figure(v.picture, escape(v.image)) for v in views if v.layer == name]
     if e.jacobians:
         body += ["<h2>Jacobian</h2>", _soft(READ["jacobian"])]
@@ -132,7 +137,8 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
             values = ", ".join(f"{s:.4g}" for s in d.values)
             said = (
                 f"{image}{at}, {extent} voxels{f' from {start}' if start else ''}: derivative of {of_what}. Singular "
-                f"values {values}; these {d.k} have {100 * d.energy[-1]:.3g} % of the sum of squares."
+                f"values {values}; these {d.k} have {100 * d.energy[-1]:.3g} % of the sum of squares, and may be too "
+                f"small by up to {np.sqrt(d.values[0] ** 2 + d.missed) - d.values[0]:.1g}."
             )
             picture = pictures.patterns(pictures.plane(e.images.shown(of.place)[None]), pairs, of_what)
             body.append(_figure(picture, escape(said)))
@@ -145,7 +151,7 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
 
 def tracking_report(
     tracker: Tracker,
-    loaded: Loaded | None,
+    loaded: Loaded,
     images: Images,
     settings: BaseModel,
     checkpoints: Sequence[Path],
@@ -155,7 +161,7 @@ def tracking_report(
     layers = list(dict.fromkeys(r.layer for r in tracker.history))
     epochs = sorted({r.epoch for r in tracker.history})
     over = f"{len(epochs)}, epochs {epochs[0]:g} to {epochs[-1]:g}: {checkpoints[0].name} to {checkpoints[-1].name}"
-    facts = {"Checkpoints": over} | ({} if loaded is None else _model(loaded)) | _inputs(images, loaded)
+    facts = {"Checkpoints": over} | _model(loaded) | _inputs(images)
     evolutions = {layer: tracker.evolution(layer) for layer in layers}
     body = [
         _facts(facts | _settings(settings)),
@@ -171,9 +177,12 @@ def tracking_report(
         layers = sorted(layers, key=lambda name: _turned(evolutions[name]))[:_DRAWN]
         layers = [name for name in evolutions if name in layers]
     for name in layers:
-        body += [f"<h3><code>{escape(name)}</code></h3>", _figure(pictures.evolution(name, evolutions[name]), "")]
-    title = "A training, followed" if loaded is None else f"{loaded.name}, followed"
-    return _page(title, [*body, _files(files)])
+        body += [
+            f"<h3><code>{escape(named(name))}</code></h3>",
+            _figure(pictures.evolution(name, evolutions[name]), ""),
+        ]
+    title = loaded.name if loaded.sr is None else f"{checkpoints[0].name} to {checkpoints[-1].name}"
+    return _page(f"{title}, followed", [*body, _files(files)])
 
 
 def _turned(of: Any) -> float:
@@ -196,7 +205,7 @@ def _model(loaded: Loaded) -> dict[str, str]:
     return facts
 
 
-def _inputs(images: Images, loaded: Loaded | None) -> dict[str, str]:
+def _inputs(images: Images) -> dict[str, str]:
     shapes = [f"{v.name} ({' x '.join(map(str, v.data.shape))})" for v in images.volumes]
     extents = sorted({place.extent for place in images.places})
     sides = ", ".join(" x ".join(map(str, extent)) for extent in extents)
@@ -227,7 +236,7 @@ def _layers(e: Explanation) -> str:
         energy = " ".join(f"{100 * part:.1f}" for part in d.energy[:3]) + (
             f" … {100 * d.energy[-1]:.1f} %" if d.k > 3 else " %"
         )
-        rows.append([name, f"{d.features:,}", f"{d.samples:,}", *ranks, energy if d.k else "-"])
+        rows.append([named(name), f"{d.features:,}", f"{d.samples:,}", *ranks, energy if d.k else "-"])
     return _table(heads, rows)
 
 
@@ -237,7 +246,7 @@ def _evolved(evolutions: Mapping[str, Any]) -> str:
     for name, of in evolutions.items():
         ranks = [f"{x:.2f}" for r in (of.effective_ranks, of.stable_ranks) for x in (r[0], r[-1])]
         cosine = of.to_first[-1][0] if of.to_first.shape[1] else np.nan
-        rows.append([name, *ranks, "-" if np.isnan(cosine) else f"{cosine:.2f}"])
+        rows.append([named(name), *ranks, "-" if np.isnan(cosine) else f"{cosine:.2f}"])
     return _table(heads, rows)
 
 
@@ -250,12 +259,7 @@ def _heads(e: Explanation) -> str:
         )
     ]
     heads = ("head", "entropy, nats", *(f"mode {k}" for k in range(min(3, e.attention.modes.k))))
-    pairs = [
-        f"{' '.join(map(str, e.attention.heads[i]))} and {' '.join(map(str, e.attention.heads[j]))} ({cosine:.3f})"
-        for i, j, cosine in e.attention.redundant()[:8]
-    ]
-    said = "; ".join(pairs) if pairs else "none"
-    return f"<p>Heads that attend alike (cosine at least 0.95): {escape(said)}.</p>" + _table(heads, rows)
+    return _table(heads, rows)
 
 
 def _findings(found: Iterable[Finding]) -> str:

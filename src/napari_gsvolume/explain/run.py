@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from ..spectral.spectra import effective_rank, stable_rank
 from .capture import activation_steps
 from .decomposition import Decomposition
 from .derivatives import jacobian
-from .detectors import collapse, dead_units, duplicate_heads, redundant_units
+from .detectors import collapse, dead_units, redundant_units
 from .findings import Finding, Thresholds
 from .heads import Attention, attention
 from .images import Images, Place, Volume, images_for
@@ -21,8 +22,11 @@ from .metrics import participation_ratio
 from .models import Loaded, named_layers
 from .probe import Probe, covariance
 from .settings import ExplainSettings
+from .tracker import heads_alike
 
 _ATTENDED = 16  # inputs whose attention is decomposed, at most
+_TOLERANCE, _PRODUCTS = 1e-3, 500  # of Jacobians: for pictures; `missed` says what is open
+_COMPARED = 4  # inputs by which heads are compared, at most
 _SAMPLES_AN_INPUT = 64  # of those that findings are made of, at least
 _SAMPLES = 8192
 FIGURES = ("features", "samples", "effective_rank", "stable_rank", "participation_ratio", "complete", "energy")
@@ -169,7 +173,8 @@ def explain_steps(
                 attended = []
                 notes.append(f"Attention is left out: {error}")
             else:
-                findings += duplicate_heads("attention", heads.similarity)
+                few = images.of(attended[:: math.ceil(len(attended) / _COMPARED)])
+                findings += heads_alike(loaded.model, few, names, Thresholds(), seed=s.seed)
     notes += [f"The layer {name} gives 0 for all of these images." for name, d in layers.items() if not d.k]
     result = Explanation(
         loaded, images, s, layers, tuple(jacobians), heads, tuple(attended), tuple(findings), tuple(notes),
@@ -256,6 +261,14 @@ def _jacobians(
         for layer in layers:
             if stop():
                 return
-            d = jacobian(loaded.model, images.input(place), s.k, layer=layer, seed=s.seed)
+            d = jacobian(
+                loaded.model,
+                images.input(place),
+                s.k,
+                layer=layer,
+                seed=s.seed,
+                tolerance=_TOLERANCE,
+                products=_PRODUCTS,
+            )
             done += 1
             yield done / total, JacobianOf(place, layer or "", d)

@@ -62,7 +62,7 @@ class ExplainSettings(InputSettings):
     )
     maps: Annotated[int, Field(ge=0, le=64)] = Field(3, description="Concepts of each layer that become maps")
     patch: Annotated[int, Field(ge=4, le=1024)] = Field(
-        48, description="Voxels of the sides, about the middle, of what a Jacobian is taken of"
+        32, description="Voxels of the sides, about the middle, of what a Jacobian is taken of"
     )
 
 

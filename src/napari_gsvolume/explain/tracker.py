@@ -27,6 +27,7 @@ from .probe import SAMPLES, Principal, Probe, covariance, labelled, moments
 
 Floats = NDArray[np.float64]
 Given = Inputs | Callable[[], Inputs]
+_ALL_HEADS = 2**16
 COLUMNS = (
     "epoch", "layer", "group", "component", "place", "value", "share", "cosine_to_previous", "cosine_to_first", "angle",
     "effective_rank", "stable_rank", "sharpness",
@@ -363,15 +364,29 @@ class Tracker:
         if not self._attention:
             return []
         chosen = None if self._attention is True else list(self._attention)
-        seen = attention_maps(model, self._probe, 1, layers=chosen, seed=self.seed)
-        found: list[Finding] = []
-        for layer in dict.fromkeys(name for name, _ in seen.heads):
-            of_layer = [column for column, (name, _) in enumerate(seen.heads) if name == layer]
-            found += duplicate_heads(layer, seen.similarity[np.ix_(of_layer, of_layer)], self.thresholds)
-        return found
+        return heads_alike(model, self._probe, chosen, self.thresholds, seed=self.seed)
 
     def _records(self, layer: str, group: str = "") -> list[LayerRecord]:
         return [r for r in self._history if r.layer == layer and r.group == group]
+
+
+def heads_alike(
+    model: nn.Module, inputs: Inputs, layers: Sequence[str] | None, thresholds: Thresholds, *, seed: int = 0
+) -> list[Finding]:
+    """Return the heads of each layer that attend alike; see `detectors.duplicate_heads`."""
+    seen = attention_maps(model, inputs, _ALL_HEADS, layers=layers, seed=seed)
+    # Weights of all heads are alike in that they are not negative and add up to 1: compared is what is left of
+    # them without the 1 / keys that each has on average.
+    d = seen.modes
+    assert d.places is not None
+    gram = (d.concepts * np.square(d.values)) @ d.concepts.T - d.samples / float(d.places.grids[0, 1]) ** 2
+    norms = np.sqrt(np.clip(gram.diagonal(), 1e-12 * d.samples, None))
+    likeness = gram / np.outer(norms, norms)
+    found: list[Finding] = []
+    for layer in dict.fromkeys(name for name, _ in seen.heads):
+        of_layer = [column for column, (name, _) in enumerate(seen.heads) if name == layer]
+        found += duplicate_heads(layer, likeness[np.ix_(of_layer, of_layer)], thresholds)
+    return found
 
 
 def _since(epochs: Sequence[float], found: Sequence[bool]) -> float:
