@@ -178,7 +178,7 @@ class TestLabels:
         rng = np.random.default_rng(0)
         groups = np.repeat(np.arange(6), 10)
         of_inputs = np.repeat([0, 0, 0, 1, 1, 2], 10)
-        seen = {tuple(permuted(of_inputs, groups, rng)[::10]) for _ in range(300)}
+        seen = {tuple(permuted(of_inputs, groups, rng)[::10]) for _ in range(900)}
         assert {tuple(sorted(s)) for s in seen} == {(0, 0, 0, 1, 1, 2)}
         assert len(seen) == 60  # 6! / (3! 2!)
         painted = np.tile([0] * 7 + [1] * 3, 6)

@@ -43,17 +43,17 @@ class TestProbe:
     def test_none_is_found_where_there_is_none(self) -> None:
         """Positions of one image are alike: a probe that did not hold images out would find any labels of images."""
         found = []
-        for seed in range(8):
-            model, images = planted(seed=seed, strength=0.0)
-            probe = linear_probe(activations(model, images, ["0"], 5)["0"], CLASS, permutations=39, seed=seed)
+        for seed in range(6):
+            model, images = planted(side=3, seed=seed, strength=0.0)
+            probe = linear_probe(activations(model, images, ["0"], 5)["0"], CLASS, permutations=19, seed=seed)
             found.append(probe)
             low, high = probe.main.interval
             assert low < high
-        assert np.mean([p.main.p <= 0.05 for p in found]) <= 0.25  # of 8 tests at 0.05, 3 or more: P = 0.006
+        assert np.mean([p.main.p <= 0.05 for p in found]) <= 0.4  # of 6 tests at 0.05, 3 or more: P = 0.002
         assert abs(np.mean([p.main.mean for p in found]) - 0.5) < 0.12
-        X = np.repeat(np.random.default_rng(0).standard_normal((30, 20)), 36, 0)
-        leaking = cross_validated(X, np.repeat(CLASS, 36), np.arange(1080), "classes")["auc"].mean
-        honest = cross_validated(X, np.repeat(CLASS, 36), np.repeat(np.arange(30), 36), "classes")["auc"].mean
+        X = np.repeat(np.random.default_rng(0).standard_normal((30, 20)), 9, 0)
+        leaking = cross_validated(X, np.repeat(CLASS, 9), np.arange(270), "classes")["auc"].mean
+        honest = cross_validated(X, np.repeat(CLASS, 9), np.repeat(np.arange(30), 9), "classes")["auc"].mean
         assert leaking > 0.9
         assert honest < 0.75
 
@@ -121,10 +121,10 @@ class TestProbe:
 def test_intervals_hold_the_true_figure() -> None:
     """Over many data sets, the 95 % interval has the accuracy on endless new inputs about so often."""
     hits = 0
-    for seed in range(40):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         y = np.arange(100) % 2
         X = rng.standard_normal((100, 1)) + 1.0 * y[:, None]
         low, high = cross_validated(X, y, np.arange(100), "classes", seed=seed)["accuracy"].interval
         hits += low <= 0.6915 <= high  # the cumulative normal at 0.5
-    assert hits >= 34  # at 95 %, fewer: P = 0.003
+    assert hits >= 25  # at 95 %, fewer: P = 0.003

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .alignment import aligned, principal_angles
     from .capture import activation_steps, activations
-    from .concepts import Concept, Examples, concept_vector, derivatives
+    from .concepts import Concept, Examples, concept_vector, sensitivities
     from .counterfactual import Counterfactual, Edit, edited, spread
     from .crossvalidation import Measure
     from .decomposition import Decomposition, Places
@@ -40,12 +40,12 @@ _HOMES = {
     "Decomposition": ".decomposition",
     "Edit": ".counterfactual",
     "Examples": ".concepts",
+    "Finding": ".findings",
     "ImageLens": ".lens",
     "Lens": ".lens",
     "LensRecord": ".lens_over",
     "LensTracker": ".lens_over",
     "Measure": ".crossvalidation",
-    "Finding": ".findings",
     "Parts": ".parts",
     "Patch": ".meaning",
     "Patches": ".meaning",
@@ -61,12 +61,11 @@ _HOMES = {
     "aligned": ".alignment",
     "attention": ".heads",
     "block_groups": ".labelled",
+    "compare": ".following",
     "component_gradient": ".meaning",
     "concept_map": ".meaning",
     "concept_vector": ".concepts",
-    "derivatives": ".concepts",
     "edited": ".counterfactual",
-    "compare": ".following",
     "effective_rank": ".metrics",
     "gradients": ".derivatives",
     "image_lens": ".lens",
@@ -77,11 +76,12 @@ _HOMES = {
     "linear_probe": ".probes",
     "nmf": ".parts",
     "participation_ratio": ".metrics",
-    "probe_steps": ".probes",
     "principal_angles": ".alignment",
+    "probe_steps": ".probes",
     "rank_me": ".metrics",
     "redundant_heads": ".metrics",
     "run_tcav": ".tcav",
+    "sensitivities": ".concepts",
     "spread": ".counterfactual",
     "sr_lens": ".lens",
     "stable_rank": ".metrics",
@@ -126,7 +126,6 @@ __all__ = [
     "component_gradient",
     "concept_map",
     "concept_vector",
-    "derivatives",
     "edited",
     "effective_rank",
     "gradients",
@@ -143,6 +142,7 @@ __all__ = [
     "rank_me",
     "redundant_heads",
     "run_tcav",
+    "sensitivities",
     "spread",
     "sr_lens",
     "stable_rank",

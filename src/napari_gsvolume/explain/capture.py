@@ -224,7 +224,7 @@ class Call:
         rows = self.features_last(name, module, given, axis, output).detach()
         grid = tuple(rows.shape[1:-1])
         rows = rows.reshape(len(rows), -1, rows.shape[-1])
-        return Pieces(rows, grid, self.strides(grid), *self.numbers(name, len(rows)))
+        return Pieces(rows, grid, self._strides(grid), *self.numbers(name, len(rows)))
 
     def features_last(
         self, name: str, module: nn.Module, given: Any, axis: int | None, output: Callable[[Any], Tensor] | None
@@ -269,8 +269,7 @@ class Call:
                 return along
         return -1 if tensor.ndim == 3 else 1
 
-    def strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
-        """Return the extents of the input over those of a grid, NaN where the input has other axes."""
+    def _strides(self, grid: tuple[int, ...]) -> tuple[float, ...]:
         for tensor in self.given:
             shape = tuple(tensor.shape)
             tokens = not tensor.is_floating_point() or (len(shape) == 3 and shape[1:2] == grid)

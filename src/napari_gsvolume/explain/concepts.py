@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import sklearn
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from .crossvalidation import Measure, cross_validated, linear_directions
+from .crossvalidation import Measure, cross_validated
 from .decomposition import Decomposition
 from .forward import Inputs, batches, call, undisturbed
-from .labelled import Integers, labels_at, rows_of
+from .labelled import Integers, labels_at, permuted, rows_of
 from .watching import watched
 
 Floats = NDArray[np.float64]
@@ -93,7 +97,7 @@ def concept_vector(
     return Concept(direction_of(X, y, fit), auc, decomposition.layer, fit)
 
 
-def derivatives(
+def sensitivities(
     model: nn.Module,
     inputs: Inputs,
     layer: str,
@@ -156,10 +160,23 @@ def derivatives(
 
 def direction_of(X: Floats, y: Integers, fit: Fit) -> Floats:
     """Return the unit direction (features,) from samples of class 0 to those of class 1."""
+    direction = X[y == 1].mean(0) - X[y == 0].mean(0)
     if fit == "logistic":
-        return linear_directions(X, y, "classes")[:, 0]
-    difference = X[y == 1].mean(0) - X[y == 0].mean(0)
-    return np.asarray(difference / max(float(np.linalg.norm(difference)), 1e-300))
+        # One scale for all features: the penalty is then the same in any basis of the activations.
+        model = LogisticRegression(class_weight="balanced", max_iter=300)
+        with warnings.catch_warnings(), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of weights that hardly change any more
+            direction = model.fit((X - X.mean(0)) / max(float(np.sqrt(X.var(0).mean())), 1e-300), y).coef_[0]
+    return np.asarray(direction / max(float(np.linalg.norm(direction)), 1e-300))
+
+
+def random_direction(X: Floats, y: Integers, groups: Integers, fit: Fit, rng: np.random.Generator) -> Floats:
+    """Return the direction (features,) of a random concept: labels dealt out anew, to samples without the concept."""
+    without = y == 0
+    while True:
+        labels = permuted(y, groups, rng)[without]
+        if len(np.unique(labels)) == 2:
+            return direction_of(X[without], labels, fit)
 
 
 def sorted_examples(
@@ -177,6 +194,8 @@ def sorted_examples(
         starts = np.concatenate([[0], np.cumsum(count)[:-1]])
         X, y, whose = np.add.reduceat(X[order], starts, axis=0) / count[:, None], y[first], inputs
     kept = y >= 0
-    if len(np.unique(y[kept] > 0)) < 2:
-        raise ValueError("Examples are needed of the concept, labels of 1 and more, and of what it is not, 0.")
+    if (y[kept] == 0).sum() < 2 or not (y > 0).any():
+        raise ValueError(
+            "Examples are needed of the concept, labels of 1 and more, and two or more of what it is not, 0."
+        )
     return X[kept], (y[kept] > 0).astype(np.int64), whose[kept]

@@ -73,12 +73,12 @@ class Edit:
         mask: ArrayLike | None = None,
         features_axis: int | None = None,
     ) -> None:
-        array = np.array(direction, dtype=np.float64)
+        array = np.asarray(direction, dtype=np.float64).copy()
         if array.ndim != 1 or not np.isfinite(array).all() or not array.any():
             raise ValueError(f"A direction is a vector of finite numbers, not all 0; got the shape {array.shape}.")
         if how not in ("add", "scale", "remove"):
             raise ValueError(f"An edit adds, scales or removes; got {how!r}.")
-        centre = None if mean is None else np.array(mean, dtype=np.float64)
+        centre = None if mean is None else np.asarray(mean, dtype=np.float64).copy()
         if centre is not None and centre.shape != array.shape:
             raise ValueError(f"The mean has the shape {centre.shape}, and the direction {array.shape}.")
         values = {"layer": layer, "direction": array, "amount": float(amount), "how": how, "mean": centre}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import sklearn
 from numpy.typing import NDArray
 from scipy.stats import t as student
 from sklearn.exceptions import ConvergenceWarning
@@ -103,8 +104,9 @@ def cross_validated(
             raise ValueError(f"The label {few[0]} is in one input or group alone, so it cannot be held out.")
     rng = np.random.default_rng(seed)
     fitted = (kind, folds, regularisation, seed)
-    true, shares = _crossed(X, y, groups, *fitted)
-    chance = [_crossed(X, permuted(y, groups, rng), groups, *fitted)[0] for _ in range(permutations)]
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # small fits, many times
+        true, shares = _crossed(X, y, groups, *fitted)
+        chance = [_crossed(X, permuted(y, groups, rng), groups, *fitted)[0] for _ in range(permutations)]
     return {
         name: Measure(np.array(values), np.array([_mean(c[name]) for c in chance]), shares)
         for name, values in true.items()

@@ -55,14 +55,13 @@ class ConceptMap:
         ValueError
             If the input has another number of axes, or voxels.
         """
-        finer = 1 / self.scale
         extents = np.round(np.array(self.image.shape) * self.scale).astype(int)
         if source.ndim != self.image.ndim or tuple(extents) != source.shape:
             raise ValueError(
                 f"The map is of an input of {' x '.join(map(str, extents))} voxels, not of "
                 f"{' x '.join(map(str, source.shape))}."
             )
-        return source.resampled(tuple(finer))
+        return source.resampled(tuple(1 / self.scale))
 
 
 def concept_map(
@@ -85,10 +84,6 @@ def concept_map(
         Which of several things that the layer gave for that input.
     order : int, optional
         Resample to the input's grid: 0 nearest, 1 linear. Stays on the layer's grid when omitted.
-
-    Returns
-    -------
-    ConceptMap
 
     Raises
     ------
@@ -134,7 +129,7 @@ class Patch:
     start : tuple of int, (d,)
         Index of its first voxel in the input.
     centre : tuple of float, (d,)
-        Index in the input of the position that expresses the mode; the middle of the patch but at borders.
+        Index in the input of the position that expresses the mode.
     strength : float
         The projection there, in the unit of the activations.
     """

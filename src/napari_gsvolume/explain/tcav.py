@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .capture import activations
-from .concepts import Concept, Examples, Fit, concept_vector, derivatives, direction_of, sorted_examples
+from .concepts import Concept, Examples, Fit, concept_vector, random_direction, sensitivities, sorted_examples
 from .decomposition import Decomposition
 from .forward import Inputs, batches
-from .labelled import permuted
 from .streaming import EXACT
 from .watching import check_direction
 
@@ -106,11 +105,12 @@ def run_tcav(
 ) -> dict[str, TCAV]:
     """Test whether an output depends on a concept, at each of several layers.
 
-    A random concept is made as the concept is, of the same examples with labels that are permuted as wholes (see
-    `labelled.permuted`), so the test holds whatever the examples are like. Where the output rises along nearly any
-    direction for all inputs alike (a linear head), random scores are 0 or 1 too, and no score can be significant; then
-    `p_sensitivity` still tells. What is significant may be what goes along with the concept in the examples (the
-    scanner, the position), and the derivative is for small moves: see `Edit`.
+    A random concept is made as the concept is, of the examples that are without it, by labels dealt out at random, to
+    inputs as wholes (see `labelled.permuted`): of random images, as Kim et al. have it. So what the test says is that
+    the output depends on this direction otherwise than on those in which such inputs differ anyway. Where it rises
+    along nearly any direction for all inputs alike (a linear head), random scores are 0 or 1 too, and no score can be
+    significant; then `p_sensitivity` still tells. What is significant may be what goes along with the concept in the
+    examples (the scanner, the position), and the derivative is for small moves: see `Edit`.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def run_tcav(
     layers : sequence of str
     examples : Examples
     of : callable
-        As of `derivatives`.
+        As of `sensitivities`.
     randoms : int
         How many random concepts.
     fit : {"logistic", "difference"}
@@ -142,7 +142,7 @@ def run_tcav(
     Raises
     ------
     ValueError
-        As of `concept_vector` and `derivatives`; or if there are too few random concepts for any p to be below `alpha`.
+        As of `concept_vector` and `sensitivities`; or if there are too few random concepts for a p below `alpha`.
     """
     for step in tcav_steps(model, inputs, layers, examples, of, **more):
         last = step
@@ -178,14 +178,14 @@ def tcav_steps(
     taken = activations(model, examples.inputs, layers, EXACT, max_samples=max_samples, **shared)
     found: dict[str, TCAV] = {}
     for number, layer in enumerate(taken):
-        gradients = derivatives(model, inputs, layer, of, **shared)
+        gradients = sensitivities(model, inputs, layer, of, **shared)
         concept = concept_vector(taken[layer], examples.labels, fit=fit, seed=seed)
         check_direction(gradients.shape[1], len(concept.direction), layer)
         X, y, groups = sorted_examples(taken[layer], examples.labels)
         rng = np.random.default_rng([seed, number])
         along = np.empty((randoms, len(gradients)))
         for k in range(randoms):
-            along[k] = gradients @ direction_of(X, permuted(y, groups, rng), fit)
+            along[k] = gradients @ random_direction(X, y, groups, fit, rng)
             yield TCAVStep((number + (k + 1) / randoms) / len(taken), f"Random concepts of {layer}")
         cosines = None
         if decompositions is not None and layer in decompositions:
