@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 from qtpy.QtWidgets import QApplication
 
+from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.cli import main
+from napari_gsvolume.spectral.sr_training import SRTraining
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -113,10 +115,44 @@ def svd() -> None:
     viewer.close()
 
 
+def explain(seconds: float) -> None:
+    """Train a super-resolution, explain it from the Explain widget, and take pictures of samples and of what if."""
+    model = IMAGES / "sr.safetensors"
+    volume, _ = anatomical_phantom(96)
+    training = SRTraining([volume], factor=2.0, channels=24, blocks=4, time_limit=seconds)
+    *_, last = training.steps()
+    training.result(last).model.save(model)
+    viewer, widget = opened("Explain")
+    viewer.window.resize(1400, 960)
+    widget.model.model.value = str(model)
+    widget.model.load.native.click()
+    while widget.busy:
+        wait(0.1)
+    model.unlink()
+    widget.model.check(("network.head", "network.body.2.first", "network.body.4", "network.tail"))
+    widget.model.form.fields["axis"].value = "y"
+    widget.model.form.fields["slices"].value = 9
+    run(widget)
+    widget.layer.value = "network.body.2.first"
+    widget.tabs.setCurrentWidget(widget.samples)
+    wait(1)
+    points = widget.samples.plot.points
+    widget.samples.select(points[:, 1] > np.quantile(points[:, 1], 0.97))
+    shoot(viewer, "explain-samples.png")
+    viewer.layers[-1].visible = False
+    widget.tabs.setCurrentWidget(widget.what_if)
+    widget.what_if.amount.value = 2
+    while widget.busy:
+        wait(0.1)
+    shoot(viewer, "explain-what-if.png")
+    viewer.close()
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     fit(40)
     compare(12)
     reconstruct(60)
     svd()
+    explain(120)
     sys.exit(main(["demo", "--no-window", "--png", str(IMAGES / "fit-demo.png")]))

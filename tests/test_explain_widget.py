@@ -160,7 +160,9 @@ def test_voxels_mark_samples(open_widget, qtbot, volume):
     viewer.cursor.position = tuple(labels.data_to_world((3, 6, 9)))
     d = widget.explained.of.layers["body.0"]
     [sample] = np.flatnonzero((where.input == 3) & (where.index == (3, 4)).all(1))
-    np.testing.assert_allclose(np.ravel(widget.samples.plot.cursor.get_data()), (d.scores * d.values)[sample, :2])
+    np.testing.assert_allclose(
+        np.ravel(widget.samples.plot.cursor.get_data()), (d.scores * d.values)[sample, [0, d.k - 1]]
+    )
     viewer.cursor.position = (-100, -100, -100)
     assert len(widget.samples.plot.cursor.get_xdata()) == 0
     # What is painted on the layer of the selection marks samples as well.
@@ -176,8 +178,9 @@ def test_selections_are_answered_at_once(open_widget, qtbot):
     """100,000 samples: from the end of the lasso to layer and plot."""
     rng = np.random.default_rng(0)
     viewer, widget = open_widget(rng.normal(size=(10, 100, 110)).astype(np.float32))
-    explained(qtbot, widget, "planted_network:fine", k=2)
-    widget.layer.value = "body.1"
+    load(qtbot, widget, "planted_network:fine")
+    widget.model.check(("body.1",))
+    run(qtbot, widget)
     widget.tabs.setCurrentWidget(widget.samples)
     qtbot.wait(50)
     d = widget.explained.of.layers["body.1"]

@@ -132,7 +132,7 @@ class SamplesTab(_Tab):
         self._watched: Layer | None = None
         self._own: dict[int, Any] = {}
         self._painted = False  # whether on the layers of what is selected there is something else
-        self._soon = QTimer()  # napari says that it will have painted
+        self._soon = QTimer(self)  # napari says that it will have painted
         self._soon.setSingleShot(True)
         self._soon.timeout.connect(self._show_painted)
         self.chosen: NDArray[Any] = np.empty(0, np.uint8)
@@ -144,7 +144,6 @@ class SamplesTab(_Tab):
     def leave(self) -> None:
         """Hear no more of the viewer."""
         self._stage.viewer.cursor.events.position.disconnect(self._on_cursor)
-        self._soon.stop()
         self._watch(None)
 
     def reset_choices(self, *_: Any) -> None:
