@@ -4,6 +4,7 @@ Run it as ``xvfb-run -a -s "-screen 0 1600x1000x24 +extension GLX" python docs/m
 """
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -115,20 +116,21 @@ def svd() -> None:
     viewer.close()
 
 
-def explain(seconds: float) -> None:
-    """Train a super-resolution, explain it from the Explain widget, and take pictures of samples and of what if."""
-    model = IMAGES / "sr.safetensors"
-    volume, _ = anatomical_phantom(96)
-    training = SRTraining([volume], factor=2.0, channels=24, blocks=4, time_limit=seconds)
+def trained(path: Path) -> None:
+    """Train the super-resolution of the worked example in explain.md."""
+    training = SRTraining([anatomical_phantom(96)[0]], factor=2.0, channels=24, blocks=4, iterations=240)
     *_, last = training.steps()
-    training.result(last).model.save(model)
+    training.result(last).model.save(path)
+
+
+def explain(model: Path) -> None:
+    """Explain a super-resolution from the Explain widget, and take pictures of samples and of what if."""
     viewer, widget = opened("Explain")
     viewer.window.resize(1400, 960)
     widget.model.model.value = str(model)
     widget.model.load.native.click()
     while widget.busy:
         wait(0.1)
-    model.unlink()
     widget.model.check(("network.head", "network.body.2.first", "network.body.4", "network.tail"))
     widget.model.form.fields["axis"].value = "y"
     widget.model.form.fields["slices"].value = 9
@@ -154,5 +156,7 @@ if __name__ == "__main__":
     compare(12)
     reconstruct(60)
     svd()
-    explain(120)
+    with tempfile.TemporaryDirectory() as folder:
+        trained(Path(folder) / "SR.safetensors")
+        explain(Path(folder) / "SR.safetensors")
     sys.exit(main(["demo", "--no-window", "--png", str(IMAGES / "fit-demo.png")]))

@@ -37,7 +37,9 @@ def concept_layer(
 def selected_layer(source: SourceVolume, labels: NDArray[np.uint8], grid: Grid) -> LayerData:
     """Return chosen voxels as a labels layer "name · selected"."""
     name = f"{source.name} · {SELECTED}"
-    return labels, {"name": name, **_placement(source, grid), "metadata": _entry(SELECTED, {})}, "labels"
+    orange = DirectLabelColormap(color_dict={None: "orange", 0: "transparent", 1: "orange"})  # as in the plot
+    options = {"name": name, **_placement(source, grid), "colormap": orange, "metadata": _entry(SELECTED, {})}
+    return labels, options, "labels"
 
 
 def patches_layer(source: SourceVolume, labels: NDArray[np.uint8], positive: int) -> LayerData:
