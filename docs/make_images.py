@@ -4,6 +4,7 @@ Run it as ``xvfb-run -a -s "-screen 0 1600x1000x24 +extension GLX" python docs/m
 """
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 from PIL import Image
 from qtpy.QtWidgets import QApplication
 
+from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.cli import main
+from napari_gsvolume.spectral.sr_training import SRTraining
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -124,6 +127,40 @@ def svd_learn(seconds: float) -> None:
     viewer.close()
 
 
+def trained(path: Path) -> None:
+    """Train the super-resolution of the worked example in explain.md."""
+    training = SRTraining([anatomical_phantom(96)[0]], factor=2.0, channels=24, blocks=4, iterations=240)
+    *_, last = training.steps()
+    training.result(last).model.save(path)
+
+
+def explain(model: Path) -> None:
+    """Explain a super-resolution from the Explain widget, and take pictures of samples and of what if."""
+    viewer, widget = opened("Explain")
+    viewer.window.resize(1400, 960)
+    widget.model.model.value = str(model)
+    widget.model.load.native.click()
+    while widget.busy:
+        wait(0.1)
+    widget.model.check(("network.head", "network.body.2.first", "network.body.4", "network.tail"))
+    widget.model.form.fields["axis"].value = "y"
+    widget.model.form.fields["slices"].value = 9
+    run(widget)
+    widget.layer.value = "network.body.2.first"
+    widget.tabs.setCurrentWidget(widget.samples)
+    wait(1)
+    points = widget.samples.plot.points
+    widget.samples.select(points[:, 1] > np.quantile(points[:, 1], 0.97))
+    shoot(viewer, "explain-samples.png")
+    viewer.layers[-1].visible = False
+    widget.tabs.setCurrentWidget(widget.what_if)
+    widget.what_if.amount.value = 2
+    while widget.busy:
+        wait(0.1)
+    shoot(viewer, "explain-what-if.png")
+    viewer.close()
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     fit(40)
@@ -131,4 +168,7 @@ if __name__ == "__main__":
     reconstruct(60)
     svd()
     svd_learn(300)
+    with tempfile.TemporaryDirectory() as folder:
+        trained(Path(folder) / "SR.safetensors")
+        explain(Path(folder) / "SR.safetensors")
     sys.exit(main(["demo", "--no-window", "--png", str(IMAGES / "fit-demo.png")]))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,6 +149,10 @@ class Images:
         """Return what an input shows, (*extent), in the intensities of its volume."""
         return self._cut(_three(self.volumes[place.volume].data), place, 0)
 
+    def cut(self, array: NDArray[Any], place: Place) -> NDArray[Any]:
+        """Return the part of an array (Z, Y, X), on the voxels of a volume, that an input is of, (*extent)."""
+        return self._cut(array, place, 0)
+
     def of(self, places: list[Place]) -> Images:
         """Return the inputs of some of the places, or of others."""
         return replace(self, places=places)
@@ -175,7 +180,7 @@ class Images:
         start = tuple(s + (n - m) // 2 for s, n, m in zip(place.start, place.extent, extent, strict=True))
         return replace(place, start=start, extent=extent)
 
-    def _cut(self, volume: Floats, place: Place, shift: int) -> Floats:
+    def _cut(self, volume: NDArray[Any], place: Place, shift: int) -> NDArray[Any]:
         layout = self.layout
         if layout.across is not None:
             assert place.slice is not None

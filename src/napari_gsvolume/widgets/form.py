@@ -134,8 +134,8 @@ class SettingsForm(Generic[Model]):
         Title of all other fields, so that a new one has a place.
     late : dict
         Text fields that are a choice of what has to be found: once the row is seen, or its value counts.
-    unseen : sequence of str
-        Fields without a row; the owner knows their values.
+    without : sequence of str
+        Fields that have no row, as they are chosen in another way: what `settings` is given, else their defaults.
     """
 
     def __init__(
@@ -147,15 +147,16 @@ class SettingsForm(Generic[Model]):
         folded: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
         rest: str = "More settings",
         late: Mapping[str, Late] = types.MappingProxyType({}),
-        unseen: Sequence[str] = (),
+        without: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.fields: dict[str, Any] = {
             name: _row(name, field, suggestions.get(name, 1), late.get(name))
             for name, field in model.model_fields.items()
+            if name not in without
         }
         self.rows: list[Widget] = [self.fields[name] for name in main]
-        placed = {*main, *unseen, *(name for names in folded.values() for name in names)}
+        placed = {*main, *(name for names in folded.values() for name in names)}
         groups = {**folded, rest: [name for name in self.fields if name not in placed]}
         self._groups: list[Container[Any]] = []  # Qt does not keep them
         self.folds = [self._fold(title, names) for title, names in groups.items() if names]
@@ -180,8 +181,13 @@ class SettingsForm(Generic[Model]):
             if isinstance(self.fields[name], LateChoice):
                 self.fields[name].find()
 
-    def settings(self) -> Model:
+    def settings(self, **chosen: Any) -> Model:
         """Return the validated settings, and remember them.
+
+        Parameters
+        ----------
+        **chosen
+            Fields that have no row.
 
         Raises
         ------
@@ -191,7 +197,7 @@ class SettingsForm(Generic[Model]):
         for widget in self.fields.values():
             if isinstance(widget, LateChoice):
                 widget.settle()
-        values = {name: widget.value for name, widget in self.fields.items()}
+        values = {name: widget.value for name, widget in self.fields.items()} | chosen
         try:
             settings = self.model(**values)
         except ValidationError as error:
@@ -208,7 +214,8 @@ class SettingsForm(Generic[Model]):
 
     def _show(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
-            self.fields[name].value = value
+            if name in self.fields:
+                self.fields[name].value = value
 
 
 def _store() -> QSettings:

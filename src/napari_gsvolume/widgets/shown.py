@@ -6,13 +6,13 @@ from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from napari.layers import Image, Layer, Points, Surface
+from napari.layers import Image, Labels, Layer, Points, Surface
 from napari.viewer import Viewer
 
 from ..layers import LayerData
 
 Key = TypeVar("Key", bound=Hashable)
-_CLASSES = {"image": Image, "surface": Surface, "points": Points}
+_CLASSES = {"image": Image, "labels": Labels, "surface": Surface, "points": Points}
 
 
 class ShownLayers(Generic[Key]):
@@ -87,7 +87,7 @@ def _place(layer: Layer, options: dict[str, Any]) -> None:
 
 def _update(layer: Layer, data: Any, options: dict[str, Any], layer_type: str) -> bool:
     """Give a layer new data of the same kind and voxels; False if it cannot take them."""
-    if not isinstance(layer, _CLASSES[layer_type]):
+    if layer_type not in _CLASSES or not isinstance(layer, _CLASSES[layer_type]):
         return False
     if isinstance(layer, Image):
         if layer.data.shape != data.shape:
@@ -95,6 +95,12 @@ def _update(layer: Layer, data: Any, options: dict[str, Any], layer_type: str) -
         layer.data = data
         layer.contrast_limits_range = options["contrast_limits"]
         layer.contrast_limits = options["contrast_limits"]
+    elif isinstance(layer, Labels):
+        if layer.data.shape != data.shape:
+            return False
+        layer.data = data
+        if "colormap" in options:
+            layer.colormap = options["colormap"]
     elif isinstance(layer, Surface):
         if layer.ndim != data[0].shape[1]:
             return False

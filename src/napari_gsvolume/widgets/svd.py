@@ -47,7 +47,7 @@ class SVDWidget(SliceWidget):
         self._look, self._pace = Look(0), Pace()
         self._shown: ShownLayers[str] = ShownLayers(napari_viewer)
         self._seen_at: Grid | None = None
-        self.form = SettingsForm(SuperResolveSettings, (*_OF_A_MODEL, "project", "ensemble"), {}, {}, unseen=("axis",))
+        self.form = SettingsForm(SuperResolveSettings, (*_OF_A_MODEL, "project", "ensemble"), {}, {}, without=("axis",))
         super().__init__(napari_viewer)
         self.modes = ModeTab(napari_viewer, self._say)
         self.slices = AllSlicesTab(napari_viewer, self._on_heat_map)
@@ -168,8 +168,7 @@ class SVDWidget(SliceWidget):
         if self.tabs.currentWidget() is self.learn:
             self._begin_learning(self.learn.order(source, self.axis.value))
             return
-        self.form.fields["axis"].value = "zyx"[self.axis.value] if source.grid.ndim == 3 else "z"
-        settings = self.form.settings()
+        settings = self.form.settings(axis="zyx"[self.axis.value] if source.grid.ndim == 3 else "z")
         rank = self._rank if self.finer.of_rank else None
         kind: MatrixKind = self.of.value if source.grid.ndim == 3 else "slice"
         order = FinerOrder(source, settings, rank, kind, self.learn.model)

@@ -61,7 +61,7 @@ class LearnTab(Tab):
         self._model: SRModel | None = None
         suggested = {"time_limit": _SECONDS, "iterations": ITERATIONS, "patch": PATCH, "rank": 20}
         self.form = SettingsForm(
-            TrainSRSettings, _MAIN, suggested, {"time_limit": _SECONDS}, _FOLDED, unseen=("axis",)
+            TrainSRSettings, _MAIN, suggested, {"time_limit": _SECONDS}, _FOLDED, without=("axis",)
         )  # fmt: skip
         fields = self.form.fields
         fields["project"].text = "Projection: agrees exactly with the image"
@@ -122,8 +122,7 @@ class LearnTab(Tab):
 
     def order(self, source: SourceVolume, axis: int) -> TrainOrder:
         """Return what the rows ask for; raise ValueError or MemoryError if it cannot be done."""
-        self.form.fields["axis"].value = "zyx"[axis]
-        settings = self.form.settings()
+        settings = self.form.settings(axis="zyx"[axis])
         others = [source_volume(layer) for layer in self.others.value]
         folder = self.folder.value
         asked = str(folder) not in ("", ".") if folder is not None else False
