@@ -129,7 +129,7 @@ def svd_learn(seconds: float) -> None:
 
 def trained(path: Path) -> None:
     """Train the super-resolution of the worked example in explain.md."""
-    training = SRTraining([anatomical_phantom(96)[0]], factor=2.0, channels=24, blocks=4, iterations=240)
+    training = SRTraining([anatomical_phantom(96)[0]], factor=2.0, channels=24, blocks=4, batch=8, iterations=240)
     *_, last = training.steps()
     training.result(last).model.save(path)
 
