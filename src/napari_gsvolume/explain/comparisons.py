@@ -58,7 +58,7 @@ def attributes(
             tested = f"corrected for {a.p_values.size * len(tests)} tests"
             interval = a.interval(j)
             sentence = (
-                f"Component {component} of layer {layer} follows {name}: {a.measure} = {a.statistic[j]:.2f} "
+                f"Component {component + 1} of layer {layer} follows {name}: {a.measure} = {a.statistic[j]:.2f} "
                 f"[{interval[0]:.2f}, {interval[1]:.2f}], p = {a.p_values[j]:.2g}, {tested} "
                 f"({len(columns)} inputs; thresholds {t.correlation:g} and {t.alpha:g})."
             )
@@ -136,7 +136,7 @@ def drift(
             layer, component = which[j]
             corrected = float(p_shift[c * len(which) + j])
             sentence = (
-                f"Layer {layer} drifts between {title}: the mean of component {component} moves by {shift[j]:.2f} "
+                f"Layer {layer} drifts between {title}: the mean of component {component + 1} moves by {shift[j]:.2f} "
                 f"standard deviations of inputs (threshold {t.drift_shift:g}; p = {corrected:.2g})."
             )
             found.append(

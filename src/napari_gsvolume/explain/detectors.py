@@ -197,7 +197,7 @@ def new_concepts(
             share = float(np.asarray(shares[t])[component])
             before_it = "epoch" if min(t, thresholds.recent) == 1 else f"{min(t, thresholds.recent)} epochs"
             sentence = (
-                f"A new concept appeared in layer {layer} at epoch {epochs[t]:g}: component {component}, "
+                f"A new concept appeared in layer {layer} at epoch {epochs[t]:g}: component {component + 1}, "
                 f"{percent(share)} of the variance, has a cosine of {cosine:.2f} at most with what counted in the "
                 f"{before_it} before (threshold {thresholds.new_cosine:g})."
             )

@@ -63,7 +63,7 @@ def concepts(image: NDArray[Any], maps: NDArray[Any], name: str) -> str:
         colours = colormaps["RdBu_r"](np.clip(part / 2 + 0.5, 0, 1))
         colours[..., 3] = 0.9 * np.clip(np.abs(part), 0, 1)
         ax.imshow(colours, extent=extent, interpolation="nearest")
-        ax.set_title(f"concept {mode}, ±{limit:.3g}", fontsize=8)
+        ax.set_title(f"concept {mode + 1}, ±{limit:.3g}", fontsize=8)
     return _png(figure, f"Concept maps of {name} over a slice")
 
 
@@ -77,13 +77,13 @@ def patterns(shown: NDArray[Any], pairs: Sequence[tuple[float, NDArray[Any], NDA
     axes[0, 0].set_title("at this input", fontsize=8)
     for mode, (value, before, after) in enumerate(pairs, 1):
         _diverging(axes[0, mode], before)
-        axes[0, mode].set_title(f"input {mode - 1}: σ = {value:.4g}", fontsize=8)
+        axes[0, mode].set_title(f"input {mode}: σ = {value:.4g}", fontsize=8)
         if images:
             _diverging(axes[1, mode], after)
         else:
             axes[1, mode].bar(np.arange(after.size), after.ravel(), color="#3b6ea8")
             axes[1, mode].tick_params(labelsize=6)
-        axes[1, mode].set_title(f"output {mode - 1}", fontsize=8)
+        axes[1, mode].set_title(f"output {mode}", fontsize=8)
     for ax in [*axes[0], *(axes[1] if images else axes[1, :1])]:
         ax.set_axis_off()
     return _png(figure, f"Input and output patterns of the Jacobian of {name}")
@@ -107,7 +107,7 @@ def attention(of: Attention, inputs: int) -> str:
     for mode in range(shown):
         values = np.mean([of.modes.map(mode, number) for number in range(inputs)], axis=0)
         _diverging(axes[2 + mode], values)
-        axes[2 + mode].set_title(f"mode {mode}", fontsize=8)
+        axes[2 + mode].set_title(f"mode {mode + 1}", fontsize=8)
         axes[2 + mode].set_xlabel("key", fontsize=7)
         axes[2 + mode].set_ylabel("query", fontsize=7)
         axes[2 + mode].tick_params(labelsize=6)
@@ -121,7 +121,7 @@ def evolution(layer: str, of: Evolution) -> str:
     there = np.flatnonzero(of.values.max(0) > 0)[:8]
     colours = colormaps["tab10"](np.arange(10))
     for colour, j in zip(colours, there, strict=False):
-        values.plot(of.epochs, of.values[:, j], "-", marker=".", ms=4, lw=1.2, color=colour, label=str(j))
+        values.plot(of.epochs, of.values[:, j], "-", marker=".", ms=4, lw=1.2, color=colour, label=str(j + 1))
         cosines.plot(of.epochs, of.to_first[:, j], "-", marker=".", ms=4, lw=1.2, color=colour)
         cosines.plot(of.epochs, of.to_previous[:, j], ":", lw=1.0, color=colour)
     values.set(xlabel="epoch", ylabel="deviation along it", ylim=(0, None), title=_short(layer))

@@ -241,7 +241,7 @@ def _layers(e: Explanation) -> str:
 
 
 def _evolved(evolutions: Mapping[str, Any]) -> str:
-    heads = ("layer", "effective rank, first", "last", "stable rank, first", "last", "cosine of component 0 to first")
+    heads = ("layer", "effective rank, first", "last", "stable rank, first", "last", "cosine of component 1 to first")
     rows = []
     for name, of in evolutions.items():
         ranks = [f"{x:.2f}" for r in (of.effective_ranks, of.stable_ranks) for x in (r[0], r[-1])]
@@ -258,7 +258,7 @@ def _heads(e: Explanation) -> str:
             e.attention.heads, e.attention.entropy, e.attention.modes.concepts, strict=True
         )
     ]
-    heads = ("head", "entropy, nats", *(f"mode {k}" for k in range(min(3, e.attention.modes.k))))
+    heads = ("head", "entropy, nats", *(f"mode {k + 1}" for k in range(min(3, e.attention.modes.k))))
     return _table(heads, rows)
 
 
