@@ -216,7 +216,7 @@ class TestAttributes:
         best = found[0]
         assert best.p_value <= 0.05
         assert best.interval[0] < best.statistic < best.interval[1]
-        assert f"Component {best.component} of layer b follows sex: r = " in best.sentence
+        assert f"Component {best.component + 1} of layer b follows sex: r = " in best.sentence
 
     def test_small_effects_are_none(self) -> None:
         """What is significant with many inputs need not matter."""
