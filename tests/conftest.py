@@ -68,3 +68,17 @@ def run(inputs, monkeypatch, capfd):
         return code, *capfd.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def vgg16() -> dict[str, torch.Tensor]:
+    """Return random weights, named and shaped as torchvision's vgg16 has them."""
+    from super_resolving import slices
+
+    before, tensors = 3, {}
+    widths = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 3
+    for n, width in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21), widths, strict=True):
+        tensors[f"features.{n}.weight"] = slices(width, before, 3, 3, seed=n) * (2 / (9 * before)) ** 0.5
+        tensors[f"features.{n}.bias"] = 0.1 * slices(width, seed=n)
+        before = width
+    return tensors
