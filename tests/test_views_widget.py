@@ -22,7 +22,7 @@ from napari_gsvolume.render.training import train
 from napari_gsvolume.render.transfer import TransferFunction, preset
 from napari_gsvolume.scan import voxel_size_mm
 from napari_gsvolume.widgets import views_job
-from napari_gsvolume.widgets.camera import Seen, camera_of
+from napari_gsvolume.widgets.camera import camera_of
 from napari_gsvolume.widgets.views_job import Part, Subject
 
 SIDE = 24
@@ -102,7 +102,7 @@ def test_train_and_look_from_the_camera(open_widget, qtbot, volume, tmp_path):
     assert entry(view)["parts"]["CT"]["metrics"]["psnr_db"] == part.trained.psnr_db
     seen = camera_of(viewer, GRID, 48)
     np.testing.assert_allclose(entry(view)["camera"]["matrices"], seen.cameras.matrices)
-    again = seen.shown(part.seen_at(seen.pixel_mm).render(seen.cameras)[0].numpy())
+    again = seen.shown(part.seen_at(seen.cameras.pixel_mm).render(seen.cameras)[0].numpy())
     np.testing.assert_allclose(view.data / 255, again.clip(0, 1), atol=0.003)
     # The volume itself, and how far off the splats are.
     press(qtbot, widget, widget.dvr)
@@ -481,7 +481,7 @@ def test_from_closer_the_blur_of_the_training_stays(volume):
     source = SourceVolume("CT", volume, GRID, {}, (0, 1))
     part = Part("CT", trained.splats, source, Subject(source, lambda _: scene.transfer), trained)
     near, far = scene.held_out(2, 96), scene.held_out(2, 32)
-    pixels = [Seen(cameras, False, (0, 0, 0), 1).pixel_mm for cameras in (near, far)]
+    pixels = [cameras.pixel_mm for cameras in (near, far)]
     assert part.seen_at(pixels[1]) is part.splats
     true = np.stack(list(scene.images(near)))
     plain, filled = (psnr_between(true, s.render(near).numpy(), 1) for s in (part.splats, part.seen_at(pixels[0])))
