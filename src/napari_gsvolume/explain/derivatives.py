@@ -10,9 +10,8 @@ square: products in float32 cost a part of 1e-7 of the *first* value, and no dig
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .capture import chosen
 from .decomposition import Decomposition, check_modes, decomposition, lasting
-from .forward import Batch, Inputs, RefusedError, batches, call, first_tensor, hooked, tensors, undisturbed
+from .forward import Batch, Inputs, RefusedError, batches, call, changed, first_tensor, hooked, tensors, undisturbed
 from .streaming import Scores, StreamingSVD
 
 Floats = NDArray[np.float64]
@@ -277,26 +276,14 @@ def _with_first(thing: Any, tensor: Tensor, counts: Callable[[Tensor], bool]) ->
     """Return a copy of a thing whose first tensor that counts is another one."""
     done = False
 
-    def copied(part: Any) -> Any:
+    def change(part: Tensor) -> Tensor:
         nonlocal done
-        if done:
+        if done or not counts(part):
             return part
-        if isinstance(part, Tensor):
-            if not counts(part):
-                return part
-            done = True
-            return tensor
-        if isinstance(part, Mapping):
-            items = {name: copied(one) for name, one in part.items()}
-            return items if type(part) is dict else type(part)(items)  # type: ignore[call-arg]
-        if isinstance(part, (tuple, list)):
-            return type(part)(*map(copied, part)) if hasattr(part, "_fields") else type(part)(map(copied, part))
-        if dataclasses.is_dataclass(part) and not isinstance(part, type):
-            values = {f.name: copied(getattr(part, f.name)) for f in dataclasses.fields(part) if f.init}
-            return dataclasses.replace(part, **values)
-        return part
+        done = True
+        return tensor
 
-    return copied(thing)
+    return changed(thing, change)
 
 
 def _products(of: _Map) -> tuple[Products, Products]:

@@ -116,6 +116,28 @@ def tensors(thing: Any) -> Iterator[Tensor]:
             yield from tensors(getattr(thing, field.name))
 
 
+def changed(thing: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a thing as of `tensors` with each tensor changed; parts in which none becomes another stay themselves."""
+    if isinstance(thing, Tensor):
+        return change(thing)
+    if isinstance(thing, Mapping):
+        parts = {name: changed(one, change) for name, one in thing.items()}
+        if all(parts[name] is one for name, one in thing.items()):
+            return thing
+        return parts if type(thing) is dict else type(thing)(parts)  # type: ignore[call-arg]
+    if isinstance(thing, (tuple, list)):
+        items = [changed(one, change) for one in thing]
+        if all(new is old for new, old in zip(items, thing, strict=True)):
+            return thing
+        return type(thing)(*items) if hasattr(thing, "_fields") else type(thing)(items)
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        values = {f.name: changed(getattr(thing, f.name), change) for f in dataclasses.fields(thing) if f.init}
+        if all(getattr(thing, name) is one for name, one in values.items()):
+            return thing
+        return dataclasses.replace(thing, **values)
+    return thing
+
+
 def first_tensor(thing: Any, whose: str) -> Tensor:
     """Return the first tensor in what a module gave; raise ValueError if there is none."""
     for tensor in tensors(thing):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from .capture import Call, chosen, typed_modules
-from .forward import RefusedError, first_tensor, hooked
+from .forward import RefusedError, changed, first_tensor, hooked
 
 # Takes the tensor of a layer, and what makes a view of any tensor of that layout that is (pieces, *grid, features);
 # returns what the layer is to give instead, or None.
@@ -51,18 +50,7 @@ def watched(model: nn.Module, layer: str, see: See, features_axis: int | None = 
 
 def replaced(given: Any, old: Tensor, new: Tensor) -> Any:
     """Return a copy of what a module gave, with another tensor for one of those in it."""
-    if given is old:
-        return new
-    if isinstance(given, Mapping):
-        items = {name: replaced(one, old, new) for name, one in given.items()}
-        return items if type(given) is dict else type(given)(items)  # type: ignore[call-arg]
-    if isinstance(given, (tuple, list)):
-        parts = [replaced(one, old, new) for one in given]
-        return type(given)(*parts) if hasattr(given, "_fields") else type(given)(parts)
-    if dataclasses.is_dataclass(given) and not isinstance(given, type):
-        values = {f.name: replaced(getattr(given, f.name), old, new) for f in dataclasses.fields(given) if f.init}
-        return dataclasses.replace(given, **values)
-    return given
+    return changed(given, lambda tensor: new if tensor is old else tensor)
 
 
 def check_direction(direction_features: int, features: int, layer: str) -> None:
