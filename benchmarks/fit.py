@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from napari_gsvolume import __version__, anatomical_phantom, fit_steps
-from napari_gsvolume.files.nifti import read_nifti
-from napari_gsvolume.splat import SUPPORT, gather, n_monomials, prepare, splat
+from napari_gsvolume.io.nifti import read_nifti
+from napari_gsvolume.kernels import SUPPORT, gather, n_monomials, prepare, splat
 
 SIGMAS = (1.5, 2.5, 5.0)
 EVALUATIONS = 5e7  # a kernel call of some 0.1 s

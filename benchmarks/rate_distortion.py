@@ -45,7 +45,7 @@ from skimage.filters import threshold_otsu
 from skimage.transform import resize
 
 from napari_gsvolume import __version__, anatomical_phantom
-from napari_gsvolume.files.nifti import read_nifti
+from napari_gsvolume.io.nifti import read_nifti
 
 Json = dict[str, Any]
 Volume = NDArray[np.float32]
@@ -221,7 +221,7 @@ def gaussians(volume: Volume, ratio: float, budget: int, time_limit: float) -> J
     import torch  # with the fit, which the other codecs do without
 
     from napari_gsvolume import GaussianVolume, fit
-    from napari_gsvolume.splat import prepare
+    from napari_gsvolume.kernels import prepare
 
     torch.set_num_threads(numba.get_num_threads())
     prepare(torch.device("cpu"))  # compiled before the clock starts

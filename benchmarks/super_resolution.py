@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from skimage.metrics import structural_similarity
 
-from napari_gsvolume.files.nifti import read_nifti
-from napari_gsvolume.fitting.metrics import psnr_between
-from napari_gsvolume.spectral.degradation import Degradation
-from napari_gsvolume.spectral.sr_model import superresolve
-from napari_gsvolume.spectral.sr_training import train_sr
-from napari_gsvolume.spectral.upsample import factors_of, spline
+from napari_gsvolume.io.nifti import read_nifti
+from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.super_resolution.bspline import factors_of, spline
+from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.model import superresolve
+from napari_gsvolume.super_resolution.training import train_sr
 
 console = Console()
 

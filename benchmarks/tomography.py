@@ -29,12 +29,12 @@ from skimage.restoration import denoise_tv_chambolle
 from skimage.transform import iradon, iradon_sart
 
 from napari_gsvolume import Grid
-from napari_gsvolume.files.nifti import read_nifti
-from napari_gsvolume.projections import project, with_noise
-from napari_gsvolume.recovering.measurements import Projected
-from napari_gsvolume.recovering.recover import Recovery
-from napari_gsvolume.recovering.voxels import downhill
-from napari_gsvolume.scan import Scan, orbit, spread
+from napari_gsvolume.io.nifti import read_nifti
+from napari_gsvolume.reconstruction.measurements import Projected
+from napari_gsvolume.reconstruction.plug_and_play import downhill
+from napari_gsvolume.reconstruction.reconstruct import Recovery
+from napari_gsvolume.tomography.projections import project, with_noise
+from napari_gsvolume.tomography.scan import Scan, orbit, spread
 
 METHODS = ("fbp", "fdk", "sirt", "sart", "tv", "gaussians")
 OF_ONE_BEAM = {"fbp": "parallel", "sart": "parallel", "fdk": "cone"}

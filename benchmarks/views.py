@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import zoom
 
-from napari_gsvolume.files.nifti import read_nifti
-from napari_gsvolume.render.cameras import around, fibonacci
-from napari_gsvolume.render.scene import Scene
-from napari_gsvolume.render.seeding import seeds
-from napari_gsvolume.render.training import train
-from napari_gsvolume.render.transfer import Preset, preset
-from napari_gsvolume.scan import voxel_size_mm
+from napari_gsvolume.io.nifti import read_nifti
+from napari_gsvolume.rendering.cameras import around, fibonacci
+from napari_gsvolume.rendering.scene import Scene
+from napari_gsvolume.rendering.splats.initialization import seeds
+from napari_gsvolume.rendering.splats.training import train
+from napari_gsvolume.rendering.volume.transfer_functions import Preset, preset
+from napari_gsvolume.tomography.scan import voxel_size_mm
 
 COUNTS = (2_500, 5_000, 10_000, 20_000, 40_000)
 PARTS = ("speed", "harmonics", "count")

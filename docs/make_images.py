@@ -11,12 +11,12 @@ from typing import Any
 
 import napari
 import numpy as np
+from napari_gsvolume.cli.gaussians import main
 from PIL import Image
 from qtpy.QtWidgets import QApplication
 
 from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.cli import main
-from napari_gsvolume.spectral.sr_training import SRTraining
+from napari_gsvolume.super_resolution.training import SRTraining
 
 IMAGES = Path(__file__).parent / "images"
 

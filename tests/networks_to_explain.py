@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from napari_gsvolume.parameters import made
-from napari_gsvolume.spectral.schemes import scheme
-from napari_gsvolume.spectral.sr_settings import TrainSRSettings
+from napari_gsvolume.settings import made
+from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.training_settings import TrainSRSettings
 
 
 @dataclass

@@ -17,9 +17,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from napari_gsvolume import splat
-from napari_gsvolume.fitting import loop, memory
-from napari_gsvolume.splat import cpu
+from napari_gsvolume import kernels, memory
+from napari_gsvolume.fitting import loop
+from napari_gsvolume.kernels import cpu
 
 DEVICE = torch.device("cuda:0")
 WAITING = {
@@ -213,7 +213,7 @@ def pretended(monkeypatch, capacity=2**40):
     """Have a GPU of so many bytes in this context: ``device="cuda"`` fits on it."""
     card = Card(capacity)
     with monkeypatch.context() as patch:
-        patch.setattr(splat, "_kernels", lambda device: kernels_on(card) if device.type == "cuda" else cpu)
+        patch.setattr(kernels, "_kernels", lambda device: kernels_on(card) if device.type == "cuda" else cpu)
         patch.setattr(loop, "available_device", lambda wanted: "cuda:0" if wanted.startswith("cuda") else "cpu")
         free = memory.free_bytes
         patch.setattr(memory, "free_bytes", lambda d: free(d) if d == "cpu" else card.capacity - card.live)

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.parameters import made
-from napari_gsvolume.spectral.sr_settings import TrainSRSettings
+from napari_gsvolume.settings import made
+from napari_gsvolume.super_resolution.training_settings import TrainSRSettings
 
 SMALL = {"channels": 8, "blocks": 1, "batch": 2}
 QUICK = SMALL | {"iterations": 6}

@@ -5,15 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_gsvolume.render.cameras import (
-    Cameras,
-    around,
-    fibonacci,
-    images_of,
-    looking,
-    radius_of,
-    turntable,
-)
+from napari_gsvolume.rendering.cameras import Cameras, around, fibonacci, images_of, looking, radius_of, turntable
 
 
 def seen(cameras, point):

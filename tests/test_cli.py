@@ -9,11 +9,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from napari_gsvolume.cli.gaussians import _Stop
 
 import napari_gsvolume.fitting
 from napari_gsvolume import FitSettings, GaussianVolume, Grid, __version__, anatomical_phantom
-from napari_gsvolume.cli import _Stop
-from napari_gsvolume.files.nifti import read_nifti, write_nifti
+from napari_gsvolume.io.nifti import read_nifti, write_nifti
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -264,7 +264,7 @@ def test_version_and_help(run: Run) -> None:
 def test_help_loads_nothing_heavy() -> None:
     code = """
 import sys
-from napari_gsvolume.cli import main
+from napari_gsvolume.cli.gaussians import main
 main(["fit", "--help"])
 sys.exit(" ".join({"torch", "numba", "nibabel", "napari", "matplotlib"} & set(sys.modules)))
 """
@@ -278,7 +278,7 @@ def test_a_stopped_fit_keeps_its_result(inputs: Path, tmp_path: Path, number: in
     code = """
 import sys
 import napari_gsvolume.fitting as fitting
-from napari_gsvolume.cli import main
+from napari_gsvolume.cli.gaussians import main
 all_steps = fitting.fit_steps
 def fit_steps(*args, **options):
     for step in all_steps(*args, **options):

@@ -10,16 +10,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from napari_gsvolume.explain.models.inputs import Volume, images_for
+from napari_gsvolume.explain.models.loading import load_model
 from safetensors.torch import save_file
 
 from napari_gsvolume import Grid, anatomical_phantom
 from napari_gsvolume.explain import activations
-from napari_gsvolume.explain import run as running
-from napari_gsvolume.explain.images import Volume, images_for
-from napari_gsvolume.explain.models import load_model
+from napari_gsvolume.explain import explanation as running
 from napari_gsvolume.explain.settings import ExplainSettings
-from napari_gsvolume.files.nifti import read_nifti, write_nifti
-from napari_gsvolume.spectral.sr_training import train_sr
+from napari_gsvolume.io.nifti import read_nifti, write_nifti
+from napari_gsvolume.super_resolution.training import train_sr
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from napari_gsvolume import GaussianVolume, Grid, anatomical_phantom
-from napari_gsvolume.files.nifti import write_nifti
-from napari_gsvolume.observe.raycast import project
-from napari_gsvolume.projections import hounsfield_to_attenuation, read_projections
-from napari_gsvolume.scan import Scan, orbit, spread
+from napari_gsvolume.io.nifti import write_nifti
+from napari_gsvolume.tomography.projections import hounsfield_to_attenuation, read_projections
+from napari_gsvolume.tomography.scan import Scan, orbit, spread
+from napari_gsvolume.tomography.voxel_projector import project
 
 Run = Callable[..., tuple[int, str, str]]
 VOXEL = (2.0, 1.5, 1.0)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from napari_gsvolume import Grid, anatomical_phantom
-from napari_gsvolume.files.nifti import read_nifti, write_nifti
-from napari_gsvolume.spectral.degradation import Degradation
-from napari_gsvolume.spectral.sr_model import SRModel, superresolve
-from napari_gsvolume.spectral.sr_training import SRTraining, train_sr
-from napari_gsvolume.spectral.upsample import spline
+from napari_gsvolume.io.nifti import read_nifti, write_nifti
+from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.model import SRModel, superresolve
+from napari_gsvolume.super_resolution.training import SRTraining, train_sr
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from napari_gsvolume import Grid, anatomical_phantom
-from napari_gsvolume.files.nifti import write_nifti
-from napari_gsvolume.render.cameras import Cameras
-from napari_gsvolume.render.splat_ply import read_splats
-from napari_gsvolume.render.transfer import preset
+from napari_gsvolume.io.nifti import write_nifti
+from napari_gsvolume.rendering.cameras import Cameras
+from napari_gsvolume.rendering.splats.ply import read_splats
+from napari_gsvolume.rendering.volume.transfer_functions import preset
 
 QUICK = ("--views", 8, "--size", 40, "--gaussians", 300, "--iterations", 60, "--hold-out", 2)
 

@@ -9,11 +9,11 @@ from qtpy.QtWidgets import QApplication, QFileDialog
 
 from clicking import LEFT, SLOW, assert_ends, click, fill, run
 from napari_gsvolume import GaussianVolume, vessel_phantom
-from napari_gsvolume.layers import METADATA_KEY, gaussians_of
-from napari_gsvolume.studies import COLUMNS, as_csv, as_markdown, cases, readable
-from napari_gsvolume.widgets import job
-from napari_gsvolume.widgets.compare import CompareWidget
-from napari_gsvolume.widgets.fit import FitWidget
+from napari_gsvolume.ablation import COLUMNS, as_csv, as_markdown, cases, readable
+from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, gaussians_of
+from napari_gsvolume.plugin.widgets.fit import worker as job
+from napari_gsvolume.plugin.widgets.fit.compare import CompareWidget
+from napari_gsvolume.plugin.widgets.fit.widget import FitWidget
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_kernels_in_the_simulator() -> None:
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, tuple[object, ...]]]:
     """Return the kernels that all functions launch, with the types of their arguments; they are not run."""
     pytest.importorskip("numba_cuda")
-    from napari_gsvolume.splat import cuda
+    from napari_gsvolume.kernels import cuda
 
     launched = {}
 

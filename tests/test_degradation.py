@@ -11,11 +11,11 @@ from PIL import Image
 from scipy import ndimage
 
 from napari_gsvolume import Grid, anatomical_phantom, vessel_phantom
-from napari_gsvolume.fitting.metrics import psnr_between
-from napari_gsvolume.spectral.degradation import Degradation
-from napari_gsvolume.spectral.functions import fine_centres
-from napari_gsvolume.spectral.settings import DegradationKind
-from napari_gsvolume.spectral.upsample import factors_of, interpolation, spline
+from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.super_resolution.bspline import factors_of, interpolation, spline
+from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.settings import DegradationKind
+from napari_gsvolume.svd.continuous_basis import fine_centres
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import napari_gsvolume as gsv
-from napari_gsvolume.fitting import memory
+from napari_gsvolume import memory
 from napari_gsvolume.fitting.gauss_newton import GaussNewton
+from napari_gsvolume.fitting.growth import births, smoothed, source
 from napari_gsvolume.fitting.neighbours import nearest_pairs, overlapping_pairs
 from napari_gsvolume.fitting.objective import Objective
-from napari_gsvolume.fitting.population import births, smoothed, source
-from napari_gsvolume.observe.voxels import Gaussians
+from napari_gsvolume.operators.gaussian_sum import Gaussians
 from pretended_device import DEVICE, OnCard, pretended
 
 FIT = {"gaussians": 25, "rounds": 2, "iterations": 6, "cg_steps": 3}
@@ -238,7 +238,7 @@ class TestBirths:
 
     def test_places_are_drawn_by_the_squared_residual(self, monkeypatch):
         """Of a tenth of the voxels with three times the residual, nine times as many are drawn."""
-        monkeypatch.setattr("napari_gsvolume.fitting.population._KEYS", 7000)  # several runs
+        monkeypatch.setattr("napari_gsvolume.fitting.growth._KEYS", 7000)  # several runs
         residual = torch.ones(200, 200)
         residual[:, :20] = 3
         born = births(residual, 400, 10**6, source(0, torch.device("cpu")))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from napari_gsvolume.cli.gaussians import main
 
 import napari_gsvolume as gsv
-from napari_gsvolume.cli import main
-from napari_gsvolume.splat.devices import available_device, devices, gpu_problem, gsplat_problem, idle_gpu
+from napari_gsvolume.devices import available_device, devices, gpu_problem, gsplat_problem, idle_gpu
 
 Pretend = Callable[..., None]
 
@@ -157,7 +157,7 @@ class TestSettings:
 class TestInTheShell:
     @pytest.fixture
     def path(self, tmp_path: Any) -> str:
-        from napari_gsvolume.files.nifti import write_nifti
+        from napari_gsvolume.io.nifti import write_nifti
 
         write_nifti(tmp_path / "v.nii", *gsv.vessel_phantom(16))
         return str(tmp_path / "v.nii")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from napari_gsvolume.render import dvr
-from napari_gsvolume.render.cameras import Cameras, around, fibonacci, radius_of
-from napari_gsvolume.render.dvr import render, render_views
-from napari_gsvolume.render.settings import RenderMode
-from napari_gsvolume.render.transfer import TransferFunction, intervals
+from napari_gsvolume.rendering.cameras import Cameras, around, fibonacci, radius_of
+from napari_gsvolume.rendering.settings import RenderMode
+from napari_gsvolume.rendering.volume import dvr
+from napari_gsvolume.rendering.volume.dvr import render, render_views
+from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction, intervals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE, VOXEL = (18, 22, 20), np.array([1.5, 1.0, 0.8])

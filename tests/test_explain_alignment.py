@@ -3,9 +3,8 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from napari_gsvolume.explain.decomposition.alignment import aligned, near_equal, principal_angles
 from scipy.stats import ortho_group
-
-from napari_gsvolume.explain.alignment import aligned, near_equal, principal_angles
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import f_oneway, pearsonr
-
-from napari_gsvolume.explain.comparisons import attributes, drift, sharpening, sharpness
-from napari_gsvolume.explain.detectors import (
+from napari_gsvolume.explain.findings.finding import Thresholds
+from napari_gsvolume.explain.findings.group_comparisons import attributes, drift, sharpening, sharpness
+from napari_gsvolume.explain.findings.input_moments import PerInput
+from napari_gsvolume.explain.findings.layer_detectors import (
     collapse,
     dead_units,
     duplicate_heads,
@@ -13,10 +13,10 @@ from napari_gsvolume.explain.detectors import (
     redundant_pairs,
     redundant_units,
 )
-from napari_gsvolume.explain.findings import Thresholds
-from napari_gsvolume.explain.inference import associations, eta_interval, familywise
-from napari_gsvolume.explain.per_input import PerInput
-from napari_gsvolume.parameters import made
+from napari_gsvolume.explain.findings.permutation_tests import associations, eta_interval, familywise
+from scipy.stats import f_oneway, pearsonr
+
+from napari_gsvolume.settings import made
 
 QUICK = Thresholds(permutations=199)
 # For error rates: sizes do not matter, and significance alone decides.

@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from napari_gsvolume.explain.models.forward import tensors
 from torch import nn
 
 from napari_gsvolume import explain
-from napari_gsvolume.explain.forward import tensors
 from networks_to_explain import MAKE, Network, network, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,7 +83,7 @@ def test_spectra_with_clusters_and_gaps(rows, columns) -> None:
 
 
 def test_a_small_basis_begins_anew(monkeypatch) -> None:
-    monkeypatch.setattr("napari_gsvolume.explain.derivatives._BASIS_BYTES", 0)
+    monkeypatch.setattr("napari_gsvolume.explain.decomposition.jacobian._BASIS_BYTES", 0)
     w = network("cnn")
     x = noise(1, 1, 16, 16)
     model = w.model[:5]

@@ -12,9 +12,9 @@ from torch import nn
 
 from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.explain import LensTracker, image_lens, lens_over_layers, sr_lens
-from napari_gsvolume.spectral.sr_model import SRModel
-from napari_gsvolume.spectral.sr_training import SRTraining
-from napari_gsvolume.spectral.upsample import spline
+from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.super_resolution.model import SRModel
+from napari_gsvolume.super_resolution.training import SRTraining
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from napari_gsvolume.explain.concepts.labels import block_groups, onto_grid, permuted
 from torch import nn
 
 from napari_gsvolume.explain import activations, component_gradient, concept_map, labels_at, top_patches
-from napari_gsvolume.explain.labelled import block_groups, onto_grid, permuted
-from napari_gsvolume.geometry import Grid
+from napari_gsvolume.grid import Grid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

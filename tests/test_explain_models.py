@@ -6,13 +6,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from napari_gsvolume.explain.models.inputs import Volume, images_for
+from napari_gsvolume.explain.models.loading import Loaded, fill, named_layers, state_of
 from safetensors.torch import save_file, save_model
 from torch import nn
 
-from napari_gsvolume.explain.images import Volume, images_for
-from napari_gsvolume.explain.models import Loaded, fill, named_layers, state_of
 from napari_gsvolume.explain.settings import ExplainSettings
-from napari_gsvolume.files import FileFormatError
+from napari_gsvolume.io.gaussians import FileFormatError
 
 RAMP = np.arange(6 * 10 * 8, dtype=np.float32).reshape(6, 10, 8)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from napari_gsvolume.explain.concepts.cross_validation import cross_validated
 from torch import nn
 
 from napari_gsvolume.explain import activations, block_groups, linear_probe, probe_steps
-from napari_gsvolume.explain.crossvalidation import cross_validated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from napari_gsvolume.explain.concepts.concept_maps import concept_maps
+from napari_gsvolume.explain.findings.finding import Finding
+from napari_gsvolume.explain.models.inputs import Volume
+from napari_gsvolume.explain.models.loading import Loaded
+from napari_gsvolume.explain.report.html import report, view
+from napari_gsvolume.explain.report.tables import findings
 from torch import nn
 
-from napari_gsvolume.explain.findings import Finding
-from napari_gsvolume.explain.images import Volume
-from napari_gsvolume.explain.maps import concept_maps
-from napari_gsvolume.explain.models import Loaded
-from napari_gsvolume.explain.report import report, view
-from napari_gsvolume.explain.run import explain, explain_steps, figures
+from napari_gsvolume.explain.explanation import explain, explain_steps, layer_figures
 from napari_gsvolume.explain.settings import ExplainSettings
-from napari_gsvolume.explain.tables import findings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +49,7 @@ def test_what_is_found_and_what_it_says() -> None:
     [dead] = [f for f in result.findings if f.kind == "dead units"]
     assert dead.sentence in report(result)
     assert dead.subject == "1"
-    f = figures(result.layers["0"])
+    f = layer_figures(result.layers["0"])
     s = result.layers["0"].spectrum
     assert f["participation_ratio"] == pytest.approx(np.square(s).sum() ** 2 / (s**4).sum())
     assert f["stable_rank"] == pytest.approx(np.square(s).sum() / s[0] ** 2)

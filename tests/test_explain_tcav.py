@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from napari_gsvolume.explain.concepts.cav import direction_of, random_direction
+from napari_gsvolume.explain.concepts.tcav import holm, judged
 from scipy.stats import binom
 from torch import nn
 
 from napari_gsvolume.explain import Examples, activations, concept_vector, run_tcav, sensitivities, tcav_steps
-from napari_gsvolume.explain.concepts import direction_of, random_direction
-from napari_gsvolume.explain.tcav import holm, judged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from napari_gsvolume import vessel_phantom
-from napari_gsvolume.explain.following import compare, epochs_of, natural, track_checkpoints, tracked
-from napari_gsvolume.explain.tracker import COLUMNS, Tracker
-from napari_gsvolume.spectral.sr_training import SRTraining
+from napari_gsvolume.explain.tracking.checkpoints import compare, epochs_of, natural, track_checkpoints, tracked
+from napari_gsvolume.explain.tracking.tracker import COLUMNS, Tracker
+from napari_gsvolume.super_resolution.training import SRTraining
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

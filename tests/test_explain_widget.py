@@ -11,9 +11,9 @@ from qtpy.QtWidgets import QFileDialog
 
 from clicking import LEFT, SLOW, click, run
 from napari_gsvolume import vessel_phantom
-from napari_gsvolume.geometry import Grid
-from napari_gsvolume.layers import METADATA_KEY, grid_placement
-from napari_gsvolume.spectral.sr_training import SRTraining
+from napari_gsvolume.grid import Grid
+from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
+from napari_gsvolume.super_resolution.training import SRTraining
 
 SHAPE = (8, 20, 24)
 BLOB = (slice(2, 6), slice(6, 12), slice(10, 18))
@@ -390,10 +390,11 @@ def test_a_training_is_followed(open_widget, qtbot, tmp_path, monkeypatch):
     np.testing.assert_allclose(shown.get_xdata(), (0, 1, 2))
     np.testing.assert_allclose(shown.get_ydata(), followed.layers["network.head"].effective_ranks)
     # The table of it says the same.
-    from napari_gsvolume.explain.images import Volume, images_for
-    from napari_gsvolume.explain.models import load_model
+    from napari_gsvolume.explain.models.inputs import Volume, images_for
+    from napari_gsvolume.explain.models.loading import load_model
+
     from napari_gsvolume.explain.settings import TrackSettings
-    from napari_gsvolume.explain.tracker import Tracker
+    from napari_gsvolume.explain.tracking.tracker import Tracker
 
     loaded = load_model(tmp_path / "run" / "epoch-0.safetensors")
     settings = TrackSettings(slices=4)

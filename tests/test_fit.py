@@ -16,9 +16,9 @@ from skimage.metrics import structural_similarity
 import napari_gsvolume as gsv
 from napari_gsvolume import FitSettings, GaussianVolume, Grid
 from napari_gsvolume.fitting import loop
-from napari_gsvolume.fitting.population import useful
+from napari_gsvolume.fitting.growth import useful
 from napari_gsvolume.fitting.target import check_volume
-from napari_gsvolume.observe.voxels import Gaussians
+from napari_gsvolume.operators.gaussian_sum import Gaussians
 
 SOLVERS = ["gauss-newton", "adam", "sgd"]
 AFFINE = [[3, 0, 0.2, -7], [0, 2, 0, 5], [0.1, 0, -1, 0.5], [0, 0, 0, 1]]

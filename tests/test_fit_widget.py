@@ -11,11 +11,11 @@ from qtpy.QtWidgets import QFileDialog
 
 from clicking import SLOW, assert_ends, click, run
 from napari_gsvolume import FitSettings, GaussianVolume, vessel_phantom
+from napari_gsvolume.devices import gpu_problem
 from napari_gsvolume.fitting.result import HistoryPoint
-from napari_gsvolume.splat.devices import gpu_problem
-from napari_gsvolume.widgets import fit as fit_module
-from napari_gsvolume.widgets.fit import FitWidget
-from napari_gsvolume.widgets.plot import HistoryPlot
+from napari_gsvolume.plugin.widgets.fit import widget as fit_module
+from napari_gsvolume.plugin.widgets.fit.widget import FitWidget
+from napari_gsvolume.plugin.widgets.shared.plots import HistoryPlot
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from scipy import ndimage
 from scipy.interpolate import make_smoothing_spline
 
 from napari_gsvolume import Grid, anatomical_phantom
-from napari_gsvolume.spectral.functions import ContinuousBasis, ContinuousImage, fine_centres
-from napari_gsvolume.spectral.spectra import decompose
+from napari_gsvolume.svd.continuous_basis import ContinuousBasis, ContinuousImage, fine_centres
+from napari_gsvolume.svd.decomposition import decompose
 
 SLICE = anatomical_phantom(24)[0][12].astype(np.float64)
 VECTORS = np.random.default_rng(0).normal(size=(11, 3))

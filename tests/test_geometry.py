@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from napari_gsvolume.geometry import Grid
+from napari_gsvolume.grid import Grid
 
 
 @st.composite

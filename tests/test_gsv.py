@@ -14,12 +14,12 @@ from hypothesis.extra import numpy as hnp
 
 import napari_gsvolume as gsv
 from napari_gsvolume import GaussianVolume, Grid
-from napari_gsvolume.files import FileFormatError
-from napari_gsvolume.files.entropy import Reader, Writer
-from napari_gsvolume.files.gsv import decode, default_step, encode, write_gsv
-from napari_gsvolume.files.quantise import FINEST, classes, dequantise, quantise
-from napari_gsvolume.fitting.compress import compressed
-from napari_gsvolume.splat import SUPPORT
+from napari_gsvolume.fitting.file_size import compressed
+from napari_gsvolume.io.gaussians import FileFormatError
+from napari_gsvolume.io.gsv.entropy import Reader, Writer
+from napari_gsvolume.io.gsv.format import decode, default_step, encode, write_gsv
+from napari_gsvolume.io.gsv.quantization import FINEST, classes, dequantise, quantise
+from napari_gsvolume.kernels import SUPPORT
 
 SHAPE = (20, 24, 28)
 
@@ -260,7 +260,7 @@ class TestDamage:
     def test_a_claim_of_a_billion_gaussians_costs_nothing(self):
         content = self.content()
         length = struct.unpack_from("<H", content, 8)[0]
-        from napari_gsvolume.files import gsv as module
+        from napari_gsvolume.io.gsv import format as module
 
         text = zlib.decompressobj(-15, zdict=module._DICTIONARY).decompress(content[10 : 10 + length])
         deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=module._DICTIONARY)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from napari_gsvolume.observe.matrices import cofactors, determinant, exponential, inverse, orthogonalised
+from napari_gsvolume.operators.small_matrices import cofactors, determinant, exponential, inverse, orthogonalised
 
 NDIMS = pytest.mark.parametrize("ndim", [2, 3])
 

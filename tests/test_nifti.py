@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 from nibabel.testing import data_path
 from scipy.spatial.transform import Rotation
 
-from napari_gsvolume.files import FileFormatError
-from napari_gsvolume.files.nifti import NiftiImage, read_nifti, write_nifti
-from napari_gsvolume.geometry import Grid
+from napari_gsvolume.grid import Grid
+from napari_gsvolume.io.gaussians import FileFormatError
+from napari_gsvolume.io.nifti import NiftiImage, read_nifti, write_nifti
 
 SAMPLES = Path(data_path)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import napari_gsvolume as gsv
-from napari_gsvolume import studies
+from napari_gsvolume import ablation
 from napari_gsvolume.fitting.penalties import mean_overlap, spacings
 from napari_gsvolume.fitting.settings import FitSettings
-from napari_gsvolume.observe.voxels import Gaussians
-from napari_gsvolume.splat.reference import basis, grid_points
+from napari_gsvolume.kernels.reference import basis, grid_points
+from napari_gsvolume.operators.gaussian_sum import Gaussians
 
 LAMBDAS = {"sparsity": 2e-3, "overlap": 1e-3, "smoothness": 1e-4, "spacing": 1e-3}
 
@@ -123,35 +123,35 @@ class TestPopulations:
 
 
 class TestStudies:
-    @pytest.mark.parametrize("study", studies.STUDIES)
+    @pytest.mark.parametrize("study", ablation.STUDIES)
     def test_every_case_is_measured(self, study):
         tiny = gsv.vessel_phantom(16)[0]
-        steps = list(studies.study_steps(tiny, study, gaussians=12, iterations=4))
+        steps = list(ablation.study_steps(tiny, study, gaussians=12, iterations=4))
         outcomes = [step.outcome for step in steps if step.outcome is not None]
-        assert [outcome.case for outcome in outcomes] == list(studies.cases(study))
+        assert [outcome.case for outcome in outcomes] == list(ablation.cases(study))
         assert [step.progress for step in steps] == sorted(step.progress for step in steps)
         for outcome in outcomes:
             assert 0 < outcome.n_gaussians <= 12
             assert outcome.n_bytes > 0
             assert outcome.artefacts.shape == tiny.shape
-        rows = list(csv.DictReader(io.StringIO(studies.as_csv(outcomes))))
+        rows = list(csv.DictReader(io.StringIO(ablation.as_csv(outcomes))))
         assert [float(row["psnr_db"]) for row in rows] == [outcome.psnr_db for outcome in outcomes]
-        assert studies.as_markdown(outcomes).count("\n") == len(outcomes) + 2
-        assert len(studies.plot(outcomes, study).axes) == 2
+        assert ablation.as_markdown(outcomes).count("\n") == len(outcomes) + 2
+        assert len(ablation.plot(outcomes, study).axes) == 2
 
     def test_stopping_leaves_out_the_case_under_way(self):
         tiny = gsv.vessel_phantom(16)[0]
         seen = []
-        for at in studies.study_steps(tiny, "support", gaussians=12, iterations=4, stop=lambda: len(seen) > 8):
+        for at in ablation.study_steps(tiny, "support", gaussians=12, iterations=4, stop=lambda: len(seen) > 8):
             seen.append(at)  # noqa: PERF402, stop looks at it
         outcomes = [at.outcome for at in seen if at.outcome is not None]
         assert 0 < len(outcomes) < 5
 
     def test_there_is_no_such_study(self):
         with pytest.raises(ValueError, match="choose spacing, penalties"):
-            studies.study_steps(np.eye(9), "colour")
+            ablation.study_steps(np.eye(9), "colour")
 
     def test_settings_of_cases_are_settings(self):
-        for study in studies.STUDIES:
-            for own in studies.cases(study).values():
+        for study in ablation.STUDIES:
+            for own in ablation.cases(study).values():
                 FitSettings(**own)

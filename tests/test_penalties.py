@@ -19,8 +19,8 @@ from napari_gsvolume.fitting.penalties import (
     spacings,
     within_orthant,
 )
-from napari_gsvolume.observe.voxels import Gaussians
-from napari_gsvolume.splat import n_monomials
+from napari_gsvolume.kernels import n_monomials
+from napari_gsvolume.operators.gaussian_sum import Gaussians
 
 NDIMS = pytest.mark.parametrize("ndim", [2, 3])
 MAKE: dict[str, Callable[[int, tuple[int, ...]], Penalty]] = {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from napari_gsvolume.geometry import Grid
+from napari_gsvolume.grid import Grid
 from napari_gsvolume.phantoms import anatomical_phantom, vessel_phantom
 
 Phantom = Callable[..., tuple[np.ndarray, Grid]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from napari_gsvolume import GaussianVolume, Grid
-from napari_gsvolume.files.ply import write_ply
+from napari_gsvolume.io.gaussian_ply import write_ply
 
 Refused = Callable[..., AbstractContextManager[Any]]
 

@@ -9,8 +9,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from napari_gsvolume import GaussianVolume, Grid
-from napari_gsvolume.files.nifti import write_nifti
-from napari_gsvolume.projections import (
+from napari_gsvolume.io.nifti import write_nifti
+from napari_gsvolume.tomography.projections import (
     Projections,
     attenuation,
     hounsfield_to_attenuation,
@@ -21,7 +21,7 @@ from napari_gsvolume.projections import (
     with_noise,
     write_projections,
 )
-from napari_gsvolume.scan import Scan, ScanError, along, c_arm, orbit, preset, spread, voxel_size_mm
+from napari_gsvolume.tomography.scan import Scan, ScanError, along, c_arm, orbit, preset, spread, voxel_size_mm
 
 SHAPE, VOXEL = (20, 26, 24), np.array([1.5, 1.0, 0.8])
 BEAMS = ["parallel", "fan", "cone"]

@@ -10,12 +10,12 @@ import torch
 from scipy.special import factorial, lpmv
 from torch import Tensor
 
-from napari_gsvolume.render import dense, harmonics
-from napari_gsvolume.render.cameras import Cameras, around, fibonacci, looking
-from napari_gsvolume.render.projecting import BLUR, MIN_ALPHA, NEAR, project
-from napari_gsvolume.render.raster import MAX_ALPHA, MIN_LEFT
-from napari_gsvolume.render.splats import Splats
-from napari_gsvolume.splat.devices import gsplat_problem
+from napari_gsvolume.devices import gsplat_problem
+from napari_gsvolume.rendering.cameras import Cameras, around, fibonacci, looking
+from napari_gsvolume.rendering.splats import reference, spherical_harmonics
+from napari_gsvolume.rendering.splats.model import Splats
+from napari_gsvolume.rendering.splats.projection import BLUR, MIN_ALPHA, NEAR, project
+from napari_gsvolume.rendering.splats.rasterizer import MAX_ALPHA, MIN_LEFT
 
 NAMES = ("means", "log_scales", "quaternions", "logits", "sh")
 RADIUS = 20.0  # mm, of the ball that the cameras see; about a millimetre a pixel
@@ -57,9 +57,9 @@ def in_double(some: Splats) -> Splats:
 def doubtful(some: Splats, camera: Cameras, rounding: float = 1e-5) -> Tensor:
     """Return pixels ``(H, W)`` where others may decide otherwise: a threshold is nearer than their rounding."""
     exact = in_double(some)
-    means, covariances, depths = dense.project(exact.means, exact.log_scales, exact.quaternions, camera)
+    means, covariances, depths = reference.project(exact.means, exact.log_scales, exact.quaternions, camera)
     order = depths.argsort(stable=True)[(depths <= NEAR).sum() :]
-    a = dense.alphas(means[order], covariances[order], exact.logits.sigmoid()[order], camera.size)
+    a = reference.alphas(means[order], covariances[order], exact.logits.sigmoid()[order], camera.size)
     near = ((a / MIN_ALPHA - 1).abs() < 10 * rounding) | ((a / MAX_ALPHA - 1).abs() < rounding)
     left = (1 - torch.where(a < MIN_ALPHA, 0, a.clamp_max(MAX_ALPHA))).cumprod(0)
     return (near | ((left / MIN_LEFT - 1).abs() < 100 * rounding)).any(0)
@@ -172,12 +172,12 @@ class TestTheFormulas:
 
     def test_gradients_of_harmonics(self) -> None:
         sh, rays = (torch.randn(5, *shape, dtype=torch.float64).requires_grad_() for shape in ((16, 3), (3,)))
-        assert torch.autograd.gradcheck(lambda a, b: harmonics.colours(a, b, 3), (sh, rays))
+        assert torch.autograd.gradcheck(lambda a, b: spherical_harmonics.colours(a, b, 3), (sh, rays))
 
     def test_projections(self) -> None:
         some = in_double(splats((0.5, 2, 6)))
         for camera in (cameras()[0], cameras(orthographic=True)[0], looking([[0, 0, 0]], (9, 8), 9, target=(1, 0, 0))):
-            means, covariances, depths = dense.project(some.means, some.log_scales, some.quaternions, camera)
+            means, covariances, depths = reference.project(some.means, some.log_scales, some.quaternions, camera)
             seen = project(some.means, some.log_scales, some.quaternions, some.logits.sigmoid(), camera)
             conics = torch.linalg.inv(covariances)[:, [0, 0, 1], [0, 1, 1]]
             for got, expected in ((seen.means, means), (seen.conics, conics), (seen.depths, depths)):
@@ -185,8 +185,8 @@ class TestTheFormulas:
 
     def test_reach_is_tight(self) -> None:
         some, camera = in_double(splats((0.1, 0.3, 1))), cameras((200, 200))[0]
-        means, covariances, _ = dense.project(some.means, some.log_scales, some.quaternions, camera)
-        a = dense.alphas(means, covariances, some.logits.sigmoid(), camera.size)
+        means, covariances, _ = reference.project(some.means, some.log_scales, some.quaternions, camera)
+        a = reference.alphas(means, covariances, some.logits.sigmoid(), camera.size)
         reach = project(some.means, some.log_scales, some.quaternions, some.logits.sigmoid(), camera).reach
         for k, lines in enumerate(((a >= MIN_ALPHA).any(1), (a >= MIN_ALPHA).any(2))):  # (N, columns), (N, rows)
             shown = lines.sum(1)
@@ -198,7 +198,7 @@ class TestTheFormulas:
     def test_one(self, orthographic: bool, backend: str) -> None:
         """A round one on the axis of the camera: a bell about the middle of the image."""
         sigma, opacity, colour, size = 2.0, 0.8, (0.9, 0.5, 0.1), (20, 31)
-        sh = (torch.tensor([[colour]]) - 0.5) / harmonics.C0
+        sh = (torch.tensor([[colour]]) - 0.5) / spherical_harmonics.C0
         logit = torch.tensor([np.log(opacity / (1 - opacity))]).float()
         one = Splats(torch.zeros(1, 3), torch.full((1, 3), np.log(sigma)), torch.tensor([[3.0, 0, 0, 0]]), logit, sh)
         camera = looking([[0, -40, 0]], size, 1.5 if orthographic else 60, orthographic=orthographic)
@@ -214,7 +214,7 @@ class TestTheFormulas:
     @pytest.mark.parametrize("backend", ["cpu", "reference"])
     @pytest.mark.parametrize("orthographic", [False, True])
     def test_the_nearer_covers_the_farther(self, orthographic: bool, backend: str) -> None:
-        sh = torch.tensor([[[1.0, -1, -1]], [[-1, -1, 1]]]) / 2 / harmonics.C0  # red, blue
+        sh = torch.tensor([[[1.0, -1, -1]], [[-1, -1, 1]]]) / 2 / spherical_harmonics.C0  # red, blue
         means = torch.tensor([[0.0, -5, 0], [0, 5, 0]])
         two = Splats(means, torch.ones(2, 3), torch.ones(2, 4), torch.full((2,), 20.0), sh)
         for y, front, behind in ((-60, 0, 2), (60, 2, 0)):
@@ -253,11 +253,11 @@ class TestHarmonics:
                 norm = np.sqrt((2 * n + 1) / (4 * np.pi) * factorial(n - k) / factorial(n + k))
                 wave = 1 if m == 0 else np.sqrt(2) * (np.cos(k * angle) if m > 0 else np.sin(k * angle))
                 expected.append(norm * lpmv(k, n, z) * wave)
-        Y = harmonics.basis(torch.tensor(fibonacci(200)), 3)
+        Y = spherical_harmonics.basis(torch.tensor(fibonacci(200)), 3)
         np.testing.assert_allclose(Y, np.stack(expected, 1), atol=1e-12)
 
     def test_signs_of_the_first_program(self) -> None:
-        Y = harmonics.basis(torch.eye(3, dtype=torch.float64), 1)
+        Y = spherical_harmonics.basis(torch.eye(3, dtype=torch.float64), 1)
         C1 = 0.4886025119029199
         np.testing.assert_allclose(Y[:, 1:], [[0, 0, -C1], [-C1, 0, 0], [0, C1, 0]], atol=1e-15)
 
@@ -275,7 +275,7 @@ class TestHarmonics:
         colours = same.colours(camera)
         assert torch.equal(colours, colours[:1].expand(5, 3))
         torch.testing.assert_close(
-            colours[:1], harmonics.colours(some.sh[:1], torch.tensor(camera.directions).float(), 3)
+            colours[:1], spherical_harmonics.colours(some.sh[:1], torch.tensor(camera.directions).float(), 3)
         )
         assert not torch.allclose(same.colours(cameras()), colours)
 

@@ -8,10 +8,10 @@ from napari.layers import Surface
 
 from clicking import SLOW, click, fill, run
 from napari_gsvolume import GaussianVolume, vessel_phantom
-from napari_gsvolume.geometry import Grid
-from napari_gsvolume.layers import METADATA_KEY, projection_layer, scan_of
-from napari_gsvolume.projections import project
-from napari_gsvolume.scan import orbit, preset, spread
+from napari_gsvolume.grid import Grid
+from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, projection_layer, scan_of
+from napari_gsvolume.tomography.projections import project
+from napari_gsvolume.tomography.scan import orbit, preset, spread
 
 SIDE = 24
 GRID = Grid((SIDE,) * 3, np.diag([2, 2, 2, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0))), ("mm",) * 3)

@@ -7,21 +7,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from napari_gsvolume.cli.gaussians import main
 from scipy.ndimage import gaussian_filter1d
 
 from napari_gsvolume import Grid
-from napari_gsvolume.cli import main
-from napari_gsvolume.observe.raycast import project
 from napari_gsvolume.phantoms import vessel_phantom
-from napari_gsvolume.recovering.block_matching import BlockMatching
-from napari_gsvolume.recovering.measurements import FWHM, Projected, Sliced
-from napari_gsvolume.recovering.noise import estimated_variance
-from napari_gsvolume.recovering.problem import Problem, Stack
-from napari_gsvolume.recovering.recover import Recovery, recover
-from napari_gsvolume.recovering.settings import RecoverSettings
-from napari_gsvolume.recovering.slices import cubic, missing_psnr
-from napari_gsvolume.recovering.voxels import denoiser, least_squares, misfit
-from napari_gsvolume.scan import orbit, spread
+from napari_gsvolume.reconstruction.bm4d import BlockMatching
+from napari_gsvolume.reconstruction.measurements import FWHM, Projected, Sliced
+from napari_gsvolume.reconstruction.noise_estimation import estimated_variance
+from napari_gsvolume.reconstruction.plug_and_play import denoiser, least_squares, misfit
+from napari_gsvolume.reconstruction.problem import Problem, Stack
+from napari_gsvolume.reconstruction.reconstruct import Recovery, recover
+from napari_gsvolume.reconstruction.settings import RecoverSettings
+from napari_gsvolume.reconstruction.slice_metrics import cubic, missing_psnr
+from napari_gsvolume.tomography.scan import orbit, spread
+from napari_gsvolume.tomography.voxel_projector import project
 
 SHAPE, VOXEL = (10, 14, 12), (1.5, 1.0, 0.8)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_gsvolume.scan import Scan, ScanError, orbit, spread
+from napari_gsvolume.tomography.scan import Scan, ScanError, orbit, spread
 
 SHAPE, VOXEL = (20, 24, 28), (2.0, 1.5, 1.0)
 

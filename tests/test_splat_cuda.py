@@ -8,9 +8,9 @@ from numba import config
 from torch import Tensor
 
 from kernels import SIGMAS, assert_gather, assert_splat, contributions, gaussians, noise
-from napari_gsvolume import splat as room
-from napari_gsvolume.splat import SUPPORT, gather, gather_flat, n_monomials, reference, splat, splat_flat
-from napari_gsvolume.splat.devices import gpu_problem
+from napari_gsvolume import kernels as room
+from napari_gsvolume.devices import gpu_problem
+from napari_gsvolume.kernels import SUPPORT, gather, gather_flat, n_monomials, reference, splat, splat_flat
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 DEVICE = "cpu" if SIMULATED else "cuda"
@@ -27,7 +27,7 @@ SHAPES = SMALL if SIMULATED else [*SMALL, (250, 310), (21, 50), (70, 64, 81), (3
 def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the simulator the GPU's kernels take tensors of the CPU."""
     if SIMULATED:
-        from napari_gsvolume.splat import cuda
+        from napari_gsvolume.kernels import cuda
 
         monkeypatch.setattr(room, "_kernels", lambda device: cuda)
 
@@ -133,7 +133,7 @@ class TestLists:
     SHAPE = (4, 5, 18)
 
     def test_are_kept_and_dropped(self) -> None:
-        from napari_gsvolume.splat import cuda
+        from napari_gsvolume.kernels import cuda
 
         means, factors, coefficients = on_device(*gaussians(self.SHAPE, SIGMAS["round"], 4))
         before = len(cuda._remembered)
@@ -173,7 +173,7 @@ class TestNumbersThatAreNotFinite:
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     @pytest.mark.parametrize("which", [0, 1])
     def test_in_means_and_factors_are_refused(self, which: int, bad: float) -> None:
-        from napari_gsvolume.splat import cuda
+        from napari_gsvolume.kernels import cuda
 
         inputs = on_device(*gaussians(self.SHAPE, SIGMAS["round"], 4))
         inputs[which].view(-1)[4] = bad
@@ -184,7 +184,7 @@ class TestNumbersThatAreNotFinite:
         assert not moments[4 // inputs[which][0].numel()].any()
 
     def test_in_coefficients_show(self) -> None:
-        from napari_gsvolume.splat import cuda
+        from napari_gsvolume.kernels import cuda
 
         means, factors, coefficients = on_device(*gaussians(self.SHAPE, SIGMAS["round"], 4))
         coefficients[1, 0] = float("nan")

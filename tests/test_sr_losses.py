@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from napari_gsvolume.files import FileFormatError
-from napari_gsvolume.spectral.schemes import scheme
-from napari_gsvolume.spectral.sr_features import MonaiLoss, RandomFeatures, VGG16Features, perceptual_loss
-from napari_gsvolume.spectral.sr_losses import Discriminator, Losses
+from napari_gsvolume.io.gaussians import FileFormatError
+from napari_gsvolume.super_resolution.losses import Discriminator, Losses
+from napari_gsvolume.super_resolution.perceptual import MonaiLoss, RandomFeatures, VGG16Features, perceptual_loss
+from napari_gsvolume.super_resolution.schemes import scheme
 from super_resolving import settings, slices, stirred
 
 pytestmark = pytest.mark.usefixtures("one_thread")

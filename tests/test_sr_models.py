@@ -5,16 +5,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from napari_gsvolume.files import FileFormatError
-from napari_gsvolume.spectral.degradation import Degradation
-from napari_gsvolume.spectral.functions import ContinuousImage
-from napari_gsvolume.spectral.schemes import scheme
-from napari_gsvolume.spectral.settings import SuperResolveSettings
-from napari_gsvolume.spectral.spectra import decompose
-from napari_gsvolume.spectral.sr_data import Intensities
-from napari_gsvolume.spectral.sr_explain import loss_gradients, mode_contributions
-from napari_gsvolume.spectral.sr_model import SRModel, superresolve
-from napari_gsvolume.spectral.upsample import spline
+from napari_gsvolume.io.gaussians import FileFormatError
+from napari_gsvolume.super_resolution.analysis import loss_gradients, mode_contributions
+from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.super_resolution.data import Intensities
+from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.model import SRModel, superresolve
+from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.settings import SuperResolveSettings
+from napari_gsvolume.svd.continuous_basis import ContinuousImage
+from napari_gsvolume.svd.decomposition import decompose
 from super_resolving import VOLUME, settings, slices, stirred
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from napari_gsvolume import vessel_phantom
-from napari_gsvolume.spectral.degradation import Degradation
-from napari_gsvolume.spectral.functions import ContinuousImage
-from napari_gsvolume.spectral.networks import EDSR, network
-from napari_gsvolume.spectral.schemes import AxisDecoder, c_grid, modes, orthonormal, scheme
-from napari_gsvolume.spectral.spectra import decompose
-from napari_gsvolume.spectral.sr_losses import departure
-from napari_gsvolume.spectral.sr_model import SRModel, superresolve
-from napari_gsvolume.spectral.sr_settings import FOREIGN
-from napari_gsvolume.spectral.sr_training import train_sr
-from napari_gsvolume.spectral.upsample import interpolation, spline
+from napari_gsvolume.super_resolution.bspline import interpolation, spline
+from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.losses import departure
+from napari_gsvolume.super_resolution.model import SRModel, superresolve
+from napari_gsvolume.super_resolution.networks import EDSR, network
+from napari_gsvolume.super_resolution.schemes import AxisDecoder, c_grid, modes, orthonormal, scheme
+from napari_gsvolume.super_resolution.training import train_sr
+from napari_gsvolume.super_resolution.training_settings import FOREIGN
+from napari_gsvolume.svd.continuous_basis import ContinuousImage
+from napari_gsvolume.svd.decomposition import decompose
 from super_resolving import VOLUME, settings, slices, stirred
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from napari_gsvolume import vessel_phantom
-from napari_gsvolume.fitting.metrics import psnr_between
-from napari_gsvolume.spectral.degradation import Degradation
-from napari_gsvolume.spectral.schemes import scheme
-from napari_gsvolume.spectral.spectra import best_psnr_db, decompose
-from napari_gsvolume.spectral.sr_data import Intensities, Planes
-from napari_gsvolume.spectral.sr_model import SRModel
-from napari_gsvolume.spectral.sr_training import SRTraining, train_sr
-from napari_gsvolume.spectral.upsample import spline
+from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.super_resolution.data import Intensities, Planes
+from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.model import SRModel
+from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.training import SRTraining, train_sr
+from napari_gsvolume.svd.decomposition import best_psnr_db, decompose
 from super_resolving import QUICK, SMALL, VOLUME, settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from napari_gsvolume.fitting.merging import halves, merge_alike, semi_axes, splitting_matrices
-from napari_gsvolume.fitting.population import births
+from napari_gsvolume.fitting.growth import births
+from napari_gsvolume.fitting.split_merge import halves, merge_alike, semi_axes, splitting_matrices
 from napari_gsvolume.fitting.strategies import (
     STRATEGIES,
     AdaptiveDensity,
@@ -17,8 +17,8 @@ from napari_gsvolume.fitting.strategies import (
     SteepestSplitting,
     strategy,
 )
-from napari_gsvolume.observe.voxels import Gaussians, predict, self_overlap
-from napari_gsvolume.splat.reference import grid_points
+from napari_gsvolume.kernels.reference import grid_points
+from napari_gsvolume.operators.gaussian_sum import Gaussians, predict, self_overlap
 
 SHAPES = [(24, 24), (20, 20, 20), (1, 24, 24), (20, 1, 20), (9, 1), (1, 1, 30)]
 

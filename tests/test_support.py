@@ -7,10 +7,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from napari_gsvolume.observe.artefacts import artefact_map, cut_surfaces, surface_artefact
-from napari_gsvolume.observe.support import Ball, Ellipsoid, EllipsoidAt, Neighbourhood, NeighbourhoodAt
-from napari_gsvolume.observe.voxels import Gaussians
-from napari_gsvolume.splat import SUPPORT, gather, gather_flat, n_monomials, reference, splat, splat_flat
+from napari_gsvolume.kernels import SUPPORT, gather, gather_flat, n_monomials, reference, splat, splat_flat
+from napari_gsvolume.operators.cut_artefacts import artefact_map, cut_surfaces, surface_artefact
+from napari_gsvolume.operators.gaussian_sum import Gaussians
+from napari_gsvolume.operators.voxel_support import Ball, Ellipsoid, EllipsoidAt, Neighbourhood, NeighbourhoodAt
 
 SHAPES = [(9, 11), (6, 7, 8)]
 KERNEL_SHAPES = [(1, 1), (9, 1), (1, 20), (13, 37), (9, 7, 1), (1, 8, 16), (7, 6, 33), (2, 1, 40)]

@@ -11,21 +11,22 @@ from qtpy.QtWidgets import QFileDialog
 
 from clicking import SLOW, click, run
 from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.files.nifti import write_nifti
-from napari_gsvolume.fitting.metrics import psnr_between
-from napari_gsvolume.geometry import Grid
-from napari_gsvolume.layers import METADATA_KEY, grid_placement
-from napari_gsvolume.parameters import made
-from napari_gsvolume.spectral.degradation import Degradation
-from napari_gsvolume.spectral.schemes import scheme
-from napari_gsvolume.spectral.sr_data import Intensities, Planes
-from napari_gsvolume.spectral.sr_model import SRModel, superresolve
-from napari_gsvolume.spectral.sr_settings import TrainSRSettings
-from napari_gsvolume.spectral.sr_training import SRTraining
-from napari_gsvolume.spectral.upsample import spline
-from napari_gsvolume.widgets import sr_job, svd_job
-from napari_gsvolume.widgets.slicing import index_at
-from napari_gsvolume.widgets.sr_job import Look, Previewer, TrainOrder, run_learning
+from napari_gsvolume.grid import Grid
+from napari_gsvolume.io.nifti import write_nifti
+from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
+from napari_gsvolume.plugin.widgets.shared.dims import index_at
+from napari_gsvolume.plugin.widgets.svd import training_worker
+from napari_gsvolume.plugin.widgets.svd import worker as svd_job
+from napari_gsvolume.plugin.widgets.svd.training_worker import Look, Previewer, TrainOrder, run_learning
+from napari_gsvolume.settings import made
+from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.super_resolution.data import Intensities, Planes
+from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.model import SRModel, superresolve
+from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.training import SRTraining
+from napari_gsvolume.super_resolution.training_settings import TrainSRSettings
 
 VOLUME = anatomical_phantom(40)[0][4:36:2, 2:38, 1:37].astype(np.float32)  # (16, 36, 36)
 AFFINE = np.diag([3.0, 1.5, 1.0, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0)))
@@ -364,7 +365,7 @@ def test_closing_stops_a_training_and_nothing_of_it_stays(open_widget, qtbot, mo
             super().__init__(*args, **kwargs)
             alive.append(weakref.ref(self))
 
-    monkeypatch.setattr(sr_job, "SRTraining", Noted)
+    monkeypatch.setattr(training_worker, "SRTraining", Noted)
     viewer, widget = open_widget(iterations=100_000)
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: "iteration" in widget.status.value, timeout=SLOW)
@@ -386,7 +387,7 @@ def test_closing_stops_a_training_and_nothing_of_it_stays(open_widget, qtbot, mo
 def test_a_preview_of_finer_slices_lies_in_the_slice():
     """What is made of a part of a volume, through-plane, is what is made of the volume, where it is."""
     grid = Grid(VOLUME.shape, AFFINE)
-    source = sr_job.SourceVolume("T1", VOLUME, grid, {}, (0, 1))
+    source = training_worker.SourceVolume("T1", VOLUME, grid, {}, (0, 1))
     for factor in (2.0, 2.5):
         model = an_untrained(axes="through-plane", factor=factor)
         previewer = Previewer(source, model.settings)
@@ -409,7 +410,7 @@ def test_a_preview_of_a_slice_is_what_the_volume_becomes(axis):
     """Also where neighbours are missing, with the volume's own intensities, along every axis."""
     grid = Grid(VOLUME.shape, AFFINE)
     model = an_untrained(axis="zyx"[axis])
-    previewer = Previewer(sr_job.SourceVolume("T1", VOLUME, grid, {}, (0, 1)), model.settings)
+    previewer = Previewer(training_worker.SourceVolume("T1", VOLUME, grid, {}, (0, 1)), model.settings)
     fine = grid.resampled([1 if k == axis else 2 for k in range(3)])
     whole = superresolve(VOLUME, model, axis, ensemble=False)
     for index in (0, 7, VOLUME.shape[axis] - 1):
@@ -421,10 +422,10 @@ def test_a_preview_of_a_slice_is_what_the_volume_becomes(axis):
 def test_nothing_is_sent_more_often_than_a_viewer_can_follow(monkeypatch):
     """Judgements, previews that the viewer has drawn the last of, and a few figures a second."""
     settings = made(TrainSRSettings, **SMALL | {"iterations": 60})
-    source = sr_job.SourceVolume("T1", VOLUME, Grid(VOLUME.shape), {}, (0, 1))
-    monkeypatch.setattr(sr_job, "beside_the_viewer", lambda news: news)  # the priority of this thread stays
+    source = training_worker.SourceVolume("T1", VOLUME, Grid(VOLUME.shape), {}, (0, 1))
+    monkeypatch.setattr(training_worker, "beside_the_viewer", lambda news: news)  # the priority of this thread stays
     began = time.perf_counter()
-    everything = list(run_learning(TrainOrder(source, settings), Look(3), sr_job.Pace(), lambda: False))
+    everything = list(run_learning(TrainOrder(source, settings), Look(3), training_worker.Pace(), lambda: False))
     news = [one for one in everything if not isinstance(one, str)]
     seconds = time.perf_counter() - began
     judged = [n for n in news if n.spectra is not None]

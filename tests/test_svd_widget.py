@@ -8,15 +8,15 @@ import pytest
 from qtpy.QtCore import QPoint
 
 from clicking import LEFT, SLOW, assert_ends, click, run
-from napari_gsvolume import vessel_phantom
-from napari_gsvolume.fitting import memory
-from napari_gsvolume.geometry import Grid
-from napari_gsvolume.layers import METADATA_KEY, grid_placement
-from napari_gsvolume.spectral import spectra
-from napari_gsvolume.spectral.degradation import Degradation
-from napari_gsvolume.spectral.functions import ContinuousBasis
-from napari_gsvolume.spectral.upsample import spline
-from napari_gsvolume.widgets import svd_job, svd_matrix
+from napari_gsvolume import memory, vessel_phantom
+from napari_gsvolume.grid import Grid
+from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
+from napari_gsvolume.plugin.widgets.svd import slice_matrix
+from napari_gsvolume.plugin.widgets.svd import worker as svd_job
+from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.svd import decomposition
+from napari_gsvolume.svd.continuous_basis import ContinuousBasis
 
 SHAPE = (10, 16, 12)
 AFFINE = np.diag([3.0, 1.5, 1.0, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0)))
@@ -65,7 +65,7 @@ def test_the_rank_slider_moves_the_image_and_its_residual(open_widget, qtbot, vo
     viewer, widget = open_widget(volume)
     assert [layer.name for layer in viewer.layers] == ["T1"]  # nothing is added that nobody asked for
     assert widget.rank.max == 12
-    found = spectra.decompose(volume[4])
+    found = decomposition.decompose(volume[4])
     for rank in (3, 12, 1):
         widget.rank.value = rank
         image, residual = viewer.layers["T1 · rank"], viewer.layers["T1 · rank residual"]
@@ -82,20 +82,20 @@ def test_the_rank_slider_moves_the_image_and_its_residual(open_widget, qtbot, vo
         np.testing.assert_allclose(image.data_to_world(corner), viewer.layers["T1"].data_to_world((4, *corner[1:])))
     np.testing.assert_allclose(image.get_value(image.data_to_world((0, 2, 3)), world=True), image.data[0, 2, 3])
     # Figures of the slice and the rank.
-    energy = 100 * spectra.cumulative_energy(found.values)[0]
-    best = spectra.best_psnr_db(found.values, (16, 12), float(np.ptp(volume[4])))[0]
+    energy = 100 * decomposition.cumulative_energy(found.values)[0]
+    best = decomposition.best_psnr_db(found.values, (16, 12), float(np.ptp(volume[4])))[0]
     text = widget.figures.value
     for part in (
         f"{energy:.5g} %",
         f"{best:.2f} dB",
         "rank 1:",
-        f"effective rank {spectra.effective_rank(found.values):.1f}",
+        f"effective rank {decomposition.effective_rank(found.values):.1f}",
     ):
         assert part in text
-    assert f"stable rank {spectra.stable_rank(found.values):.2f}" in text
+    assert f"stable rank {decomposition.stable_rank(found.values):.2f}" in text
     assert widget.plot.rank.get_xdata()[0] == 1
     np.testing.assert_allclose(widget.plot.axes.lines[0].get_ydata(), found.values)
-    np.testing.assert_allclose(widget.plot.energy.lines[0].get_ydata(), spectra.cumulative_energy(found.values))
+    np.testing.assert_allclose(widget.plot.energy.lines[0].get_ydata(), decomposition.cumulative_energy(found.values))
 
 
 def test_layers_follow_the_viewer_and_keep_what_the_user_set(open_widget, qtbot, volume):
@@ -106,7 +106,7 @@ def test_layers_follow_the_viewer_and_keep_what_the_user_set(open_widget, qtbot,
     viewer.dims.set_current_step(0, 7)
     settle(qtbot, widget)
     assert viewer.layers["T1 · rank"] is image
-    np.testing.assert_allclose(image.data[0], spectra.decompose(volume[7]).truncated(3), atol=1e-6)
+    np.testing.assert_allclose(image.data[0], decomposition.decompose(volume[7]).truncated(3), atol=1e-6)
     np.testing.assert_allclose(image.data_to_world((0, 0, 0)), viewer.layers["T1"].data_to_world((7, 0, 0)))
     assert tuple(image.contrast_limits) == (0.1, 0.4)
     assert viewer.dims.current_step[0] == 7
@@ -140,7 +140,7 @@ def test_all_slices_and_the_viewer_move_each_other(open_widget, qtbot, volume, a
     n = SHAPE[axis]
     assert f"{n} of {n}" in widget.status.value
     heat = widget.slices.plot
-    values = spectra.spectra(volume, axis)
+    values = decomposition.spectra(volume, axis)
     np.testing.assert_allclose(heat.picture.get_array(), np.log10(np.fmax(values / values.max(), 1e-5)).T, atol=1e-6)
     # The viewer marks the slice.
     for index in (1, n - 2):
@@ -158,8 +158,8 @@ def test_all_slices_and_the_viewer_move_each_other(open_widget, qtbot, volume, a
 
 def test_the_threshold_is_offered(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    values = spectra.decompose(volume[4]).values
-    threshold = float(spectra.optimal_threshold(values, (16, 12)))
+    values = decomposition.decompose(volume[4]).values
+    threshold = float(decomposition.optimal_threshold(values, (16, 12)))
     assert widget.rank.value == 10  # nothing is forced
     np.testing.assert_allclose(widget.plot.threshold.get_ydata(), threshold)
     assert widget.plot.threshold.get_linestyle() == "--"
@@ -167,13 +167,13 @@ def test_the_threshold_is_offered(open_widget, qtbot, volume):
         click(qtbot, widget.use_threshold)
         assert widget.rank.value == (values > threshold).sum()
     np.testing.assert_allclose(
-        viewer.layers["T1 · rank"].data[0], spectra.decompose(volume[4]).truncated(widget.rank.value), atol=1e-6
+        viewer.layers["T1 · rank"].data[0], decomposition.decompose(volume[4]).truncated(widget.rank.value), atol=1e-6
     )
 
 
 def test_modes_as_functions_and_as_a_layer(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    modes, found = widget.modes, spectra.decompose(volume[4])
+    modes, found = widget.modes, decomposition.decompose(volume[4])
     # Clicking on a value chooses its mode.
     click_at(qtbot, widget.plot, widget.plot.energy, 3, 0.98)
     assert modes.k.value == 3
@@ -207,7 +207,7 @@ def test_an_unfolding(open_widget, qtbot, volume, monkeypatch):
     widget.axis.value = 1
     widget.of.value = "unfolding"
     settle(qtbot, widget)
-    found = spectra.decompose(spectra.unfolding(volume, 1))
+    found = decomposition.decompose(decomposition.unfolding(volume, 1))
     np.testing.assert_allclose(widget.plot.axes.lines[0].get_ydata(), found.values)
     widget.rank.value = 4
     image = viewer.layers["T1 · rank"]
@@ -216,7 +216,7 @@ def test_an_unfolding(open_widget, qtbot, volume, monkeypatch):
     np.testing.assert_allclose(image.data + viewer.layers["T1 · rank residual"].data, volume, atol=1e-6)
     assert len(widget.modes.plot.panels[1].images) == 1
     # A large one is truncated beside the viewer.
-    monkeypatch.setattr("napari_gsvolume.widgets.svd_slice._AT_ONCE", 10)
+    monkeypatch.setattr("napari_gsvolume.plugin.widgets.svd.slice_panel._AT_ONCE", 10)
     widget.rank.value = 2
     assert widget.busy
     settle(qtbot, widget)
@@ -277,9 +277,9 @@ def test_finer_at_the_rank(open_widget, qtbot, volume, of):
     widget.form.fields["project"].value = False
     run(qtbot, widget)
     if of == "slice":
-        low = np.stack([data[0], *(spectra.decompose(one).truncated(3) for one in data[1:])])
+        low = np.stack([data[0], *(decomposition.decompose(one).truncated(3) for one in data[1:])])
     else:
-        low = spectra.decompose(spectra.unfolding(data, 0)).truncated(3).reshape(SHAPE)
+        low = decomposition.decompose(decomposition.unfolding(data, 0)).truncated(3).reshape(SHAPE)
     finer = viewer.layers["T1 · finer"]
     np.testing.assert_allclose(finer.data, spline(low, (1, 2, 2)), atol=1e-5)
     assert finer.metadata[METADATA_KEY]["rank"] == 3
@@ -369,14 +369,14 @@ def test_other_data_are_decomposed_anew(open_widget, qtbot, volume):
 
 
 def test_large_images_have_their_first_modes_found(open_widget, qtbot, volume, monkeypatch):
-    monkeypatch.setattr(svd_matrix, "ALL_MODES_UP_TO", 10)
-    monkeypatch.setattr(svd_matrix, "_MODES_OF_LARGE", 0.5)
+    monkeypatch.setattr(slice_matrix, "ALL_MODES_UP_TO", 10)
+    monkeypatch.setattr(slice_matrix, "_MODES_OF_LARGE", 0.5)
     _, widget = open_widget(volume)
-    full = spectra.decompose(volume[4])
+    full = decomposition.decompose(volume[4])
     at = widget.analysed
     assert (at.rank, widget.rank.max) == (6, 6)
-    np.testing.assert_allclose(at.energy, spectra.cumulative_energy(full.values)[:6])
-    np.testing.assert_allclose(at.best_psnr, spectra.best_psnr_db(full.values, (16, 12), np.ptp(volume[4]))[:6])
+    np.testing.assert_allclose(at.energy, decomposition.cumulative_energy(full.values)[:6])
+    np.testing.assert_allclose(at.best_psnr, decomposition.best_psnr_db(full.values, (16, 12), np.ptp(volume[4]))[:6])
     assert widget.plot.threshold is None
     assert not widget.use_threshold.enabled
     assert "effective" not in widget.figures.value
@@ -441,7 +441,7 @@ def test_what_cannot_be_decomposed_is_said_in_a_sentence(open_widget, qtbot, vol
 
 def slowly(monkeypatch):
     """Make what is done to each slice take a while."""
-    values, finer = spectra.each_spectrum, svd_job.spline
+    values, finer = decomposition.each_spectrum, svd_job.spline
 
     def each(volume, axis):
         for one in values(volume, axis):

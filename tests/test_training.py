@@ -8,18 +8,18 @@ import torch
 from skimage.metrics import structural_similarity as skimage_ssim
 
 from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.render import dense
-from napari_gsvolume.render import splats as splats_module
-from napari_gsvolume.render.cameras import around, fibonacci
-from napari_gsvolume.render.losses import Penalties, image_loss, structural_similarity
-from napari_gsvolume.render.population import renewed
-from napari_gsvolume.render.scene import Scene
-from napari_gsvolume.render.seeding import contributions, seeds
-from napari_gsvolume.render.settings import TrainSettings
-from napari_gsvolume.render.splats import Splats
-from napari_gsvolume.render.training import Training, train
-from napari_gsvolume.render.transfer import TransferFunction, preset
-from napari_gsvolume.splat.devices import gpu_problem, gsplat_problem
+from napari_gsvolume.devices import gpu_problem, gsplat_problem
+from napari_gsvolume.rendering.cameras import around, fibonacci
+from napari_gsvolume.rendering.scene import Scene
+from napari_gsvolume.rendering.settings import TrainSettings
+from napari_gsvolume.rendering.splats import model as splats_module
+from napari_gsvolume.rendering.splats import reference
+from napari_gsvolume.rendering.splats.densification import renewed
+from napari_gsvolume.rendering.splats.initialization import contributions, seeds
+from napari_gsvolume.rendering.splats.losses import Penalties, image_loss, structural_similarity
+from napari_gsvolume.rendering.splats.model import Splats
+from napari_gsvolume.rendering.splats.training import Training, train
+from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction, preset
 from pretended_device import DEVICE, OnCard, pretended
 
 QUICK = {"gaussians": 600, "views": 12, "size": 48, "iterations": 150, "hold_out": 3}
@@ -63,7 +63,7 @@ class TestSeeds:
 
     def test_they_are_flat_on_surfaces(self, ball):
         first = seeds(ball, 400, ball.cameras(8, 48), 0, np.random.default_rng(0))
-        thin = dense.rotations(first.quaternions)[:, :, 2]
+        thin = reference.rotations(first.quaternions)[:, :, 2]
         assert (thin * first.means / first.means.norm(dim=1, keepdim=True)).sum(1).abs().median() > 0.95
         assert (first.log_scales[:, 2] < first.log_scales[:, 0]).all()
 
@@ -81,8 +81,8 @@ class TestSeeds:
         expected = torch.zeros(len(splats))
         for camera in cameras:
             leaf = torch.ones(len(splats), 3, requires_grad=True)
-            means, covariances, depths = dense.project(splats.means, splats.log_scales, splats.quaternions, camera)
-            image, _ = dense.rasterise(means, covariances, depths, leaf, splats.logits.sigmoid(), camera.size)
+            means, covariances, depths = reference.project(splats.means, splats.log_scales, splats.quaternions, camera)
+            image, _ = reference.rasterise(means, covariances, depths, leaf, splats.logits.sigmoid(), camera.size)
             image[:, :, 1].sum().backward()
             expected += leaf.grad[:, 1]
         torch.testing.assert_close(contributions(splats, cameras), expected, rtol=1e-3, atol=1e-3)
@@ -109,7 +109,7 @@ class TestLosses:
         found = float(Penalties(TrainSettings(lambda_overlap=1), 1.0)(two))
         axis = torch.linspace(-12, 12, 97)
         points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).double()
-        S = dense.covariances(two.log_scales, two.quaternions).double()
+        S = reference.covariances(two.log_scales, two.quaternions).double()
         g = []
         for mean, covariance in zip(two.means.double(), S, strict=True):
             d = points - mean
@@ -119,7 +119,7 @@ class TestLosses:
 
     def test_smoothness_and_sparsity(self):
         splats = some(5)
-        o, S = splats.logits.sigmoid(), dense.covariances(splats.log_scales, splats.quaternions)
+        o, S = splats.logits.sigmoid(), reference.covariances(splats.log_scales, splats.quaternions)
         traces = torch.linalg.inv(S).diagonal(dim1=1, dim2=2).sum(1)
         assert float(Penalties(TrainSettings(lambda_sparsity=3), 1.0)(splats)) == pytest.approx(3 * float(o.mean()))
         smooth = float(Penalties(TrainSettings(lambda_smoothness=1), 0.5)(splats))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_gsvolume.render.transfer import Preset, TransferFunction, intervals, preset, together
+from napari_gsvolume.rendering.volume.transfer_functions import Preset, TransferFunction, intervals, preset, together
 
 TWO = TransferFunction([0, 10], [(1, 0, 0), (0, 0, 1)], [0.2, 0.6])
 CT = np.array([-1000.0, 40, 1500]).reshape(1, 1, 3)

@@ -11,19 +11,19 @@ from qtpy.QtWidgets import QColorDialog, QFileDialog
 
 from clicking import LEFT, SLOW, click, fill, run
 from napari_gsvolume import vessel_phantom
-from napari_gsvolume.fitting.metrics import psnr_between
-from napari_gsvolume.geometry import Grid
-from napari_gsvolume.layers import METADATA_KEY, SourceVolume, grid_placement
-from napari_gsvolume.render.cameras import Cameras
-from napari_gsvolume.render.dvr import render
-from napari_gsvolume.render.scene import Scene
-from napari_gsvolume.render.splat_ply import read_splats
-from napari_gsvolume.render.training import train
-from napari_gsvolume.render.transfer import TransferFunction, preset
-from napari_gsvolume.scan import voxel_size_mm
-from napari_gsvolume.widgets import views_job
-from napari_gsvolume.widgets.camera import camera_of
-from napari_gsvolume.widgets.views_job import Part, Subject
+from napari_gsvolume.grid import Grid
+from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, SourceVolume, grid_placement
+from napari_gsvolume.plugin.widgets.shared.camera import camera_of
+from napari_gsvolume.plugin.widgets.views import worker
+from napari_gsvolume.plugin.widgets.views.worker import Part, Subject
+from napari_gsvolume.rendering.cameras import Cameras
+from napari_gsvolume.rendering.scene import Scene
+from napari_gsvolume.rendering.splats.ply import read_splats
+from napari_gsvolume.rendering.splats.training import train
+from napari_gsvolume.rendering.volume.dvr import render
+from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction, preset
+from napari_gsvolume.tomography.scan import voxel_size_mm
 
 SIDE = 24
 GRID = Grid((SIDE,) * 3, np.diag([2.0, 1.5, 1.0, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0))), ("mm",) * 3)
@@ -388,7 +388,7 @@ def test_files(open_widget, qtbot, volume, tmp_path, monkeypatch):
     np.testing.assert_array_equal(imread(tmp_path / "one.png"), viewer.layers["CT · view"].data)
     click(qtbot, widget.panel.difference)
     assert "not trained here" in widget.status.value
-    monkeypatch.setattr(views_job.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(worker.importlib.util, "find_spec", lambda _: None)
     widget.panel.save_as(tmp_path / "film.mp4")
     assert "pip install imageio-ffmpeg" in widget.status.value
     widget.panel.save_as(tmp_path / "nowhere" / "model.ply")

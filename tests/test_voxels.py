@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from napari_gsvolume.fitting.curvature import Curvature, GaussianBlocks
-from napari_gsvolume.observe.voxels import (
+from napari_gsvolume.kernels import n_monomials, reference
+from napari_gsvolume.operators.gaussian_sum import (
     Gaussians,
     derivative,
     predict,
@@ -14,7 +15,6 @@ from napari_gsvolume.observe.voxels import (
     transposed_derivative,
     upper,
 )
-from napari_gsvolume.splat import n_monomials, reference
 
 SHAPES = [(11, 18), (7, 8, 18)]
 

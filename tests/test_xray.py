@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from napari_gsvolume.observe import raycast_torch
-from napari_gsvolume.observe.raycast import STEP, back_project, project
-from napari_gsvolume.observe.voxels import Gaussians, predict
-from napari_gsvolume.observe.xray import XRay
-from napari_gsvolume.scan import Scan, orbit, spread
+from napari_gsvolume.operators.gaussian_sum import Gaussians, predict
+from napari_gsvolume.tomography import voxel_projector_torch
+from napari_gsvolume.tomography.gaussian_projector import XRay
+from napari_gsvolume.tomography.scan import Scan, orbit, spread
+from napari_gsvolume.tomography.voxel_projector import STEP, back_project, project
 
 SHAPE, VOXEL = (24, 30, 28), np.array([1.5, 1.0, 0.8])
 BEAMS = ["parallel", "fan", "cone"]
@@ -162,7 +162,7 @@ class TestVoxels:
         volume, scan = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32), scan_of(beam)
         upright = orbit(SHAPE, VOXEL, [0, 90], "parallel", pixels=(80, 40))
         for seen in (scan, upright):
-            images = raycast_torch.project(torch.from_numpy(volume), seen, mode, STEP * VOXEL.min())
+            images = voxel_projector_torch.project(torch.from_numpy(volume), seen, mode, STEP * VOXEL.min())
             expected = project(volume, seen, mode)
             assert images.shape == expected.shape
             assert images.dtype == np.float32
@@ -171,9 +171,9 @@ class TestVoxels:
 
     def test_torch_has_less_memory_than_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:
         volume, scan = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32), scan_of("cone", 2)
-        whole = raycast_torch.project(torch.from_numpy(volume), scan, "xray", 0.4)
-        monkeypatch.setattr(raycast_torch, "_CHUNK", 20_000)
-        parts = raycast_torch.project(torch.from_numpy(volume), scan, "xray", 0.4)
+        whole = voxel_projector_torch.project(torch.from_numpy(volume), scan, "xray", 0.4)
+        monkeypatch.setattr(voxel_projector_torch, "_CHUNK", 20_000)
+        parts = voxel_projector_torch.project(torch.from_numpy(volume), scan, "xray", 0.4)
         np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-4)
 
     def test_rays_that_miss(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .fitting import FitResult, FitSettings, FitStep, fit, fit_steps
     from .gaussians import GaussianVolume
-    from .geometry import Grid
+    from .grid import Grid
     from .phantoms import anatomical_phantom, vessel_phantom
 
 _HOMES = {
@@ -20,7 +20,7 @@ _HOMES = {
     "FitSettings": ".fitting",
     "FitStep": ".fitting",
     "GaussianVolume": ".gaussians",
-    "Grid": ".geometry",
+    "Grid": ".grid",
     "anatomical_phantom": ".phantoms",
     "fit": ".fitting",
     "fit_steps": ".fitting",

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .geometry import Grid
-from .splat import SUPPORT, n_monomials, splat
+from .grid import Grid
+from .kernels import SUPPORT, n_monomials, splat
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ class GaussianVolume:
         ValueError
             If the last axis is not D long or a point is not finite.
         """
-        from .splat.points import evaluate
+        from .kernels.points import evaluate
 
         x = np.asarray(points, dtype=np.float64)
         if x.ndim == 0 or x.shape[-1] != self.ndim:
@@ -209,7 +209,7 @@ class GaussianVolume:
         OSError
             If the file cannot be written.
         """
-        from .files import write_gaussians
+        from .io.gaussians import write_gaussians
 
         write_gaussians(path, self)
 
@@ -221,10 +221,10 @@ class GaussianVolume:
         ------
         FileNotFoundError
             If there is no such file.
-        napari_gsvolume.files.FileFormatError
+        napari_gsvolume.io.gaussians.FileFormatError
             If the file is damaged, or is not one of ours.
         """
-        from .files import read_gaussians
+        from .io.gaussians import read_gaussians
 
         return read_gaussians(path)
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import make_interp_spline
 from scipy.spatial.transform import Rotation
 
-from napari_gsvolume.geometry import Grid
+from .grid import Grid
 
 Volume = NDArray[np.float32]
 Point = NDArray[np.float64]

@@ -9,101 +9,108 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .alignment import aligned, principal_angles
-    from .capture import activation_steps, activations
-    from .concepts import Concept, Examples, concept_vector, sensitivities
-    from .counterfactual import Counterfactual, Edit, edited, spread
-    from .crossvalidation import Measure
-    from .decomposition import Decomposition, Places
-    from .derivatives import gradients, jacobian
-    from .findings import Finding, Thresholds
-    from .following import compare, track_checkpoints, tracked
-    from .heads import Attention, attention
-    from .images import Volume, images_for
-    from .labelled import block_groups, labels_at
-    from .lens import ImageLens, Lens, image_lens, sr_lens
-    from .lens_over import LensRecord, LensTracker, lens_over_layers
-    from .maps import concept_maps
-    from .meaning import ConceptMap, Patch, Patches, component_gradient, concept_map, top_patches
-    from .metrics import effective_rank, linear_cka, participation_ratio, rank_me, redundant_heads, stable_rank
-    from .models import Loaded, load_model
-    from .parts import Parts, nmf
-    from .probes import Probe, linear_probe, probe_steps
-    from .run import Explanation, explain_steps
-    from .samples import CaptureStep
+    from .concepts.cav import Concept, Examples, concept_vector, sensitivities
+    from .concepts.concept_maps import concept_maps
+    from .concepts.cross_validation import Measure
+    from .concepts.interventions import Counterfactual, Edit, edited, spread
+    from .concepts.labels import block_groups, labels_at
+    from .concepts.patches import ConceptMap, Patch, Patches, component_gradient, concept_map, top_patches
+    from .concepts.probing import Probe, linear_probe, probe_steps
+    from .concepts.tcav import TCAV, TCAVStep, run_tcav, tcav_steps
+    from .decomposition.activations import activation_steps, activations
+    from .decomposition.alignment import aligned, principal_angles
+    from .decomposition.attention import Attention, attention
+    from .decomposition.components import Decomposition, Places
+    from .decomposition.jacobian import gradients, jacobian
+    from .decomposition.metrics import (
+        effective_rank,
+        linear_cka,
+        participation_ratio,
+        rank_me,
+        redundant_heads,
+        stable_rank,
+    )
+    from .decomposition.nmf import Parts, nmf
+    from .decomposition.sampling import CaptureStep
+    from .decomposition.streaming_svd import StreamingSVD, streamed_svd
+    from .explanation import Explanation, explain_steps
+    from .findings.finding import Finding, Thresholds
+    from .lens.restoration import ImageLens, Lens, image_lens, sr_lens
+    from .lens.restoration_by_layer import LensRecord, LensTracker, lens_over_layers
+    from .models.inputs import Volume, images_for
+    from .models.loading import Loaded, load_model
     from .settings import ExplainSettings, TrackSettings
-    from .streaming import StreamingSVD, streamed_svd
-    from .tcav import TCAV, TCAVStep, run_tcav, tcav_steps
-    from .tracker import Tracker
+    from .tracking.checkpoints import compare, track_checkpoints, tracked
+    from .tracking.tracker import Tracker
 
 _HOMES = {
-    "Attention": ".heads",
-    "CaptureStep": ".samples",
-    "Concept": ".concepts",
-    "ConceptMap": ".meaning",
-    "Counterfactual": ".counterfactual",
-    "Decomposition": ".decomposition",
-    "Edit": ".counterfactual",
-    "Examples": ".concepts",
+    "Attention": ".decomposition.attention",
+    "CaptureStep": ".decomposition.sampling",
+    "Concept": ".concepts.cav",
+    "ConceptMap": ".concepts.patches",
+    "Counterfactual": ".concepts.interventions",
+    "Decomposition": ".decomposition.components",
+    "Edit": ".concepts.interventions",
+    "Examples": ".concepts.cav",
     "ExplainSettings": ".settings",
-    "Explanation": ".run",
-    "Finding": ".findings",
-    "ImageLens": ".lens",
-    "Lens": ".lens",
-    "LensRecord": ".lens_over",
-    "LensTracker": ".lens_over",
-    "Loaded": ".models",
-    "Measure": ".crossvalidation",
-    "Parts": ".parts",
-    "Patch": ".meaning",
-    "Patches": ".meaning",
-    "Places": ".decomposition",
-    "Probe": ".probes",
-    "StreamingSVD": ".streaming",
-    "TCAV": ".tcav",
-    "TCAVStep": ".tcav",
-    "Thresholds": ".findings",
+    "Explanation": ".explanation",
+    "Finding": ".findings.finding",
+    "ImageLens": ".lens.restoration",
+    "Lens": ".lens.restoration",
+    "LensRecord": ".lens.restoration_by_layer",
+    "LensTracker": ".lens.restoration_by_layer",
+    "Loaded": ".models.loading",
+    "Measure": ".concepts.cross_validation",
+    "Parts": ".decomposition.nmf",
+    "Patch": ".concepts.patches",
+    "Patches": ".concepts.patches",
+    "Places": ".decomposition.components",
+    "Probe": ".concepts.probing",
+    "StreamingSVD": ".decomposition.streaming_svd",
+    "TCAV": ".concepts.tcav",
+    "TCAVStep": ".concepts.tcav",
+    "Thresholds": ".findings.finding",
     "TrackSettings": ".settings",
-    "Tracker": ".tracker",
-    "Volume": ".images",
-    "activation_steps": ".capture",
-    "activations": ".capture",
-    "aligned": ".alignment",
-    "attention": ".heads",
-    "block_groups": ".labelled",
-    "compare": ".following",
-    "component_gradient": ".meaning",
-    "concept_map": ".meaning",
-    "concept_maps": ".maps",
-    "concept_vector": ".concepts",
-    "edited": ".counterfactual",
-    "effective_rank": ".metrics",
-    "explain_steps": ".run",
-    "gradients": ".derivatives",
-    "image_lens": ".lens",
-    "images_for": ".images",
-    "jacobian": ".derivatives",
-    "labels_at": ".labelled",
-    "lens_over_layers": ".lens_over",
-    "linear_cka": ".metrics",
-    "linear_probe": ".probes",
-    "load_model": ".models",
-    "nmf": ".parts",
-    "participation_ratio": ".metrics",
-    "principal_angles": ".alignment",
-    "probe_steps": ".probes",
-    "rank_me": ".metrics",
-    "redundant_heads": ".metrics",
-    "run_tcav": ".tcav",
-    "sensitivities": ".concepts",
-    "spread": ".counterfactual",
-    "sr_lens": ".lens",
-    "stable_rank": ".metrics",
-    "streamed_svd": ".streaming",
-    "tcav_steps": ".tcav",
-    "top_patches": ".meaning",
-    "track_checkpoints": ".following",
-    "tracked": ".following",
+    "Tracker": ".tracking.tracker",
+    "Volume": ".models.inputs",
+    "activation_steps": ".decomposition.activations",
+    "activations": ".decomposition.activations",
+    "aligned": ".decomposition.alignment",
+    "attention": ".decomposition.attention",
+    "block_groups": ".concepts.labels",
+    "compare": ".tracking.checkpoints",
+    "component_gradient": ".concepts.patches",
+    "concept_map": ".concepts.patches",
+    "concept_maps": ".concepts.concept_maps",
+    "concept_vector": ".concepts.cav",
+    "edited": ".concepts.interventions",
+    "effective_rank": ".decomposition.metrics",
+    "explain_steps": ".explanation",
+    "gradients": ".decomposition.jacobian",
+    "image_lens": ".lens.restoration",
+    "images_for": ".models.inputs",
+    "jacobian": ".decomposition.jacobian",
+    "labels_at": ".concepts.labels",
+    "lens_over_layers": ".lens.restoration_by_layer",
+    "linear_cka": ".decomposition.metrics",
+    "linear_probe": ".concepts.probing",
+    "load_model": ".models.loading",
+    "nmf": ".decomposition.nmf",
+    "participation_ratio": ".decomposition.metrics",
+    "principal_angles": ".decomposition.alignment",
+    "probe_steps": ".concepts.probing",
+    "rank_me": ".decomposition.metrics",
+    "redundant_heads": ".decomposition.metrics",
+    "run_tcav": ".concepts.tcav",
+    "sensitivities": ".concepts.cav",
+    "spread": ".concepts.interventions",
+    "sr_lens": ".lens.restoration",
+    "stable_rank": ".decomposition.metrics",
+    "streamed_svd": ".decomposition.streaming_svd",
+    "tcav_steps": ".concepts.tcav",
+    "top_patches": ".concepts.patches",
+    "track_checkpoints": ".tracking.checkpoints",
+    "tracked": ".tracking.checkpoints",
 }
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What the data term's second derivatives look like: the blocks of single Gaussians, and all of ``J^T J``.
 
-In whitened coordinates (see `napari_gsvolume.observe.voxels`) a Gaussian's own block of ``J^T J`` is, but for the
-factor ``c = int e^2 = pi^(D/2) / |det W|`` and powers of its weight, the same for all: omega-omega 1; a-a w^2/2;
+In whitened coordinates (see `napari_gsvolume.operators.gaussian_sum`) a Gaussian's own block of ``J^T J`` is, but for
+the factor ``c = int e^2 = pi^(D/2) / |det W|`` and powers of its weight, the same for all: omega-omega 1; a-a w^2/2;
 off-diagonal B w^2/4; omega-B_ii w/4; B_ii-B_ii 3w^2/16; B_ii-B_jj w^2/16.
 The diagonal of B splits into its trace, which couples with omega in a 2x2 matrix, and the rest, which couples with
 nothing; so the block inverts in closed form.
@@ -16,9 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..observe.matrices import orthogonalised
-from ..observe.voxels import Gaussians, derivative, self_overlap, transposed_derivative, triangle
-from ..splat import n_monomials
+from ..kernels import n_monomials
+from ..operators.gaussian_sum import Gaussians, derivative, self_overlap, transposed_derivative, triangle
+from ..operators.small_matrices import orthogonalised
 
 WEIGHT_FLOOR = 0.02
 """Weights, relative to the data range, count as at least this much: it keeps new Gaussians of weight 0 well behaved."""

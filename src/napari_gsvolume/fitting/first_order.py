@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..observe.matrices import exponential
-from ..observe.voxels import Gaussians, predict, symmetric, transposed_derivative, upper
+from ..operators.gaussian_sum import Gaussians, predict, symmetric, transposed_derivative, upper
+from ..operators.small_matrices import exponential
 from .gauss_newton import shape_change, shortened
 from .objective import Evaluation, Linear, Objective
 from .settings import FitSettings

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, symmetric
+from ..operators.gaussian_sum import Gaussians, symmetric
 from .curvature import Blocks
 from .objective import Evaluation, Linear, Objective
 

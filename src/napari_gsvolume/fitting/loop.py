@@ -12,21 +12,21 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..geometry import Grid
-from ..observe.voxels import Gaussians, empty
-from ..parameters import made
-from ..splat import available_device, prepare
-from ..splat.devices import idle_gpu
-from .compress import check_size, compressed
+from ..devices import idle_gpu
+from ..grid import Grid
+from ..kernels import available_device, prepare
+from ..memory import check_device, give_back, ran_out, too_little
+from ..metrics import psnr_db
+from ..operators.gaussian_sum import Gaussians, empty
+from ..settings import made
+from .file_size import check_size, compressed
 from .first_order import FirstOrder
 from .gauss_newton import EXACT_FROM, GaussNewton
-from .memory import check_device, give_back, ran_out, too_little
-from .merging import Change
-from .metrics import psnr_db
+from .growth import Plan, make_plan, seeds, source, useful
 from .objective import Evaluation, Objective
-from .population import Plan, make_plan, seeds, source, useful
 from .result import FitResult, FitStep, HistoryPoint
 from .settings import FitSettings
+from .split_merge import Change
 from .strategies import Strategy, strategy
 from .target import Target, check_volume, make_target
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ..observe.matrices import determinant, inverse
-from ..observe.voxels import Gaussians, multiplicity, upper
+from ..operators.gaussian_sum import Gaussians, multiplicity, upper
+from ..operators.small_matrices import determinant, inverse
 
 THRESHOLD = 1e-3
 """Pairs that overlap less are left out."""

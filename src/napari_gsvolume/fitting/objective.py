@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..observe.support import Ellipsoid, Neighbourhood
-from ..observe.voxels import Gaussians, empty, predict, transposed_derivative
-from ..splat import gather
+from ..kernels import gather
+from ..operators.gaussian_sum import Gaussians, empty, predict, transposed_derivative
+from ..operators.voxel_support import Ellipsoid, Neighbourhood
 from .curvature import Blocks, Curvature, GaussianBlocks
 from .penalties import Overlap, Penalty, Smoothness, Spacing, Sparsity, pseudo_gradient, within_orthant
 from .settings import FitSettings

@@ -2,8 +2,8 @@
 
 Each is a mean over Gaussians without unit: it stays the same when grid and Gaussians are scaled together, or when twice
 as many Gaussians model twice as much. Gradients and curvatures are with respect to the whitened step ``(omega, a, B)``
-of `napari_gsvolume.observe.voxels`, rows ``(N, K)``; an entry off the diagonal of B is one parameter that stands in B
-twice. Throughout, P = W W^T, S = P^-1 and e_i = exp(-|W_i^T (x - mu_i)|^2 / 2).
+of `napari_gsvolume.operators.gaussian_sum`, rows ``(N, K)``; an entry off the diagonal of B is one parameter that
+stands in B twice. Throughout, P = W W^T, S = P^-1 and e_i = exp(-|W_i^T (x - mu_i)|^2 / 2).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..observe.matrices import inverse
-from ..observe.voxels import Gaussians, multiplicity, symmetric, triangle, upper
-from ..splat import n_monomials
+from ..kernels import n_monomials
+from ..operators.gaussian_sum import Gaussians, multiplicity, symmetric, triangle, upper
+from ..operators.small_matrices import inverse
 from . import neighbours
 from .neighbours import nearest_pairs, overlap_table, overlapping_pairs, overlaps
 

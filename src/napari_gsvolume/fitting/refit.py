@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians
-from ..splat import n_monomials
+from ..kernels import n_monomials
+from ..operators.gaussian_sum import Gaussians
 from .gauss_newton import GaussNewton
 from .objective import Objective
 from .settings import FitSettings

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..files.gsv import encode
 from ..gaussians import GaussianVolume
-from ..observe.voxels import Gaussians
-from .memory import give_back, within
-from .metrics import psnr_db, ssim
+from ..io.gsv.format import encode
+from ..memory import give_back, within
+from ..metrics import psnr_db, ssim
+from ..operators.gaussian_sum import Gaussians
 from .objective import Objective
 from .refit import with_solved_weights
 from .settings import FitSettings
@@ -61,7 +61,7 @@ class FitStep:
     state: Gaussians = field(repr=False)
     history: tuple[HistoryPoint, ...] = field(repr=False)
     rounding: float | None = None
-    """The step to which the Gaussians are rounded already, for a file of a given size (`napari_gsvolume.files.gsv`)."""
+    """Step to which the Gaussians are rounded, for a file of a given size (`napari_gsvolume.io.gsv.format`)."""
 
     @property
     def settings(self) -> FitSettings:

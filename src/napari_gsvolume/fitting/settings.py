@@ -8,11 +8,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..parameters import Count, NotNegative, Positive
+from ..settings import Count, NotNegative, Positive
 
 Population = Literal["residual", "gradient", "saddle", "mcmc", "merge"]
 Study = Literal["spacing", "penalties", "support", "population"]
-"""What `napari_gsvolume.studies` can vary."""
+"""What `napari_gsvolume.ablation` can vary."""
 
 
 def _device_name(name: str) -> str:

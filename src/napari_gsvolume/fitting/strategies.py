@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..observe.voxels import Gaussians, self_overlap, symmetric, transposed_derivative
-from ..splat import gather
-from .merging import ALIKE, Change, extended, halves, merge_alike, replaced, semi_axes, splitting_matrices
-from .population import births, spacing
+from ..kernels import gather
+from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric, transposed_derivative
+from .growth import births, spacing
+from .split_merge import ALIKE, Change, extended, halves, merge_alike, replaced, semi_axes, splitting_matrices
 
 
 class Strategy(ABC):

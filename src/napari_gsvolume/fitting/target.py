@@ -10,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..geometry import Grid
-from . import memory
+from .. import memory
+from ..grid import Grid
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Concepts in activations: concept vectors, probes, concept maps, patches and interventions."""

@@ -1,0 +1,167 @@
+"""How well linear models read labels off features of inputs that they did not learn from, and by chance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import sklearn
+from numpy.typing import NDArray
+from scipy.stats import t as student
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from .labels import Integers, permuted
+
+Floats = NDArray[np.float64]
+Kind = Literal["classes", "values"]
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """A figure of held-out samples.
+
+    Attributes
+    ----------
+    folds : ndarray, (folds,)
+        Of each; NaN where it has none (an AUC of one class alone).
+    chance : ndarray, (permutations,)
+        Means over folds for labels that mean nothing.
+    """
+
+    folds: Floats
+    chance: Floats
+    _shares: Floats = field(repr=False)  # samples of the folds, as parts of all
+
+    @property
+    def mean(self) -> float:
+        """Mean over folds."""
+        return _mean(self.folds)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean, from the spread over folds.
+
+        Folds share what they learn from; the variance is corrected for that as by C. Nadeau & Y. Bengio, "Inference for
+        the generalization error", Machine Learning 52 (2003). It is still an approximation; `p` is not.
+        """
+        folds = self.folds[np.isfinite(self.folds)]
+        if len(folds) < 2:
+            return -np.inf, np.inf
+        share = float(self._shares.mean())
+        spread = float(np.sqrt((1 / len(folds) + share / (1 - share)) * folds.var(ddof=1)))
+        half = float(student.ppf(0.975, len(folds) - 1)) * spread
+        return self.mean - half, self.mean + half
+
+    @property
+    def p(self) -> float:
+        """Part of the permutations that are as good, itself counted: one-sided; NaN without permutations."""
+        if len(self.chance) == 0:
+            return float("nan")
+        return float((1 + (self.chance >= self.mean).sum()) / (1 + len(self.chance)))
+
+
+def cross_validated(
+    X: Floats,
+    y: NDArray[Any],
+    groups: Integers,
+    kind: Kind,
+    folds: int = 5,
+    regularisation: float = 1.0,
+    seed: int = 0,
+    *,
+    permutations: int = 0,
+) -> dict[str, Measure]:
+    """Return the measures of a logistic regression or ridge on standardised features, groups held out as wholes.
+
+    Parameters
+    ----------
+    X : ndarray, (samples, features)
+    y, groups : ndarray, (samples,)
+    kind, folds, regularisation, seed, permutations
+        As of `linear_probe`.
+
+    Raises
+    ------
+    ValueError
+        If all labels are the same, or there are too few groups to hold one out.
+    """
+    if len(np.unique(y)) < 2:
+        raise ValueError("All labels that count are the same; there is nothing to tell apart.")
+    folds = min(folds, len(np.unique(groups)))
+    if folds < 2:
+        raise ValueError("Held-out samples come from other inputs: two or more are needed, or groups= (block_groups).")
+    if kind == "classes":
+        few = [c for c in np.unique(y).tolist() if len(np.unique(groups[y == c])) < 2]
+        if few:
+            raise ValueError(f"The label {few[0]} is in one input or group alone, so it cannot be held out.")
+    rng = np.random.default_rng(seed)
+    fitted = (kind, folds, regularisation, seed)
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # small fits, many times
+        true, shares = _crossed(X, y, groups, *fitted)
+        chance = [_crossed(X, permuted(y, groups, rng), groups, *fitted)[0] for _ in range(permutations)]
+    return {
+        name: Measure(np.array(values), np.array([_mean(c[name]) for c in chance]), shares)
+        for name, values in true.items()
+    }
+
+
+def linear_directions(X: Floats, y: NDArray[Any], kind: Kind, regularisation: float = 1.0) -> Floats:
+    """Return the unit directions (features, outputs) along which what is read changes fastest."""
+    fitted = _fit(X, y, kind, regularisation)
+    weights = np.atleast_2d(fitted[-1].coef_) / fitted[0].scale_
+    return np.asarray((weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-300)).T)
+
+
+def _fit(X: Floats, y: NDArray[Any], kind: Kind, regularisation: float) -> Pipeline:
+    model = Ridge(regularisation) if kind == "values" else LogisticRegression(C=1 / regularisation, max_iter=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of weights that hardly change any more
+        return make_pipeline(StandardScaler(), model).fit(X, y)
+
+
+def _crossed(
+    X: Floats, y: NDArray[Any], groups: Integers, kind: Kind, folds: int, regularisation: float, seed: int
+) -> tuple[dict[str, list[float]], Floats]:
+    """Return the figures of the folds, and what part of the samples each has."""
+    split: Any = GroupKFold(folds, shuffle=True, random_state=seed)
+    if kind == "classes":
+        split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    found: dict[str, list[float]] = {"r2": []} if kind == "values" else {"auc": [], "accuracy": []}
+    shares = []
+    classes = np.unique(y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class in fewer groups than there are folds
+        parts = list(split.split(X, y, groups))
+    for learn, test in parts:
+        shares.append(len(test) / len(y))
+        if kind == "values":
+            fitted = _fit(X[learn], y[learn], kind, regularisation)
+            found["r2"].append(float(r2_score(y[test], fitted.predict(X[test]))))
+            continue
+        if len(np.unique(y[learn])) < len(classes):
+            found["auc"].append(np.nan)
+            found["accuracy"].append(np.nan)
+            continue
+        fitted = _fit(X[learn], y[learn], kind, regularisation)
+        chances = fitted.predict_proba(X[test])
+        found["accuracy"].append(float(accuracy_score(y[test], classes[chances.argmax(1)])))
+        if len(np.unique(y[test])) < len(classes):
+            found["auc"].append(np.nan)
+        elif len(classes) == 2:
+            found["auc"].append(float(roc_auc_score(y[test], chances[:, 1])))
+        else:
+            found["auc"].append(float(roc_auc_score(y[test], chances, multi_class="ovr")))
+    return found, np.array(shares)
+
+
+def _mean(values: Sequence[float] | Floats) -> float:
+    finite = np.asarray(values)[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")

@@ -1,0 +1,1 @@
+"""Singular value decompositions of activations, Jacobians and attention, and figures made from them."""

@@ -1,0 +1,1 @@
+"""Findings about a network: detectors and tests whose error rates are controlled."""

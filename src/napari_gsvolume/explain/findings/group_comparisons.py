@@ -1,0 +1,271 @@
+"""What a network does differently with some inputs than with others: pure functions that return findings.
+
+All layers are taken at once, since the probability of any false finding is held over all of them. Something is found
+if it is both significant and large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ...svd.decomposition import effective_rank
+from ..decomposition.alignment import principal_angles
+from .finding import Finding, Thresholds
+from .input_moments import PerInput
+from .layer_detectors import percent
+from .permutation_tests import associations, design, explained, familywise, permuted, standardised, swapped
+
+Floats = NDArray[np.float64]
+_STANDARD = Thresholds()
+
+
+def attributes(
+    probes: Mapping[str, PerInput],
+    values: Mapping[str, ArrayLike],
+    thresholds: Thresholds = _STANDARD,
+    *,
+    epoch: float | None = None,
+    seed: int = 0,
+) -> list[Finding]:
+    """Find components whose mean score of an input follows an attribute of the input.
+
+    Parameters
+    ----------
+    probes : mapping of str to PerInput
+        By layer.
+    values : mapping of str to array_like, (inputs,)
+        By attribute: numbers or booleans (Pearson's r), texts (r of two categories, the correlation ratio eta of more).
+    thresholds : Thresholds
+        ``alpha``, over all layers, components and attributes; ``correlation``, ``trace``.
+    epoch : float, optional
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        As of `inference.associations`.
+    """
+    t = thresholds
+    columns, which = _columns(probes, t.trace)
+    found = []
+    tests = associations(columns, values, alpha=t.alpha, permutations=t.permutations, seed=seed) if values else {}
+    for name, a in tests.items():
+        for j in map(int, np.flatnonzero((a.p_values <= t.alpha) & (np.abs(a.statistic) >= t.correlation))):
+            layer, component = which[j]
+            tested = f"corrected for {a.p_values.size * len(tests)} tests"
+            interval = a.interval(j)
+            sentence = (
+                f"Component {component + 1} of layer {layer} follows {name}: {a.measure} = {a.statistic[j]:.2f} "
+                f"[{interval[0]:.2f}, {interval[1]:.2f}], p = {a.p_values[j]:.2g}, {tested} "
+                f"({len(columns)} inputs; thresholds {t.correlation:g} and {t.alpha:g})."
+            )
+            found.append(
+                Finding(
+                    "attribute", layer, sentence, float(a.statistic[j]), t.correlation, component=component,
+                    epoch=epoch, subject=name, interval=interval, p_value=float(a.p_values[j]),
+                )
+            )  # fmt: skip
+    return sorted(found, key=lambda f: -abs(f.statistic))
+
+
+def drift(
+    probes: Mapping[str, PerInput],
+    domains: ArrayLike,
+    thresholds: Thresholds = _STANDARD,
+    *,
+    paired: bool = False,
+    epoch: float | None = None,
+    seed: int = 0,
+) -> list[Finding]:
+    """Find whether a network treats domains differently: other means, or other directions.
+
+    Of two domains the one is compared with the other, of more each with all the rest. Means are those of the inputs'
+    mean scores, in standard deviations of inputs (Cohen's d). Directions are those that count, of the samples about
+    the mean of their domain; two subspaces overlap by the mean of the squared cosines of their principal angles.
+    Labels are permuted among inputs, never among the pixels of one.
+
+    Parameters
+    ----------
+    probes : mapping of str to PerInput
+        By layer, of the inputs of all domains together.
+    domains : array_like, (inputs,)
+        Labels.
+    thresholds : Thresholds
+        ``alpha``, over all layers, components and domains; ``drift_shift``, ``drift_overlap``, ``energy``,
+        ``trace``.
+    paired : bool
+        Whether the second half of the inputs is the first, in its order, after something was done to it: then labels
+        are exchanged within the pairs only, which tells smaller effects from chance.
+    epoch : float, optional
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 8 inputs, or less than two domains, or there is not one label an input.
+    """
+    t = thresholds
+    columns, which = _columns(probes, t.trace)
+    n = len(columns)
+    design(np.asarray(domains).astype(str), n, "The domain")
+    names, codes = np.unique(np.asarray(domains).astype(str), return_inverse=True)
+    orders = (swapped if paired else permuted)(n, t.permutations, seed)
+    X = standardised(columns)
+    contrasts = [codes == g for g in range(len(names))][: 1 if len(names) == 2 else None]
+    titles = [f"{names[0]} and {names[1]}"] if len(names) == 2 else [f"{name} and the others" for name in names]
+    counts = {layer: _leading(probe, t.energy) for layer, probe in probes.items()}
+    shifts, overlaps = [], []
+    for mask in contrasts:
+        shifts.append(explained(X, design(mask, n), orders))
+        apart = [_overlap(probe, mask, orders, counts[layer]) for layer, probe in probes.items()]
+        overlaps.append(np.stack(apart, axis=1))
+    p = familywise(np.concatenate([*shifts, *(1 - o for o in overlaps)], axis=1))
+    p_shift, p_overlap = np.split(p, [len(contrasts) * len(which)])
+    found = []
+    for c, (mask, title) in enumerate(zip(contrasts, titles, strict=True)):
+        within = [columns[side].var(0, ddof=1) * (side.sum() - 1) if side.sum() > 1 else 0.0 for side in (mask, ~mask)]
+        deviation = np.sqrt(np.sum(within, axis=0) / (n - 2))
+        moved = columns[~mask].mean(0) - columns[mask].mean(0)
+        shift = moved / np.where(deviation > 0, deviation, np.where(moved == 0, 1, 1e-300))
+        for j in np.flatnonzero(
+            (p_shift[c * len(which) :][: len(which)] <= t.alpha) & (np.abs(shift) >= t.drift_shift)
+        ):
+            layer, component = which[j]
+            corrected = float(p_shift[c * len(which) + j])
+            sentence = (
+                f"Layer {layer} drifts between {title}: the mean of component {component + 1} moves by {shift[j]:.2f} "
+                f"standard deviations of inputs (threshold {t.drift_shift:g}; p = {corrected:.2g})."
+            )
+            found.append(
+                Finding(
+                    "drift", layer, sentence, float(shift[j]), t.drift_shift, component=component, epoch=epoch,
+                    subject=title, p_value=corrected,
+                )
+            )  # fmt: skip
+        for k, (layer, probe) in enumerate(probes.items()):
+            overlap, corrected = float(overlaps[c][0, k]), float(p_overlap[c * len(probes) + k])
+            if corrected <= t.alpha and overlap <= t.drift_overlap:
+                angles = principal_angles(*_bases(probe, mask, counts[layer]))
+                sentence = (
+                    f"Layer {layer} uses other directions for {title}: the subspaces of its {counts[layer]} leading "
+                    f"components overlap by {percent(overlap)} (threshold {percent(t.drift_overlap)}; largest "
+                    f"principal angle {angles[-1]:.0f} degrees; p = {corrected:.2g})."
+                )
+                found.append(
+                    Finding(
+                        "drift", layer, sentence, overlap, t.drift_overlap, epoch=epoch, subject=title,
+                        p_value=corrected,
+                    )
+                )  # fmt: skip
+    return found
+
+
+def sharpening(
+    probes: Mapping[str, PerInput],
+    held_out: ArrayLike,
+    thresholds: Thresholds = _STANDARD,
+    *,
+    first: Mapping[str, float] | None = None,
+    epoch: float | None = None,
+    seed: int = 0,
+) -> list[Finding]:
+    """Find layers whose leading singular value is larger on what was trained on than on what was held out.
+
+    A network that has learnt its examples by heart has moved them apart to a few class means (V. Papyan, X. Han & D.
+    Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training", PNAS 117, 2020);
+    examples of the same kind that it has not seen fall between them, so they vary less along the leading direction. Of
+    a network that treats the two alike, who is which is arbitrary: that is what is tested, one-sided, by permuting
+    inputs.
+
+    Parameters
+    ----------
+    probes : mapping of str to PerInput
+        By layer, of trained and held-out inputs together.
+    held_out : array_like of bool, (inputs,)
+        Which inputs were not trained on. They have to be of the same kind as the others.
+    thresholds : Thresholds
+        ``alpha``, over all layers; ``sharpening``.
+    first : mapping of str to float, optional
+        `sharpness` of the layers before training: the two kinds may differ by themselves, and what is found has to
+        exceed it by the threshold.
+    epoch : float, optional
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 8 inputs, or all or none are held out.
+    """
+    mask = np.asarray(held_out, dtype=bool)
+    t = thresholds
+    design(mask, len(mask), "Whether an input is held out")
+    orders = permuted(len(mask), t.permutations, seed)
+    statistics = np.stack([_sharpness(probe, mask, orders) for probe in probes.values()], axis=1)
+    found = []
+    for layer, now, p in zip(probes, statistics[0], familywise(statistics), strict=True):
+        before = (first or {}).get(layer, 0.0)
+        if p > t.alpha or now < t.sharpening or now - before < t.sharpening:
+            continue
+        here = np.arange(len(mask))[None]
+        ranks = [float(effective_rank(_values(_spread(probes[layer], mask, here, side)))[0]) for side in (False, True)]
+        sentence = (
+            f"Layer {layer} is sharper on what was trained on: its leading singular value is {percent(now)} above that "
+            f"held out (threshold {percent(t.sharpening)}; {percent(before)} at first; effective ranks {ranks[0]:.2f} "
+            f"and {ranks[1]:.2f}; p = {p:.2g})."
+        )
+        found.append(
+            Finding("sharpening", layer, sentence, float(now), t.sharpening, epoch=epoch, p_value=float(p))
+        )  # fmt: skip
+    return found
+
+
+def sharpness(probe: PerInput, held_out: NDArray[np.bool_]) -> float:
+    """Return by which part the leading singular value is larger where trained than held out, both about their means."""
+    return float(_sharpness(probe, held_out, np.arange(len(held_out))[None])[0])
+
+
+def _sharpness(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp]) -> Floats:
+    trained, held = (_values(_spread(probe, mask, orders, side))[:, -1] for side in (False, True))
+    return np.asarray(trained / np.maximum(held, 1e-12 * trained.max(initial=1e-300)) - 1)
+
+
+def _values(covariances: Floats) -> Floats:
+    """Return the standard deviations, ascending, (..., k), along the principal axes of covariances (..., k, k)."""
+    return np.asarray(np.sqrt(np.clip(np.linalg.eigvalsh(covariances), 0, None)))
+
+
+def _spread(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], side: bool) -> Floats:
+    """Return the covariance of the samples of one side of a mask, in each order, (orders, k, k)."""
+    k = probe.means.shape[1]
+    weights = np.where(mask[orders] == side, 1 / (mask == side).sum(), 0.0)  # (P, n)
+    centred = probe.centred(mask.astype(np.intp))
+    groups = np.stack([probe.means[mask == g].mean(0) for g in (False, True)])[mask.astype(np.intp)]
+    mean = weights @ (probe.means - groups)
+    return np.asarray((weights @ centred.reshape(len(mask), -1)).reshape(-1, k, k) - mean[:, :, None] * mean[:, None])
+
+
+def _overlap(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], count: int) -> Floats:
+    """Return the mean squared cosine of the leading directions of both sides of a mask, in each order, (orders,)."""
+    one, other = (np.linalg.eigh(_spread(probe, mask, orders, side))[1][..., -count:] for side in (True, False))
+    return np.asarray(np.square(one.transpose(0, 2, 1) @ other).sum((1, 2)) / count)
+
+
+def _bases(probe: PerInput, mask: NDArray[np.bool_], count: int) -> list[Floats]:
+    here = np.arange(len(mask))[None]
+    return [np.linalg.eigh(_spread(probe, mask, here, side))[1][0, :, -count:] for side in (True, False)]
+
+
+def _leading(probe: PerInput, energy: float) -> int:
+    """Return how many components count; not all that there are, whose span is everything."""
+    return max(1, min(int((probe.shares >= energy).sum()), len(probe.shares) - 1))
+
+
+def _columns(probes: Mapping[str, PerInput], trace: float) -> tuple[Floats, list[tuple[str, int]]]:
+    """Return the mean scores of all layers side by side, (inputs, m), and of which layer and component each is."""
+    if not probes:
+        raise ValueError("There is no layer to test.")
+    which = [(layer, int(k)) for layer, probe in probes.items() for k in np.flatnonzero(probe.shares >= trace)]
+    return np.stack([probes[layer].means[:, k] for layer, k in which], axis=1), which

@@ -1,0 +1,121 @@
+"""Running a model on fixed inputs, and the principal components of its layers there, of all inputs or of some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from ..decomposition.activations import activations
+from ..decomposition.components import Decomposition
+from ..models.forward import Batch, Inputs, batches, tensors
+from .input_moments import PerInput
+
+Floats = NDArray[np.float64]
+SAMPLES = 8192
+"""Positions of a layer that are looked at, of all inputs together."""
+_MODES = 1024  # up to so many features, all modes are had, and so the covariance of units
+
+
+@dataclass(frozen=True, eq=False)
+class Principal:
+    """The principal components of a layer, of some of its samples.
+
+    Attributes
+    ----------
+    spectrum : ndarray, (r,)
+        Singular values of the samples about their mean, all that are known, descending.
+    concepts : ndarray, (features, k)
+        Unit columns.
+    shares : ndarray, (k,)
+        Part of the variance that each has.
+    total : float
+        Sum of the squares of all values.
+    """
+
+    spectrum: Floats
+    concepts: Floats
+    shares: Floats
+    total: float
+
+    @classmethod
+    def of(cls, decomposition: Decomposition, k: int, rows: NDArray[np.bool_] | None = None) -> Principal:
+        """Return the first k components of some of the samples of a centred decomposition, or of all."""
+        d = decomposition
+        spectrum, turned, total = d.spectrum, np.eye(d.k)[:, :k], d.total
+        if rows is not None and not rows.all():
+            x = d.scores[rows] * d.values
+            x -= x.mean(0)
+            squares, turned = np.linalg.eigh(x.T @ x)
+            squares, turned = np.clip(squares[::-1], 0, None), turned[:, ::-1][:, : min(k, len(x) - 1)]
+            beyond = (total - float(np.square(d.values).sum())) * rows.mean()  # the modes that are not known
+            spectrum, total = np.sqrt(squares), float(squares.sum()) + max(0.0, float(beyond))
+        values = spectrum[: turned.shape[1]]
+        return cls(spectrum, d.concepts @ turned, np.square(values) / (total or 1.0), total)
+
+
+class Probe:
+    """Inputs, in several parts, that a model is run on again and again.
+
+    Parameters
+    ----------
+    *parts : Tensor, tuple, dict, iterable of these, or a function that returns one
+        As of `activations`. What can be had only once is kept.
+    """
+
+    def __init__(self, *parts: Inputs | Callable[[], Inputs]) -> None:
+        self._parts = [list(part) if isinstance(part, Iterator) else part for part in parts]
+        self.counts = [0] * len(parts)
+        """Inputs of each part, as of the last time."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.counts = [0] * len(self._parts)
+        for k, part in enumerate(self._parts):
+            for batch in batches(part() if callable(part) else part):
+                self.counts[k] += next((len(tensor) for tensor in tensors(batch) if tensor.ndim), 1)
+                yield batch
+
+    def decomposed(self, model: nn.Module, layers: Sequence[str] | None, **more: Any) -> dict[str, Decomposition]:
+        """Return the principal components of layers, of all parts together."""
+        return activations(model, self, layers, _MODES, centre=True, **more)
+
+
+def moments(decomposition: Decomposition, concepts: Floats, shares: Floats, inputs: int) -> PerInput:
+    """Return the moments of each input along given directions, (features, k), in the span of the decomposition.
+
+    Raises
+    ------
+    ValueError
+        If it is not known which samples are of which input, or an input has none.
+    """
+    d = decomposition
+    assert d.places is not None
+    if (d.places.inputs < 0).any():
+        raise ValueError(f"Layer {d.layer} gives one thing for a whole batch, not one for each input; leave it out.")
+    coordinates = d.scores @ (d.values[:, None] * (d.concepts.T @ concepts))
+    whose = d.places.input
+    order = np.argsort(whose, kind="stable")
+    try:
+        return PerInput.of(coordinates[order], whose[order], inputs, shares)
+    except ValueError as error:
+        raise ValueError(f"Layer {d.layer}: {error}") from error
+
+
+def covariance(decomposition: Decomposition) -> Floats | None:
+    """Return the covariance of the units, (features, features), or None where it is not all known."""
+    d = decomposition
+    if d.total > 0 and float(np.square(d.values).sum()) < (1 - 1e-6) * d.total:
+        return None
+    return np.asarray((d.concepts * np.square(d.values)) @ d.concepts.T / max(1, d.samples - 1))
+
+
+def labelled(labels: Mapping[str, Any] | Any, inputs: int, what: str) -> NDArray[Any]:
+    """Return one label for each input as an array; raise ValueError if they are not as many."""
+    array = np.asarray(labels)
+    if array.shape != (inputs,):
+        raise ValueError(f"{what} are one for each of the {inputs} inputs; these have the shape {array.shape}.")
+    return array

@@ -1,0 +1,62 @@
+"""One layer of a model as it runs: looked at with its gradients, or given something else in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..decomposition.activations import Call, chosen, typed_modules
+from .forward import RefusedError, changed, first_tensor, hooked
+
+# Takes the tensor of a layer, and what makes a view of any tensor of that layout that is (pieces, *grid, features);
+# returns what the layer is to give instead, or None.
+See = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None]
+
+
+@contextmanager
+def watched(model: nn.Module, layer: str, see: See, features_axis: int | None = None) -> Iterator[None]:
+    """Within, `see` is called with the first tensor of whatever the layer gives.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer; and, of a call of the model, if the layer gives no activations.
+    """
+    [module] = chosen(model, [layer]).values()
+    now = Call((), 0)
+
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal now
+        now = Call((*args, *kwargs.values()), 0)
+
+    def note(typed: nn.Module, args: Any, given: Any) -> None:
+        now.note(typed, args, given)
+
+    def hook(_: nn.Module, __: Any, given: Any) -> Any:
+        tensor = first_tensor(given, f"The layer {layer!r}")
+        new = see(tensor, lambda t: now.features_last(layer, module, t, features_axis, None))
+        return None if new is None else replaced(given, tensor, new)
+
+    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
+    try:
+        with hooked(dict.fromkeys(typed_modules(model), note)), hooked({module: hook}):
+            yield
+    finally:
+        handle.remove()
+
+
+def replaced(given: Any, old: Tensor, new: Tensor) -> Any:
+    """Return a copy of what a module gave, with another tensor for one of those in it."""
+    return changed(given, lambda tensor: new if tensor is old else tensor)
+
+
+def check_direction(direction_features: int, features: int, layer: str) -> None:
+    """Raise ValueError if a direction is none of a layer's activations."""
+    if direction_features != features:
+        raise RefusedError(
+            f"The direction has {direction_features} features, and the layer {layer!r} gives {features}; it is of "
+            "another layer."
+        )

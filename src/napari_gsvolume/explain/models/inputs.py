@@ -1,0 +1,354 @@
+"""What a network is called with, made of volumes; and where in them each input lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from ...grid import Grid
+from ...super_resolution.data import Intensities
+from ..settings import InputSettings, Normalise
+from .forward import call, undisturbed
+from .loading import Loaded
+
+Floats = NDArray[np.float32]
+
+_PIXELS = 2**18  # of a batch
+_MULTIPLES = (1, 8, 16, 32)  # that networks with pooling need sides to be
+_BY_GUESS = ((2, 1), (2, 3), (3, 1))  # axes and channels, of networks without a convolution
+_SIZES = ("image_size", "img_size")  # where networks of one size only keep it
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One image: a volume, or a slice.
+
+    Attributes
+    ----------
+    name : str
+        For files and sentences.
+    data : ndarray of float32, (Z, Y, X) or (Y, X)
+        Finite, not constant.
+    grid : Grid
+    """
+
+    name: str
+    data: Floats
+    grid: Grid
+
+    @classmethod
+    def of(cls, name: str, data: ArrayLike, grid: Grid | None = None) -> Volume:
+        """Return the volume in an array; raise ValueError if it holds no intensities, or nothing but one."""
+        array = np.asarray(data)
+        if array.ndim not in (2, 3) or array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} has the shape {array.shape}; an image has 2 or 3 axes and one intensity a voxel.")
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite intensities, which would spread; replace them first.")
+        if array.size == 0 or array.min() == array.max():
+            raise ValueError(f"{name} is constant, so there is nothing in it to explain.")
+        return cls(name, array, Grid(array.shape) if grid is None else grid)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an input lies.
+
+    Attributes
+    ----------
+    volume : int
+        In which.
+    slice : int, or None
+        Which of its slices; None for an input that is a volume.
+    start : tuple of int
+        Index, along the input's own axes, of its first voxel; negative where it is padded.
+    extent : tuple of int
+        Its voxels along these.
+    """
+
+    volume: int
+    slice: int | None
+    start: tuple[int, ...]
+    extent: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How inputs lie in volumes.
+
+    Attributes
+    ----------
+    axes : tuple of int
+        Along which axis of a volume (Z, Y, X) each axis of an input is; two or three.
+    across : int, or None
+        That along which slices are stacked.
+    shifts : tuple of int
+        Of each channel, by how many slices it is beside the one in question.
+    one_each : bool
+        Whether each channel is a volume.
+    """
+
+    axes: tuple[int, ...]
+    across: int | None
+    shifts: tuple[int, ...] = (0,)
+    one_each: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The inputs of a network, made one batch after the other, as often as asked for.
+
+    Attributes
+    ----------
+    volumes : list of Volume
+    places : list of Place
+        Of the inputs in their order.
+    layout : Layout
+    device : str
+    """
+
+    volumes: list[Volume]
+    places: list[Place]
+    layout: Layout
+    device: str
+    _normal: list[Floats]  # (Z, Y, X), normalised
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.batches:
+            yield torch.cat([self.input(place) for place in batch])
+
+    @property
+    def batches(self) -> list[list[Place]]:
+        """The inputs that go together, of one extent."""
+        batches: list[list[Place]] = []
+        for place in self.places:
+            extent = place.extent
+            if batches and batches[-1][0].extent == extent and (len(batches[-1]) + 1) * math.prod(extent) <= _PIXELS:
+                batches[-1].append(place)
+            else:
+                batches.append([place])
+        return batches
+
+    def input(self, place: Place) -> Tensor:
+        """Return one input, (1, channels, *extent)."""
+        layout = self.layout
+        which = range(len(self._normal)) if layout.one_each else [place.volume] * len(layout.shifts)
+        shifts = layout.shifts if not layout.one_each else (0,) * len(self._normal)
+        channels = [self._cut(self._normal[v], place, shift) for v, shift in zip(which, shifts, strict=True)]
+        return torch.from_numpy(np.stack(channels)[None]).to(self.device)
+
+    def shown(self, place: Place) -> Floats:
+        """Return what an input shows, (*extent), in the intensities of its volume."""
+        return self._cut(_three(self.volumes[place.volume].data), place, 0)
+
+    def cut(self, array: NDArray[Any], place: Place) -> NDArray[Any]:
+        """Return the part of an array (Z, Y, X), on the voxels of a volume, that an input is of, (*extent)."""
+        return self._cut(array, place, 0)
+
+    def of(self, places: list[Place]) -> Images:
+        """Return the inputs of some of the places, or of others."""
+        return replace(self, places=places)
+
+    def some(self, count: int) -> list[Place]:
+        """Return the places of at most so many inputs, evenly spread."""
+        total = len(self.places)
+        return [self.places[int((i + 0.5) * total / count)] for i in range(count)] if count < total else self.places
+
+    def accepted(self, model: nn.Module, place: Place, seed: int = 0) -> bool:
+        """Return whether a model can be called with an input."""
+        try:
+            _call(model, self.input(place), seed)
+        except ValueError:
+            return False
+        return True
+
+    def middle(self, volume: int, patch: int | None = None) -> Place:
+        """Return the input in the middle of those of a volume, or of its sides `patch` voxels about the middle."""
+        own = [place for place in self.places if place.volume == volume]
+        place = own[len(own) // 2]
+        if patch is None:
+            return place
+        extent = tuple(min(n, patch) for n in place.extent)
+        start = tuple(s + (n - m) // 2 for s, n, m in zip(place.start, place.extent, extent, strict=True))
+        return replace(place, start=start, extent=extent)
+
+    def _cut(self, volume: NDArray[Any], place: Place, shift: int) -> NDArray[Any]:
+        layout = self.layout
+        if layout.across is not None:
+            assert place.slice is not None
+            last = volume.shape[layout.across] - 1
+            image = volume.take(min(max(place.slice + shift, 0), last), layout.across)
+            rest = [axis for axis in range(3) if axis != layout.across]
+            image = image.transpose([rest.index(axis) for axis in layout.axes])
+        else:
+            image = volume
+        # Beyond a border its last voxel is repeated.
+        where = [
+            np.clip(start + np.arange(n), 0, size - 1)
+            for start, n, size in zip(place.start, place.extent, image.shape, strict=True)
+        ]
+        return np.ascontiguousarray(image[np.ix_(*where)])
+
+
+def images_for(loaded: Loaded, volumes: Sequence[Volume], settings: InputSettings) -> Images:
+    """Return what a model is to be called with: slices, with their neighbours where it sees these, or volumes.
+
+    A super-resolution gets what it was trained on. Of other models the first convolution says how many axes and
+    channels, and sides are padded to a multiple of 8, 16 or 32 where it takes no others.
+
+    Raises
+    ------
+    ValueError
+        If there are no volumes, they do not go together, or the model can be called with nothing of this kind.
+    """
+    from ...devices import available_device
+
+    if not volumes:
+        raise ValueError("There are no images to run the model with.")
+    device = available_device(settings.device)
+    loaded.model.to(device)
+    if loaded.settings is not None:
+        return _of_super_resolution(loaded, list(volumes), settings, device)
+    kinds = _kinds(loaded.model)
+    tried, said = [], ""
+    for (axes, channels), (multiple, size) in product(kinds, _sizes(loaded.model, settings.size)):
+        layout = _layout(axes, channels, volumes, settings)
+        normal = [_normalised(_three(volume.data), settings.normalise) for volume in volumes]
+        places = _places(volumes, layout, settings.slices, multiple, size)
+        images = Images(list(volumes), places, layout, device, normal)
+        batch = images.input(images.places[0])
+        shape = "x".join(map(str, batch.shape))
+        if shape in tried:
+            continue
+        tried.append(shape)
+        try:
+            _call(loaded.model, batch, settings.seed)
+        except ValueError as error:
+            said = str(error).rstrip(".")
+            continue
+        return images
+    raise ValueError(
+        f"The model {type(loaded.model).__name__} cannot be called with what is made of {volumes[0].name}; tried "
+        f"{', '.join(tried)}; give the size it needs, or other channels; it says at last: {said.partition('): ')[2]}."
+    )
+
+
+def _call(model: nn.Module, batch: Tensor, seed: int) -> None:
+    with undisturbed(model, seed), torch.no_grad():
+        call(model, batch)
+
+
+def _of_super_resolution(loaded: Loaded, volumes: list[Volume], settings: InputSettings, device: str) -> Images:
+    trained = loaded.settings
+    assert trained is not None
+    along = "zyx".index(settings.axis)
+    half = trained.depth // 2
+    shifts = tuple(range(-half, half + 1))
+    if any(volume.data.ndim == 2 for volume in volumes) or trained.axes == "in-plane":
+        layout = Layout(_others(along), along, shifts)
+    else:  # rows are along the axis that becomes finer
+        across, columns = _others(along)
+        layout = Layout((along, columns), across, shifts)
+    if any(volume.data.ndim == 2 for volume in volumes) and along != 0:
+        raise ValueError("An image of two axes is one slice along z; leave the axis at z.")
+    places = _places(volumes, layout, settings.slices, 1, settings.size)
+    normal = []
+    for volume in volumes:
+        line = Intensities.of(volume.data)
+        normal.append(((_three(volume.data) - line.centre) / line.scale).astype(np.float32))
+    return Images(volumes, places, layout, device, normal)
+
+
+def _layout(axes: int, channels: int, volumes: Sequence[Volume], settings: InputSettings) -> Layout:
+    flat = [volume.name for volume in volumes if volume.data.ndim == 2]
+    along = "zyx".index(settings.axis)
+    if axes == 3 and flat:
+        raise ValueError(f"{flat[0]} is an image of two axes, and the model takes volumes.")
+    if flat and along != 0:
+        raise ValueError(f"{flat[0]} is an image of two axes, one slice along z; leave the axis at z.")
+    one_each = settings.channels == "images"
+    if one_each:
+        if len(volumes) != channels:
+            raise ValueError(f"The model has {channels} channels, one image each; {len(volumes)} images are given.")
+        if any(volume.data.shape != volumes[0].data.shape for volume in volumes):
+            raise ValueError("Images that are channels of one input have one shape; these have several.")
+    half = channels // 2 if settings.channels == "neighbours" else 0
+    if half and (axes == 3 or channels % 2 == 0):
+        raise ValueError(f"Neighbouring slices are an odd number of channels of 2D images; the model has {channels}.")
+    shifts = tuple(range(-half, half + 1)) if half else (0,) * channels
+    if axes == 3:
+        return Layout((0, 1, 2), None, shifts, one_each)
+    return Layout(_others(along), along, shifts, one_each)
+
+
+def _kinds(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Return the axes and channels that inputs may have, the likeliest first."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            return ((2 if isinstance(module, nn.Conv2d) else 3, module.in_channels),)
+    return _BY_GUESS
+
+
+def _sizes(model: nn.Module, size: int | None) -> list[tuple[int, int | None]]:
+    """Return what to try: the multiple that sides are padded to, and the size of tiles if they have one."""
+    if size is not None:
+        return [(1, size)]
+    sizes: list[tuple[int, int | None]] = [(multiple, None) for multiple in _MULTIPLES]
+    for module in model.modules():
+        for name in _SIZES:
+            side = getattr(module, name, None)
+            side = side[0] if isinstance(side, (tuple, list)) and len(set(side)) == 1 else side
+            if isinstance(side, int) and side > 0 and (1, side) not in sizes:
+                sizes.append((1, side))
+    return sizes
+
+
+def _places(
+    volumes: Sequence[Volume], layout: Layout, slices: int | None, multiple: int, size: int | None
+) -> list[Place]:
+    places = []
+    for number, volume in enumerate(volumes[:1] if layout.one_each else volumes):
+        shape = _three(volume.data).shape
+        which: list[int | None] = [None]
+        if layout.across is not None:
+            count = shape[layout.across]
+            wanted = min(count, slices or count)
+            which = [int((i + 0.5) * count / wanted) for i in range(wanted)]
+        starts, extent = [], []
+        for n in (shape[axis] for axis in layout.axes):
+            side = size or math.ceil(n / multiple) * multiple
+            tiles = math.ceil(n / side)
+            extent.append(side)
+            starts.append([round(s) for s in np.linspace(0, n - side, tiles)] if tiles > 1 else [(n - side) // 2])
+        places += [Place(number, k, corner, tuple(extent)) for k in which for corner in product(*starts)]
+    return places
+
+
+def _normalised(volume: Floats, how: Normalise) -> Floats:
+    if how == "none":
+        return volume
+    if how == "standard":
+        centre, scale = float(volume.mean(dtype=np.float64)), float(volume.std(dtype=np.float64))
+    else:
+        low, high = np.percentile(volume, (1, 99)) if how == "robust" else (volume.min(), volume.max())
+        if low == high:
+            low, high = volume.min(), volume.max()
+        centre, scale = float(low), float(high) - float(low)
+    return ((volume - np.float32(centre)) / np.float32(scale)).astype(np.float32)
+
+
+def _others(axis: int) -> tuple[int, int]:
+    first, second = (k for k in range(3) if k != axis)
+    return first, second
+
+
+def _three(data: Floats) -> Floats:
+    return data[None] if data.ndim == 2 else data

@@ -1,0 +1,1 @@
+"""Reports of explanations: HTML, figures and tables."""

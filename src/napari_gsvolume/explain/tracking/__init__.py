@@ -1,0 +1,1 @@
+"""Tracking of a network during training and over checkpoints."""

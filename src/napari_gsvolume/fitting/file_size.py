@@ -1,0 +1,110 @@
+"""From fitted Gaussians to those that a file of a given size holds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..gaussians import GaussianVolume
+from ..grid import Grid
+from ..io.gsv.format import CELL, decoded, floats, pack, short
+from ..io.gsv.format import rounded as to_codes
+from ..io.gsv.quantization import Codes, with_amplitudes, with_means
+from ..kernels import n_monomials
+from ..operators.gaussian_sum import Gaussians
+from .objective import Objective
+from .refit import refit
+
+_ITERATIONS = 8
+"""At most, of each stage of fitting again."""
+_ATTEMPTS = 3
+_SLACK = 12
+"""Bytes kept free for the digits of figures that are known only at the end."""
+
+
+def check_size(n_bytes: int, grid: Grid) -> None:
+    """Raise ValueError if a file of so many bytes has no room for what every file holds."""
+    ndim = grid.ndim
+    nothing = GaussianVolume(torch.zeros(0, ndim), torch.zeros(0, ndim, ndim), torch.zeros(0), grid)
+    least = len(pack(to_codes(nothing, 1.0)[0], 1.0, nothing)) + 20 * ndim
+    if n_bytes < least:
+        raise ValueError(
+            f"A file of {n_bytes:,} bytes is too small for even one Gaussian, which takes about {least}; "
+            "ask for a larger file, or a smaller ratio."
+        )
+
+
+def compressed(
+    objective: Objective, gaussians: GaussianVolume, n_bytes: int, seconds: float | None, stop: Callable[[], bool]
+) -> tuple[Gaussians, float]:
+    """Return Gaussians as a file of at most `n_bytes` holds them, relative to the data range, and their step.
+
+    They are rounded as coarsely as the size asks (`napari_gsvolume.io.gsv.quantization`). Then centres and weights are
+    fitted again to make up for the rounding of the shapes, and once the centres are rounded, the weights.
+
+    Raises
+    ------
+    ValueError
+        If not even a file with a single Gaussian is so small.
+    """
+    began = time.perf_counter()
+
+    def enough() -> bool:
+        return stop() or (seconds is not None and time.perf_counter() - began > seconds)
+
+    allowed = n_bytes - _SLACK
+    for _ in range(_ATTEMPTS):
+        step, codes, kept = _of_size(gaussians, allowed)
+        rounded = _refitted(objective, gaussians.select(torch.from_numpy(kept)), codes, step, enough)
+        size = len(pack(rounded, step, gaussians))
+        if size <= n_bytes - _SLACK:
+            break
+        allowed -= size - (n_bytes - _SLACK) + 4
+    else:
+        rounded = codes  # as they were first rounded they fit in
+    return _relative(decoded(rounded, step, gaussians), objective), step
+
+
+def _of_size(gaussians: GaussianVolume, n_bytes: int) -> tuple[float, Codes, NDArray[np.intp]]:
+    """Return the finest step whose file is not too large, the codes, and of which Gaussians; others are too weak."""
+    energy = float((gaussians.weights.double() ** 2 / torch.linalg.det(gaussians.factors.double()).abs()).max())
+    low, high = 1e-4 * math.sqrt(energy), 8 * math.sqrt(energy)
+    best: tuple[float, Codes, NDArray[np.intp]] | None = None
+    for _ in range(22):
+        step = short(math.sqrt(low * high))
+        codes, kept = to_codes(gaussians, step)
+        if len(codes.amplitudes) and len(pack(codes, step, gaussians)) <= n_bytes:
+            best, high = (step, codes, kept), step
+        elif len(codes.amplitudes):
+            low = step
+        else:
+            high = step
+    if best is None:
+        raise ValueError(f"A file of {n_bytes:,} bytes is too small for even one Gaussian; ask for a larger one.")
+    return best
+
+
+def _refitted(
+    objective: Objective, gaussians: GaussianVolume, codes: Codes, step: float, enough: Callable[[], bool]
+) -> Codes:
+    """Return the codes with all that can be made good fitted again."""
+    n, ndim = len(gaussians), gaussians.ndim
+    free = torch.ones(n, n_monomials(ndim), device=objective.target.values.device)
+    free[:, 1 + ndim :] = 0
+    state = refit(objective, _relative(decoded(codes, step, gaussians), objective), free, _ITERATIONS, enough)
+    codes = with_means(codes, floats(state.means), CELL)
+    state = state._replace(means=decoded(codes, step, gaussians).means.to(free))
+    free[:, 1:] = 0
+    state = refit(objective, state, free, _ITERATIONS, enough)
+    return with_amplitudes(codes, floats(state.weights) * objective.target.data_range, step)
+
+
+def _relative(gaussians: GaussianVolume, objective: Objective) -> Gaussians:
+    """Return Gaussians relative to the data range, on the target's device."""
+    weights = gaussians.weights.double() / objective.target.data_range
+    return Gaussians(gaussians.means, gaussians.factors, weights.float()).to(objective.target.values.device)

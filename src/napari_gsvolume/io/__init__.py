@@ -1,0 +1,1 @@
+"""Reading and writing of volumes (NIfTI) and Gaussians (.gsv, .safetensors, .ply)."""

@@ -1,0 +1,53 @@
+"""Reading and writing volumes and Gaussians; the kind of a file is what its name ends in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..gaussians import GaussianVolume
+
+GAUSSIAN_FILES = (".safetensors", ".gsv")
+"""Files of Gaussians that can be written and read."""
+EXPORTS = (".ply",)
+"""Files of Gaussians that can be written only."""
+
+
+class FileFormatError(ValueError):
+    """A damaged or foreign file; the message is one sentence that names the file and the reason."""
+
+
+def write_gaussians(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
+    """Write Gaussians; see `GaussianVolume.save`."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".gsv":
+        from .gsv.format import write_gsv
+
+        write_gsv(path, gaussians)
+    elif suffix == ".ply":
+        from .gaussian_ply import write_ply
+
+        write_ply(path, gaussians)
+    elif suffix == ".safetensors":
+        from .gaussian_safetensors import write_safetensors
+
+        write_safetensors(path, gaussians)
+    else:
+        endings = f"{', '.join(GAUSSIAN_FILES)} or {EXPORTS[0]}"
+        raise ValueError(f"The name of a file of Gaussians ends in {endings}; got {Path(path).name}.")
+
+
+def read_gaussians(path: str | os.PathLike[str]) -> GaussianVolume:
+    """Read Gaussians; see `GaussianVolume.load`. What is not called ``.gsv`` is taken for a safetensors file."""
+    suffix = Path(path).suffix.lower()
+    if suffix in EXPORTS:
+        raise FileFormatError(f"{path} cannot be read: {suffix} files are for other viewers; keep a .gsv beside it.")
+    if suffix == ".gsv":
+        from .gsv.format import read_gsv
+
+        return read_gsv(path)
+    from .gaussian_safetensors import read_safetensors
+
+    return read_safetensors(path)

@@ -1,0 +1,1 @@
+"""The compact file format .gsv: quantization, entropy coding and container."""

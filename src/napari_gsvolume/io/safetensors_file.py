@@ -1,0 +1,51 @@
+"""Safetensors files opened, and what is wrong with them said in one sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .gaussians import FileFormatError
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], framework: str, what: str = "") -> Iterator[Any]:
+    """Open a file as `safe_open` does; a ValueError in the block is about what the file holds.
+
+    Parameters
+    ----------
+    path : str or path-like
+    framework : {"np", "pt"}
+        What tensors are made.
+    what : str
+        What the file should have been, if the sentence is to say so.
+
+    Raises
+    ------
+    OSError
+        If the file does not exist or may not be read (FileNotFoundError, PermissionError, ...).
+    FileFormatError
+        If it is damaged, or the block raised a ValueError.
+    """
+    path = Path(path)
+    try:
+        path.open("rb").close()  # has the system say what is wrong, which safe_open does less well
+        with safe_open(path, framework=framework) as file:  # maps the file: a header's false claims cost no memory
+            yield file
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise FileFormatError(f"{path} is damaged, or no safetensors file ({one_line(error)}).") from error
+    except ValueError as error:
+        as_what = f" as {what}" if what else ""
+        raise FileFormatError(f"{path} cannot be read{as_what}: {one_line(error)}.") from error
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, on one line and without a full stop."""
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,1 @@
+"""Forward operators of a sum of Gaussians, with their Jacobian products."""

@@ -1,0 +1,1 @@
+"""Conversion between napari layers and arrays with their grids."""

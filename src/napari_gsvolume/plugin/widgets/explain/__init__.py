@@ -1,0 +1,1 @@
+"""The dock widget that explains a network."""

@@ -1,0 +1,198 @@
+"""The dock widget that fits an image layer in several ways and compares them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from magicgui.widgets import Container, PushButton
+from napari.utils.notifications import show_info, show_warning
+from napari.viewer import Viewer
+from pydantic import create_model
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QApplication, QFileDialog
+
+from ....ablation import STUDIES, Outcome, StudyStep, as_csv, as_markdown, cases
+from ....fitting import FitSettings
+from ....fitting.settings import Study
+from ...layers.conversion import SourceVolume, artefact_layer, case_layer, made_before
+from ..shared.base import RunWidget, time_left
+from ..shared.form import SettingsForm
+from ..shared.layer_updater import ShownLayers
+from ..shared.tables import OutcomeTable
+from . import worker
+
+_STUDIES = {
+    "spacing": "How far apart neighbours lie: free, overlapping, tangent, with a gap, or kept apart by a penalty",
+    "penalties": "What the penalties on sparsity, overlap and smoothness do, each at two strengths",
+    "support": "What a voxel's value is made of: learned weights, or the values in a neighbourhood or in ellipsoids",
+    "population": "How places for new Gaussians are chosen",
+}
+_SHARED = ("gaussians", "time_limit", "iterations", "solver")
+_TABLES = {"Table (*.csv)": ".csv", "Markdown (*.md)": ".md"}
+_DENSITY, _ARTEFACTS = "density", "artefacts"
+
+# What a user chooses: the study, and what all of its cases share.
+_FIELDS: dict[str, Any] = {name: FitSettings.model_fields[name] for name in _SHARED}
+_FIELDS = {"study": (Study, STUDIES[0]), **{name: (field.annotation, field) for name, field in _FIELDS.items()}}
+StudySettings = create_model("StudySettings", **_FIELDS)
+
+
+class CompareWidget(RunWidget):
+    """Choose an image layer and a study, press Run: each case becomes a row of a table, and a layer.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer to take layers from and to add layers to.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        self._outcomes: list[Outcome] = []
+        self._limits: dict[str, float] = {}  # of the maps of artefacts, by case
+        self._shown: ShownLayers[tuple[str, str]] = ShownLayers(napari_viewer)
+        suggestions = {"gaussians": 1000, "time_limit": 20.0, "iterations": 50}
+        initial = {"gaussians": 1000, "time_limit": 20.0}
+        self.form = SettingsForm(StudySettings, tuple(StudySettings.model_fields), suggestions, initial)
+        self.form.fields["time_limit"].label = "Time per case (s)"
+        self.save = PushButton(text="Save table…", enabled=False, tooltip="As .csv, unrounded, or .md (Markdown)")
+        self.copy = PushButton(text="Copy", enabled=False, tooltip="Copy the table as Markdown")
+        self._buttons: Container[Any] = Container(widgets=[self.save, self.copy], layout="horizontal", labels=False)
+        self._buttons.margins = (0, 0, 0, 0)
+        super().__init__(napari_viewer, self.form.rows, [self._buttons])
+        self.table = OutcomeTable()
+        self.content.insertWidget(self.content.indexOf(self._buttons.native), self.table, 1)
+
+        self.study = self.form.fields["study"]
+        for row, about in enumerate(_STUDIES[name] for name in self.study.choices):
+            self.study.native.setItemData(row, about, Qt.ItemDataRole.ToolTipRole)
+        self.study.changed.connect(self._on_study)
+        self._on_study(self.study.value)
+        self.table.chosen.connect(self.show_case)
+        self.save.changed.connect(self._on_save)
+        self.copy.changed.connect(self._on_copy)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What the cases of the last run came to."""
+        return list(self._outcomes)
+
+    def _on_study(self, study: str) -> None:
+        self.study.tooltip = _STUDIES[study]
+        if not self.running:
+            self.status.value = f"{_STUDIES[study]}."
+
+    # Running ----------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        settings = self.form.settings().model_dump()
+        [self._source] = self._sources()
+        self._study = settings.pop("study")
+        self._fresh = True
+        self._began = time.perf_counter()
+        self._start(worker.run_study, self._source, self._study, settings)
+
+    def _clear(self) -> None:
+        """Make room for a run, now that it is known to be one: what was shown stays till then."""
+        self._fresh = False
+        self.show_case(None)
+        self._outcomes, self._limits = [], {}
+        self.table.setRowCount(0)
+        self._enable(False)
+        self._shown = ShownLayers(self._viewer, self._earlier_layers(self._source))
+
+    def _earlier_layers(self, source: SourceVolume) -> dict[tuple[str, str], Any]:
+        """Return the layers of an earlier run of the study on the source, which this run updates in place."""
+        endings = {_DENSITY: "", _ARTEFACTS: f" · {_ARTEFACTS}"}
+        return {
+            (case, kind): made_before(self._viewer.layers, f"{source.name} · {case}{ending}", self._study)
+            for case in cases(self._study)
+            for kind, ending in endings.items()
+        }
+
+    def _show(self, at: StudyStep) -> None:
+        if self._fresh:
+            self._clear()
+        self.progress.value = round(1000 * at.progress)
+        left = time_left(time.perf_counter() - self._began, at.progress)
+        figures = f"{at.step.psnr_db:.2f} dB, {at.step.n_gaussians:,} Gaussians" if at.step.iteration else "starting"
+        self._say(f"{at.case} ({at.index + 1} of {at.count}): {figures}{left}")
+        if at.outcome is not None:
+            self._add(at.outcome)
+            for note in at.outcome.result.notes if at.index == 0 else ():
+                show_info(note)
+
+    def _add(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        case, result = outcome.case, outcome.result
+        layer = case_layer(self._source, self._study, case, result.reconstruction, result.gaussians)
+        self._shown.put((case, _DENSITY), layer)
+        if self._study == "support":
+            layer = artefact_layer(self._source, self._study, case, outcome.artefacts, result.gaussians)
+            self._shown.put((case, _ARTEFACTS), layer)
+            self._limits[case] = layer[1]["contrast_limits"][1]
+            self._share_limits()
+        self.table.add(outcome)
+        self._enable(True)
+
+    def _share_limits(self) -> None:
+        """Show all maps of artefacts in the same limits, to be compared: a middle one, as a few cases are far off."""
+        limits = (0.0, float(np.median(list(self._limits.values()))))
+        for (_, kind), layer in self._shown.layers.items():
+            if kind == _ARTEFACTS:
+                layer.contrast_limits_range = layer.contrast_limits = limits
+
+    def _end(self) -> None:
+        if self._error_shown:
+            return
+        count, done = len(cases(self._study)), len(self._outcomes)
+        if done < count:
+            self._say(f"Stopped: {done} of {count} cases finished.")
+            return
+        self.progress.value = self.progress.max
+        best = max(self._outcomes, key=lambda outcome: outcome.psnr_db)
+        notes = "".join(f" {note}" for note in best.result.notes)
+        self._say(f"All {count} cases finished. Best PSNR: {best.psnr_db:.2f} dB ({best.case}).{notes}")
+
+    def _enable(self, on: bool) -> None:
+        self.save.enabled = self.copy.enabled = on
+
+    # Showing and saving -----------------------------------------------------------------------------------------------
+
+    def show_case(self, case: str | None) -> None:
+        """Show the layers of a case and hide those of the others."""
+        for (name, _), layer in self._shown.layers.items():
+            layer.visible = name == case
+
+    def _on_save(self) -> None:
+        name = f"{self._source.name} {self._study}.csv"
+        path, chosen = QFileDialog.getSaveFileName(self.native, "Save table", name, ";;".join(_TABLES))
+        if path:
+            self.save_table(path, _TABLES.get(chosen, ".csv"))
+
+    def save_table(self, path: str | Path, suffix: str = ".csv") -> None:
+        """Save the table: Markdown as it is seen, or unrounded with commas.
+
+        Parameters
+        ----------
+        path : str or Path
+            Its ending, .csv or .md, says which.
+        suffix : str
+            The ending to add where there is neither.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in _TABLES.values():
+            path = path.with_name(f"{path.name}{suffix}")
+        text = as_markdown(self._outcomes) if path.suffix.lower() == ".md" else as_csv(self._outcomes)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            self._say(str(error), show_warning)
+            return
+        self._say(f"Saved {path.name}.")
+
+    def _on_copy(self) -> None:
+        QApplication.clipboard().setText(as_markdown(self._outcomes))
+        self._say("The table is on the clipboard, as Markdown.")

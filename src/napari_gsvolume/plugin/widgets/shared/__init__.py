@@ -1,0 +1,1 @@
+"""Parts that all dock widgets share."""

@@ -1,0 +1,278 @@
+"""What the dock widgets share: an image layer to choose, and something long that is run on it and can be stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton, Widget, create_widget
+from napari.layers import Image, Layer
+from napari.utils.notifications import show_error, show_warning
+from napari.viewer import Viewer
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, QThreadPool, QTimer
+from qtpy.QtWidgets import QFrame, QScrollArea, QSizePolicy, QWidget
+from superqt.utils import create_worker
+
+from ....fitting.target import check_volume
+from ...layers.conversion import SourceVolume, level_shapes, source_volume
+
+ALL = "all"
+_NARROWEST = 300  # pixels; the title of the dock needs about as many
+
+# Not Qt's common pool: a fit lowers its thread's priority, which the next user of that thread would inherit.
+_POOL = QThreadPool()
+
+
+class RunWidget(Container[Any]):
+    """Choose an image layer, press Run; Run becomes Stop, and a bar and a line of text say how far it is.
+
+    Subclasses say what a run is (`_begin`) and what to do with its news (`_show`) and at its end (`_end`).
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        The viewer to take layers from and to add layers to.
+    above, below : sequence of Widget
+        Rows before the button, and after the line of text.
+    whole_series : bool
+        Whether all volumes of a series may be chosen, beside one of them.
+    source : Widget, optional
+        What a layer is chosen with; a box of all image layers if omitted.
+    """
+
+    _START = "Run"
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        above: Sequence[Widget],
+        below: Sequence[Widget],
+        *,
+        whole_series: bool = False,
+        source: Widget | None = None,
+    ) -> None:
+        self._viewer = viewer
+        self._whole_series = whole_series
+        self._worker: Any = None
+        self._stop = threading.Event()
+        self._error_shown = False
+        self._left = False
+
+        self.image: Any = create_widget(annotation=Image, label="Image") if source is None else source
+        self.time_point = ComboBox(label="Time point", choices=[0], tooltip="Which volume of the series to use")
+        self.level = ComboBox(label="Level", choices=[0], tooltip="Which level of the pyramid to load and use")
+        self.button = PushButton(text=self._START)
+        self.progress = ProgressBar(min=0, max=1000, value=0)
+        self.status = Label(value="")
+        # Not rows of a form themselves: magicgui's containers that scroll do not do so in napari's docks.
+        super().__init__(widgets=[], labels=False)
+        self.margins = (0, 0, 0, 0)
+        self._rows: Container[Any] = Container(widgets=[self.image, self.time_point, self.level, *above, self.button])
+        self._below = [self.progress, self.status, *below]
+        for widget in self._below:  # rows would be indented, as if they had a label
+            self.content.addWidget(widget.native)
+        self.status.native.setWordWrap(True)
+        self.status.native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)  # no narrow lines
+        self.native.layout().addWidget(_Scroll(self._rows.native))
+
+        self.image.changed.connect(self._on_image)
+        self.button.changed.connect(self._on_button)
+        self._closing = _Closing(self.stop)
+        self.native.installEventFilter(self._closing)
+        self._window_closing = _Closing(self._leave)
+        self.native.destroyed.connect(self._leave)
+        self._on_image(self.image.value)
+        # napari tells docks of its menu when layers come and go, and those that a script has added nothing.
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            event.connect(self.reset_choices)
+
+    @property
+    def content(self) -> Any:
+        """The layout of all that the widget shows, one below the other."""
+        return self._rows.native.layout()
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way."""
+        return self._worker is not None
+
+    def stop(self) -> None:
+        """End a run that is under way; what it has reached is kept."""
+        self._stop.set()
+
+    def _leave(self) -> None:
+        """End the run and show no more of it: there will be no viewer to show it in."""
+        self._stop.set()
+        self._left = True
+
+    # What to fit ------------------------------------------------------------------------------------------------------
+
+    def reset_choices(self, *args: Any) -> None:
+        """Follow the viewer's layers; napari calls it when they change."""
+        self._rows.reset_choices(*args)
+        self._on_image(self.image.value)
+
+    def _on_image(self, layer: Layer | None) -> None:
+        """Ask for a time point or a level where the layer has several."""
+        shapes = level_shapes(layer) if isinstance(layer, Image) and not layer.rgb else []
+        is_series = bool(shapes) and len(shapes[0]) == 4
+        points = [*range(shapes[0][0]), *([ALL] if self._whole_series else [])] if is_series else [0]
+        _offer(self.time_point, points)
+        self.time_point.visible = is_series
+        _offer(self.level, [(f"{i}: {' x '.join(map(str, shape))}", i) for i, shape in enumerate(shapes)] or [0])
+        self.level.visible = len(shapes) > 1
+
+    def _sources(self) -> list[SourceVolume]:
+        """Return the chosen volumes; raise if there are none, or they are too large to be fitted."""
+        sources = self._volumes()
+        # The size is checked before anything is loaded; the rest is checked by the fit itself.
+        check_volume(np.broadcast_to(np.float32(0), np.shape(sources[0].array)))
+        return sources
+
+    def _volumes(self) -> list[SourceVolume]:
+        """Return the chosen volumes; raise if there are none."""
+        layer = self.image.value
+        if layer is None:
+            raise ValueError("There is no image layer; open an image first (File > Open Sample has some).")
+        level = self.level.value if layer.multiscale else 0
+        points: Sequence[int | None] = [None]
+        if not layer.rgb and len(level_shapes(layer)[0]) == 4:
+            n = level_shapes(layer)[0][0]
+            points = range(n) if self.time_point.value == ALL else [self.time_point.value]
+        return [source_volume(layer, time_point=t, level=level) for t in points]
+
+    # Running ----------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Start what the rows ask for, with `_start`; raise ValueError or MemoryError if it cannot be done."""
+        raise NotImplementedError
+
+    def _show(self, news: Any) -> None:
+        """Show what a run has yielded."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Tidy up after a run, whether it ended well, was stopped, or failed (`_error_shown`)."""
+
+    def _drawing(self) -> bool:
+        """Whether something of a run that has ended is still to be drawn."""
+        return False
+
+    def _on_button(self) -> None:
+        if self.running:
+            self._stop.set()
+            self.button.enabled = False
+            self.button.text = "Stopping…"
+            return
+        try:
+            self._begin()
+        except (ValueError, MemoryError) as error:
+            self._say(str(error), show_warning)
+
+    def _start(self, run: Callable[..., Iterator[Any]], *args: Any) -> None:
+        """Run a generator function in a thread, with `args` and what tells it to stop."""
+        self._stop = threading.Event()  # the last run's worker may still look at its own
+        self._error_shown = self._left = False
+        self.native.window().installEventFilter(self._window_closing)
+        self.button.text = "Stop"
+        self.progress.value = 0
+        self._say("Loading the volume")
+        self._worker = create_worker(run, *args, self._stop.is_set, _start_thread=False, _ignore_errors=True)
+        self._worker.yielded.connect(self._on_news)
+        self._worker.errored.connect(self._on_error)
+        self._worker.finished.connect(self._on_finished)
+        _POOL.start(self._worker)
+
+    def _on_news(self, news: Any) -> None:
+        if not self._left:
+            self._show(news)
+
+    def _on_error(self, error: BaseException) -> None:
+        if self._left:
+            return
+        self._error_shown = True
+        known = isinstance(error, ValueError | MemoryError | OSError)
+        text = str(error) if known else f"This failed, please report it: {error or type(error).__name__}"
+        self._say(text, show_warning if known else show_error)
+
+    def _on_finished(self) -> None:
+        if self._drawing():
+            QTimer.singleShot(5, self._on_finished)
+            return
+        self._worker = None
+        if self._left:
+            return
+        self.button.text = self._START
+        self.button.enabled = True
+        self._end()
+
+    def _say(self, text: str, notify: Any = None) -> None:
+        self.status.value = text
+        self._viewer.status = text
+        if notify is not None:
+            notify(text)
+
+
+class _Closing(QObject):
+    """Calls back when a widget is closed or taken out of its dock: napari itself does not stop workers then."""
+
+    def __init__(self, callback: Any) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Let everything pass."""
+        gone = event.type() == QEvent.Type.ParentChange and watched.parent() is None
+        if gone or event.type() == QEvent.Type.Close:
+            self._callback()
+        return False
+
+
+class _Scroll(QScrollArea):
+    """Scrolls what is higher than the screen, but is never narrower than it."""
+
+    def __init__(self, content: QWidget) -> None:
+        super().__init__()
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidgetResizable(True)
+        self.setWidget(content)
+
+    def sizeHint(self) -> QSize:
+        """Ask for the whole content."""
+        return QSize(self._width(), self.widget().sizeHint().height())
+
+    def minimumSizeHint(self) -> QSize:
+        """Insist on its width only."""
+        return QSize(self._width(), super().minimumSizeHint().height())
+
+    def _width(self) -> int:
+        content = self.widget().minimumSizeHint().width() + self.verticalScrollBar().sizeHint().width()
+        return max(_NARROWEST, int(content))
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Follow the content, which Qt itself does not do."""
+        if event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return bool(super().eventFilter(watched, event))
+
+
+def _offer(box: ComboBox, choices: list[Any]) -> None:
+    """Set a box's choices, keeping its value where it is still among them."""
+    if list(box.choices) != [c[1] if isinstance(c, tuple) else c for c in choices]:
+        box.choices = choices
+
+
+def row_of(widget: Any) -> Any:
+    """Return the Qt widget that stands for a magicgui widget in its container: itself, or the row with its label."""
+    labelled = widget._labeled_widget()
+    return widget.native if labelled is None else labelled.native
+
+
+def time_left(seconds: float, progress: float) -> str:
+    """Return how much time is left, to be appended to a sentence; nothing where there is no telling."""
+    if not 0.02 < progress < 1:
+        return ""
+    return f", about {seconds * (1 - progress) / progress:.0f} s left"

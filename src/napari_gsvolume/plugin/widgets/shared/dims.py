@@ -1,0 +1,51 @@
+"""The viewer's sliders, and the slices of a grid that they show."""
+
+from __future__ import annotations
+
+import numpy as np
+from napari.viewer import Viewer
+
+from ....grid import Grid
+
+
+def index_at(viewer: Viewer, grid: Grid, axis: int) -> int:
+    """Return the index along an axis of a grid where the viewer's slider is, or the nearest there is."""
+    dim, slope, offset = _line(grid, axis)
+    point = viewer.dims.point[viewer.dims.ndim - grid.ndim + dim]
+    return min(max(int(np.rint(slope * point + offset)), 0), grid.shape[axis] - 1)
+
+
+def move_to(viewer: Viewer, grid: Grid, axis: int, index: int) -> None:
+    """Move the viewer's slider to a slice of a grid."""
+    dim, slope, offset = _line(grid, axis)
+    index = min(max(index, 0), grid.shape[axis] - 1)
+    viewer.dims.set_point(viewer.dims.ndim - grid.ndim + dim, (index - offset) / slope)
+
+
+def look_along(viewer: Viewer, axis: int) -> None:
+    """Have the viewer show the slices across the last three axes' `axis`, if it shows slices, and others."""
+    dims = viewer.dims
+    first = dims.ndim - 3
+    if dims.ndisplay != 2 or first < 0 or first + axis not in dims.displayed:
+        return
+    others = [k for k in range(first, dims.ndim) if k != first + axis]
+    dims.order = (*range(first), first + axis, *others)
+    viewer.reset_view()
+
+
+def axis_shown(viewer: Viewer) -> int:
+    """Return which of the last three axes the viewer's slices are across."""
+    dims = viewer.dims
+    if dims.ndisplay == 2 and dims.ndim >= 3:
+        return max(int(dim) for dim in dims.not_displayed) - int(dims.ndim - 3)
+    return 0
+
+
+def _line(grid: Grid, axis: int) -> tuple[int, float, float]:
+    """Return the world axis that goes along an axis of a grid, and index = slope * world + offset.
+
+    What the other axes add where they are askew is left out, as it is by napari's slicing.
+    """
+    inverse = np.linalg.inv(grid.affine)[axis]
+    dim = int(np.abs(inverse[:-1]).argmax())
+    return dim, float(inverse[dim]), float(inverse[-1])

@@ -1,0 +1,163 @@
+"""What the widgets whose runs end in Gaussians share: layers drawn one by one, a plot, a file."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from magicgui.widgets import PushButton, Widget
+from napari.layers import Layer, Surface
+from napari.utils.notifications import show_warning
+from napari.viewer import Viewer
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QFileDialog, QWidget
+from rich.filesize import decimal as file_size
+
+from ....gaussians import GaussianVolume
+from ....io.gaussians import EXPORTS, GAUSSIAN_FILES
+from ...layers.conversion import MOST_ELLIPSOIDS, LayerData, gaussian_layer, made_before, points_layer
+from .base import RunWidget, row_of
+from .form import SettingsForm
+from .layer_updater import ShownLayers
+
+Turn = Callable[[], None]
+_FILES = {
+    "Compact (*.gsv)": ".gsv",
+    "Lossless (*.safetensors)": ".safetensors",
+    "Splat viewers (*.ply)": ".ply",
+}
+
+
+class GaussianWidget(RunWidget):
+    """Shows Gaussians as ellipsoids and centres, and saves them.
+
+    Subclasses say which these are (`_made`).
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        The viewer to take layers from and to add layers to.
+    form : SettingsForm
+        Settings of a run.
+    plot : QWidget
+        Of its history.
+    above, after : sequence of Widget
+        Rows before and after those of the form.
+    **choice
+        As of `RunWidget`.
+    """
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        form: SettingsForm[Any],
+        plot: QWidget,
+        above: Sequence[Widget] = (),
+        after: Sequence[Widget] = (),
+        **choice: Any,
+    ) -> None:
+        self._shown: ShownLayers[str] = ShownLayers(viewer)
+        self._turns: deque[Turn] = deque()  # what is still to be drawn
+        self.save = PushButton(text="Save Gaussians…", enabled=False)
+        super().__init__(viewer, [*above, *form.rows, *after], [self.save], **choice)
+        self.form, self.plot = form, plot
+        for fold in form.folds:
+            self.content.insertWidget(self.content.indexOf(row_of(after[0] if after else self.button)), fold)
+        self.content.addWidget(plot)
+        self.content.addStretch()
+        self.save.changed.connect(self._on_save)
+        viewer.dims.events.ndisplay.connect(self._on_ndisplay)
+
+    @property
+    def _made(self) -> list[tuple[str, GaussianVolume]]:
+        """The Gaussians of the last run, each with the name of its source."""
+        raise NotImplementedError
+
+    def _earlier_layers(self, name: str, kinds: Sequence[str]) -> dict[str, Layer | None]:
+        """Return the layers of an earlier run on the same source, which a run updates in place."""
+        return {kind: made_before(self._viewer.layers, f"{name} · {kind}") for kind in kinds}
+
+    # Drawing ----------------------------------------------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        super()._leave()
+        self._turns.clear()
+
+    def _drawing(self) -> bool:
+        return bool(self._turns)
+
+    def _draw(self, turns: Sequence[Turn]) -> None:
+        self._turns += turns
+        self._take_turns()
+
+    def _take_turns(self) -> None:
+        """Draw one thing, then let the viewer breathe before the next."""
+        if self._turns:
+            turn = self._turns.popleft()
+            QTimer.singleShot(0, self._take_turns)  # first: should this turn fail, the others still have theirs
+            turn()
+
+    def _gaussian_turns(
+        self, name: str, gaussians: GaussianVolume, placement: dict[str, Any], *, final: bool
+    ) -> list[Turn]:
+        """Return the calls that show ellipsoids and centres."""
+        flat, turns = gaussians.ndim == 2, list[Turn]()
+        # A surface in a volume is seen in 3D only: the live view leaves it out in 2D, where centres show.
+        if final or flat or self._viewer.dims.ndisplay == 3:
+            turns.append(lambda: self._put("gaussians", gaussian_layer(name, gaussians, placement)))
+        if len(gaussians) > MOST_ELLIPSOIDS:
+            turns.append(lambda: self._shown.forget("centres"))  # points, "gaussians" itself, take over
+        elif not flat:
+            turns.append(lambda: self._put("centres", points_layer(name, gaussians, placement)))
+        return turns
+
+    def _on_ndisplay(self) -> None:
+        """Show centres in slices and ellipsoids in space: of a surface a slice shows stray triangles only."""
+        ellipsoids, centres = (self._shown.layers.get(kind) for kind in ("gaussians", "centres"))
+        if isinstance(ellipsoids, Surface) and ellipsoids.ndim == 3:
+            ellipsoids.visible = self._viewer.dims.ndisplay == 3
+            if centres is not None:
+                centres.visible = not ellipsoids.visible
+
+    def _put(self, kind: str, data: LayerData) -> None:
+        if self._shown.put(kind, data):
+            self._on_ndisplay()
+
+    # Saving -----------------------------------------------------------------------------------------------------------
+
+    def _on_save(self) -> None:
+        name = f"{self._made[0][0]}.gsv"
+        path, chosen = QFileDialog.getSaveFileName(self.native, "Save Gaussians", name, ";;".join(_FILES))
+        if path:
+            self.save_results(path, _FILES.get(chosen, ".gsv"))
+
+    def save_results(self, path: str | Path, suffix: str = ".gsv") -> None:
+        """Save the Gaussians of the last run, and say how large the file is.
+
+        Parameters
+        ----------
+        path : str or Path
+            Its ending says what to write (`GaussianVolume.save`). Those of a time series become ``name_t000.gsv`` and
+            so on.
+        suffix : str
+            The ending to add where there is none of these.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in (*GAUSSIAN_FILES, *EXPORTS):
+            path = path.with_name(f"{path.name}{suffix}")
+        many = len(self._made) > 1
+        n_bytes = n_voxels = 0
+        try:
+            for t, (_, gaussians) in enumerate(self._made):
+                file = path.with_stem(f"{path.stem}_t{t:03d}") if many else path
+                gaussians.save(file)
+                n_bytes += file.stat().st_size
+                n_voxels += gaussians.grid.size
+        except (OSError, ValueError) as error:
+            self._say(str(error), show_warning)
+            return
+        files = f"{len(self._made)} files, {path.stem}_t000{path.suffix} and on" if many else path.name
+        ratio = 4 * n_voxels / n_bytes
+        self._say(f"Saved {files}: {file_size(n_bytes)}, ratio {ratio:,.1f} to the volume in float32.")

@@ -1,0 +1,125 @@
+"""A small picture that follows the camera: one projection, made anew when the view has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from napari.viewer import Viewer
+from numpy.typing import NDArray
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import QLabel
+
+from .latest_task import Latest, Task
+
+Picture = NDArray[np.float32]
+
+_PAUSE = 30  # ms between the first change of the view and the picture, so that a turn does not become a queue
+SIDE = 260  # pixels on the screen
+
+
+class PictureLabel(QLabel):
+    """A picture on black: grey from its least to its largest value, or colours from 0 to 1.
+
+    Attributes
+    ----------
+    picture : ndarray, (H, W) or (H, W, 3), or None
+        What is shown.
+
+    Parameters
+    ----------
+    width : int
+        Pixels on the screen that the picture fills, if it is not high.
+    """
+
+    def __init__(self, width: int = SIDE) -> None:
+        super().__init__()
+        self.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.setStyleSheet("background: black")
+        self.setMinimumWidth(1)  # a picture does not make the dock wider
+        self.picture: Picture | None = None
+        self._width = width
+
+    def show_picture(self, picture: Picture) -> None:
+        """Show another picture."""
+        self.picture = picture
+        if picture.ndim == 2:
+            low, high = float(picture.min()), float(picture.max())
+            levels = (picture - low) * (255 / max(high - low, 1e-12))
+        else:
+            levels = np.clip(picture, 0, 1) * 255 + 0.5
+        kind = QImage.Format.Format_Grayscale8 if picture.ndim == 2 else QImage.Format.Format_RGB888
+        pixels = np.ascontiguousarray(levels.astype(np.uint8))
+        image = QImage(pixels.tobytes(), pixels.shape[1], pixels.shape[0], pixels.strides[0], kind)
+        ratio, smooth = Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
+        self.setPixmap(QPixmap.fromImage(image).scaled(self._width, SIDE, ratio, smooth))
+
+
+class LiveView(PictureLabel):
+    """A picture that follows the camera, hidden until it is switched on.
+
+    One picture is made at a time, beside the viewer; where the view changes meanwhile the next one follows.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Its camera and dims say when to make another picture.
+    task : callable
+        Called where the viewer lives: returns what makes the picture, elsewhere; may raise ValueError.
+    say : callable
+        Is told what goes wrong, in one sentence.
+    framed : bool
+        Whether the picture also depends on the camera's zoom, centre and perspective.
+    """
+
+    def __init__(
+        self, viewer: Viewer, task: Callable[[], Task], say: Callable[[str], None], *, framed: bool = False
+    ) -> None:
+        super().__init__()
+        self.setMinimumHeight(SIDE)
+        self._task, self._say = task, say
+        self._latest = Latest(self.show_picture, self._fail)
+        self.destroyed.connect(self._latest.drop)
+        self._timer = QTimer(self, singleShot=True, interval=_PAUSE)
+        self._timer.timeout.connect(self._make)
+        camera = viewer.scene.camera.events
+        self._events = [camera.angles, camera.orientation, viewer.dims.events.ndisplay, viewer.dims.events.order]
+        if framed:
+            self._events += [camera.zoom, camera.center, camera.perspective]
+        self.hide()
+
+    def switch(self, on: bool) -> None:
+        """Follow the camera, or leave off and hide."""
+        self.setVisible(on)
+        for event in self._events:
+            event.disconnect(self.changed)
+            if on:
+                event.connect(self.changed)
+        if on:
+            self.changed()
+        else:
+            self._timer.stop()
+            self._latest.drop()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a picture is still to come."""
+        return self._timer.isActive() or self._latest.busy
+
+    def changed(self, *_: Any) -> None:
+        """Note that another picture is wanted."""
+        if not self.isHidden() and not self._timer.isActive():
+            self._timer.start()
+
+    def _make(self) -> None:
+        try:
+            self._latest.ask(self._task())
+        except (ValueError, MemoryError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.picture = None
+        self.setText("No live view")
+        self._say(str(error))

@@ -1,0 +1,186 @@
+"""Curves over time, in napari's colours: of a fit, and of a recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.style as mplstyle
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from napari.viewer import Viewer
+from napari_matplotlib.base import BaseNapariMPLWidget
+
+from ....fitting import HistoryPoint
+from ....reconstruction.reconstruct import RecoverPoint
+from ....rendering.splats.training import TrainPoint
+
+_TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
+
+
+class DockPlot(BaseNapariMPLWidget):
+    """Curves, small enough for a dock; axes in pairs share a place."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__(viewer)
+        self.toolbar.hide()
+        self.figure.set_size_inches(2.8, 2.0)
+        self.layout().setContentsMargins(0, 0, 0, 0)
+
+    def _style(self, *shown: Axes) -> None:
+        colour = self.napari_theme_style_sheet.get("axes.labelcolor", "gray")
+        for axes in shown:
+            axes.tick_params(colors=colour, labelsize=8)
+            axes.xaxis.label.set_color(colour)
+            for label in (axes.xaxis.label, axes.yaxis.label):
+                label.set_fontsize(8)
+            for spine in axes.spines.values():
+                spine.set_color(colour)
+
+    def _fit_in(self, least: int, most: int) -> None:
+        # Else the canvas asks for its 640 x 480 and the dock gets wide.
+        self.canvas.setMinimumSize(200, least)
+        self.setMaximumHeight(most)
+
+
+def on_the_right(axes: Axes) -> None:
+    """Put the labels of an axis that shares its place on the other side."""
+    axes.yaxis.set_label_position("right")
+    axes.yaxis.tick_right()
+    axes.patch.set_visible(False)  # it lies above the other axes, and must not hide their curves
+
+
+class HistoryPlot(DockPlot):
+    """Curves over seconds: PSNR (left axis) and N (right axis, stepped); below, where there are penalties, all terms.
+
+    Attributes
+    ----------
+    axes, counts, terms : Axes
+        Of PSNR, of N, and of the terms of the loss; the last is visible only if there are other terms than "data".
+    """
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__(viewer)
+        self._grid = self.figure.add_gridspec(2, 1, height_ratios=(3, 2))
+        with mplstyle.context(self.napari_theme_style_sheet):
+            self.axes = self.figure.add_subplot(self._grid[0])
+            self.counts = self.axes.twinx()
+            self.terms = self.figure.add_subplot(self._grid[1], sharex=self.axes)
+        self.show_history(())
+
+    def show_history(self, history: Sequence[HistoryPoint]) -> None:
+        """Draw a history, from its start; without one there is nothing to see."""
+        self.setVisible(len(history) > 0)
+        seconds = [p.seconds for p in history]
+        for axes in (self.axes, self.counts, self.terms):
+            axes.clear()
+        self.counts.step(seconds, [p.n_gaussians for p in history], where="post", color="tab:orange", lw=1)
+        self.axes.plot(seconds, [p.psnr_db for p in history], color="tab:cyan", lw=1.5)
+        self.axes.set_ylabel("PSNR (dB)", color="tab:cyan")
+        self.counts.set_ylabel("Gaussians", color="tab:orange")
+        on_the_right(self.counts)
+        self.counts.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        self._draw_terms(history)
+        self.axes.xaxis.set_major_locator(MaxNLocator(5))  # of both: they share it
+        self._arrange()
+        self._style(self.axes, self.counts, self.terms)
+        self._style_terms()
+        self.canvas.draw_idle()
+
+    def _draw_terms(self, history: Sequence[HistoryPoint]) -> None:
+        names = list(dict.fromkeys(name for point in history for name in point.terms))
+        self.terms.set_visible(len(names) > 1)
+        if not self.terms.get_visible():
+            return
+        self.terms.set_yscale("log")
+        for name, colour in zip(names, _TERM_COLOURS, strict=False):
+            # A term may be absent, or zero as long as there are no Gaussians: a logarithm shows neither.
+            shown = [(p.seconds, p.terms[name]) for p in history if p.terms.get(name, 0) > 0]
+            self.terms.plot(*zip(*shown, strict=True), label=name, color=colour, lw=1.2) if shown else None
+        self.terms.yaxis.set_major_locator(LogLocator(numticks=4))
+        self.terms.yaxis.set_minor_locator(NullLocator())
+        self.terms.set_ylabel("terms")
+
+    def _arrange(self) -> None:
+        """Give the terms their place, or the rest all of it."""
+        both = self.terms.get_visible()
+        for axes in (self.axes, self.counts):
+            axes.set_subplotspec(self._grid[0] if both else self._grid[:])
+        self.axes.tick_params(labelbottom=not both)
+        (self.terms if both else self.axes).set_xlabel("seconds")
+        self._fit_in(270 if both else 160, 370 if both else 260)
+
+    def _style_terms(self) -> None:
+        colour = self.napari_theme_style_sheet.get("axes.labelcolor", "gray")
+        self.terms.yaxis.label.set_color(colour)
+        if self.terms.get_visible():
+            self.terms.legend(
+                loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=7, frameon=False, labelcolor=colour,
+                borderaxespad=0, handlelength=1, columnspacing=1,
+            )  # fmt: skip
+
+
+class _TwoCurves(DockPlot):
+    """What falls, by its logarithm (left axis), and PSNR (right axis), over seconds.
+
+    Attributes
+    ----------
+    axes, quality : Axes
+        Of what falls, and of PSNR; the latter is visible only if there is any.
+    """
+
+    _FALLING = ""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__(viewer)
+        with mplstyle.context(self.napari_theme_style_sheet):
+            self.axes = self.figure.add_subplot()
+            self.quality = self.axes.twinx()
+        self._fit_in(160, 260)
+        self._draw([], [])
+
+    def _draw(self, falling: list[tuple[float, float]], levels: list[tuple[float, float]]) -> None:
+        self.setVisible(bool(falling or levels))
+        for axes in (self.axes, self.quality):
+            axes.clear()
+        self.axes.set_yscale("log")
+        self.axes.plot(*zip(*falling, strict=True), color="tab:orange", lw=1.5) if falling else None
+        self.axes.set_ylabel(self._FALLING, color="tab:orange")
+        self.axes.yaxis.set_minor_formatter(NullFormatter())
+        self.axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        self.quality.set_visible(bool(levels))
+        self.quality.plot(*zip(*levels, strict=True), color="tab:cyan", lw=1.5) if levels else None
+        self.quality.set_ylabel("PSNR (dB)", color="tab:cyan")
+        on_the_right(self.quality)
+        self.axes.set_xlabel("seconds")
+        self.axes.xaxis.set_major_locator(MaxNLocator(5))
+        self._style(self.axes, self.quality)
+        self.canvas.draw_idle()
+
+
+class MisfitPlot(_TwoCurves):
+    """Misfit to the measurements (left axis), and PSNR where there is a true volume (right axis), over seconds.
+
+    Where there are Gaussians, after a dotted line, misfits are not told until the end.
+    """
+
+    _FALLING = "misfit"
+
+    def show_history(self, history: Sequence[RecoverPoint]) -> None:
+        """Draw a history, from its start; without one there is nothing to see."""
+        misfits = [(p.seconds, p.misfit) for p in history if p.misfit]
+        self._draw(misfits, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
+        self.setVisible(len(history) > 0)
+        first = next((p.seconds for p in history if p.n_gaussians), None)
+        if first is not None:
+            self.axes.axvline(first, color="gray", ls=":", lw=1)
+
+
+class LossPlot(_TwoCurves):
+    """Loss of training (left axis) and PSNR of the views held out (right axis), over seconds."""
+
+    _FALLING = "loss"
+
+    def show_history(self, history: Sequence[TrainPoint]) -> None:
+        """Draw a history, from its start; without one there is nothing to see."""
+        losses = [(p.seconds, p.loss) for p in history if p.loss > 0]
+        self._draw(losses, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])

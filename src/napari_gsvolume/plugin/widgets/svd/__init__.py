@@ -1,0 +1,1 @@
+"""The dock widget of the SVD of slices and of super-resolution."""

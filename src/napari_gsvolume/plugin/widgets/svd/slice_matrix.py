@@ -1,0 +1,219 @@
+"""A slice of a layer as a matrix, decomposed, truncated, and its singular vectors as curves. No Qt here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....memory import require
+from ....metrics import psnr_db
+from ....super_resolution.settings import BasisKind
+from ....svd import decomposition as spectra
+from ....svd.continuous_basis import ContinuousBasis
+from ....svd.decomposition import Decomposition
+from ...layers.conversion import SourceVolume
+
+Floats = NDArray[np.float64]
+MatrixKind = Literal["slice", "unfolding"]
+
+ALL_MODES_UP_TO = 1024  # pixels of the shorter side; of larger images the first eighth of the modes are found
+_MODES_OF_LARGE = 1 / 8
+BYTES_A_PIXEL = 48  # at the peak of a decomposition: the image, its copy for LAPACK, and V with its sign, in float64
+_EXACT_DB = 190  # beyond there is only rounding
+_CURVE_POINTS = 8  # of a function, between two samples
+_MOST_CURVE_POINTS = 4000
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A slice of a volume, or all of it unfolded: one slice a row.
+
+    Attributes
+    ----------
+    source : SourceVolume
+    axis : int
+        Along which slices are stacked; of a flat image it does not matter.
+    kind : {"slice", "unfolding"}
+    index : int
+        Which slice.
+    """
+
+    source: SourceVolume
+    axis: int = 0
+    kind: MatrixKind = "slice"
+    index: int = 0
+
+    @property
+    def flat(self) -> bool:
+        """Whether the source is an image of two axes."""
+        return self.source.grid.ndim == 2
+
+    @property
+    def slab(self) -> int | None:
+        """The axis along which the layers of this matrix are one voxel thick; None where they are as the source."""
+        return None if self.flat or self.kind == "unfolding" else self.axis
+
+    @property
+    def other_axes(self) -> tuple[int, ...]:
+        """The source's axes that are not the one of the slices."""
+        n = self.source.grid.ndim
+        return tuple(range(n)) if self.flat else tuple(k for k in range(n) if k != self.axis)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        others = [self.source.grid.shape[k] for k in self.other_axes]
+        if self.kind == "slice" or self.flat:
+            return others[0], others[1]
+        return self.source.grid.shape[self.axis], others[0] * others[1]
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """What rows and columns are along."""
+        names = self.source.grid.axis_labels
+        others = [names[k] for k in self.other_axes]
+        return (others[0], others[1]) if self.slab is not None or self.flat else (names[self.axis], " ".join(others))
+
+    def load(self) -> NDArray[Any]:
+        """Return the matrix; of lazy data only this slice is loaded."""
+        array: Any = self.source.array
+        if self.flat:
+            return np.asarray(array)
+        if self.kind == "slice":
+            return np.asarray(array[(slice(None),) * self.axis + (self.index,)])
+        return spectra.unfolding(np.asarray(array), self.axis)
+
+    def folded(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return a matrix of this shape with the axes of the source."""
+        if self.flat:
+            return image
+        if self.kind == "slice":
+            return np.expand_dims(image, self.axis)
+        others = [self.source.grid.shape[k] for k in self.other_axes]
+        return np.moveaxis(image.reshape(-1, *others), 0, self.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Analysed:
+    """A matrix, decomposed.
+
+    Attributes
+    ----------
+    matrix : Matrix
+    image : ndarray
+        Its numbers.
+    decomposition : Decomposition
+        All modes, or the first of a large one.
+    energy, best_psnr : ndarray, (r,)
+        The part of the sum of squares in the first 1, 2, ... modes; the PSNR no image of that rank exceeds.
+    stable : float
+        Stable rank.
+    effective, threshold : float or None
+        Effective rank, and the threshold of Gavish & Donoho: both need all singular values.
+    """
+
+    matrix: Matrix
+    image: Floats = field(repr=False)
+    decomposition: Decomposition
+    energy: Floats
+    best_psnr: Floats
+    stable: float
+    effective: float | None
+    threshold: float | None
+
+    @property
+    def rank(self) -> int:
+        """Number of modes."""
+        return self.decomposition.rank
+
+    @property
+    def rank_above_threshold(self) -> int:
+        """How many modes are above the threshold, one at least."""
+        return max(1, int((self.decomposition.values > (self.threshold or 0)).sum()))
+
+
+def analysed(matrix: Matrix) -> Analysed:
+    """Decompose a matrix; raise ValueError if it has nothing to decompose, MemoryError if it is too large."""
+    shape = matrix.shape
+    check_memory(shape[0] * shape[1] * BYTES_A_PIXEL, f"Decomposing a matrix of {shape[0]} x {shape[1]}")
+    image = spectra.checked_slice(matrix.load())
+    shorter = min(image.shape)
+    all_modes = shorter <= ALL_MODES_UP_TO
+    found = spectra.decompose(image, None if all_modes else max(1, int(_MODES_OF_LARGE * shorter)))
+    values, total = found.values, float(np.square(image).sum())
+    largest = float(np.ptp(image))
+    if all_modes:
+        energy, best = spectra.cumulative_energy(values), spectra.best_psnr_db(values, found.shape, largest)
+        effective, threshold = (
+            float(spectra.effective_rank(values)),
+            float(spectra.optimal_threshold(values, found.shape)),
+        )
+        return Analysed(matrix, image, found, energy, best, float(spectra.stable_rank(values)), effective, threshold)
+    # The squares of the modes that were not looked for are known as a sum.
+    caught = np.cumsum(np.square(values))
+    best = np.array([psnr_db(max(total - part, 0.0) / (image.size * largest**2)) for part in caught])
+    return Analysed(matrix, image, found, caught / total, best, total / float(values[0]) ** 2, None, None)
+
+
+def figures(at: Analysed, rank: int) -> str:
+    """Return the figures of a matrix and of a rank in a line."""
+    matrix, names = at.matrix, at.matrix.source.grid.axis_labels
+    which = "Image" if matrix.flat else f"{names[matrix.axis]} {matrix.index}"
+    which = f"Unfolding along {names[matrix.axis]}" if matrix.kind == "unfolding" else which
+    effective = "" if at.effective is None else f"effective rank {at.effective:.1f}, "
+    best = float(at.best_psnr[rank - 1])
+    psnr = "exact" if best > _EXACT_DB else f"at most {best:.2f} dB"
+    energy = f"{100 * float(at.energy[rank - 1]):.5g} % of the energy"
+    return f"{which}: {effective}stable rank {at.stable:.2f}; rank {rank}: {energy}, {psnr}"
+
+
+@dataclass(frozen=True, eq=False)
+class Truncated:
+    """An analysed matrix, at a rank: the image and what it lacks, with the axes of the source."""
+
+    of: Analysed
+    rank: int
+    image: NDArray[Any] = field(repr=False)
+    residual: NDArray[Any] = field(repr=False)
+
+
+def truncated(of: Analysed, rank: int) -> Truncated:
+    """Return the image of a rank, and its residual."""
+    image = of.decomposition.truncated(rank)
+    fold = of.matrix.folded
+    return Truncated(of, rank, fold(image.astype(np.float32)), fold((of.image - image).astype(np.float32)))
+
+
+@dataclass(frozen=True)
+class BasisChoice:
+    """What singular functions are made of."""
+
+    kind: BasisKind = "bspline"
+    order: int = 3
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Samples of a singular vector, and the function made of them."""
+
+    label: str
+    samples: Floats
+    x: Floats
+    function: Floats
+
+
+def curve(vector: Floats, label: str, basis: BasisChoice) -> Curve:
+    """Return a vector and its function, over all of its pixels."""
+    n = len(vector)
+    made = ContinuousBasis.fitted(vector[:, None], basis.kind, order=basis.order, smoothing=basis.smoothing)
+    x = np.linspace(-0.5, n - 0.5, min(_CURVE_POINTS * n, max(_MOST_CURVE_POINTS, n)) + 1)
+    return Curve(label, vector, x, made.evaluate(x)[:, 0])
+
+
+def check_memory(needed: float, what: str) -> None:
+    """Raise MemoryError if `what`, the beginning of a sentence, needs more bytes than are free."""
+    require(needed, f"{what} takes", "choose a smaller image or a smaller factor")

@@ -1,0 +1,1 @@
+"""Reconstruction of volumes from projections and from slices."""

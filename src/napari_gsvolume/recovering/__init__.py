@@ -1,1 +1,0 @@
-"""From measurements to a volume: projections, slices, or both."""

@@ -1,1 +1,0 @@
-"""Pictures of volumes and of Gaussians: cameras, direct volume rendering, and splatting trained against it."""

@@ -1,0 +1,1 @@
+"""Rendered views of volumes and of Gaussian splats."""

@@ -1,0 +1,1 @@
+"""Gaussian splats with spherical harmonics: model, rasterizer, training."""

@@ -1,0 +1,1 @@
+"""Direct volume rendering with transfer functions."""

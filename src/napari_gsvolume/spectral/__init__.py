@@ -1,1 +1,0 @@
-"""Slices as matrices: singular values and functions, and super-resolution."""

@@ -1,0 +1,1 @@
+"""Super-resolution: degradation model, B-spline baseline and trained models."""

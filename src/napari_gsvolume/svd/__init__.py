@@ -1,0 +1,1 @@
+"""Singular value decomposition of slices, and singular vectors as continuous functions."""

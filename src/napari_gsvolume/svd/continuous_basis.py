@@ -1,0 +1,336 @@
+"""From singular vectors, samples at pixel centres, to functions of a continuous coordinate.
+
+Coordinates are in index units, pixel centres at integers: the n samples of a vector lie at 0 to n - 1, and its pixels
+cover [-1/2, n - 1/2], which is where functions mirror or repeat themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+from numpy.polynomial import legendre
+from numpy.typing import ArrayLike, NDArray
+from scipy.fft import dct, idct, rfft
+from scipy.interpolate import BSpline, RBFInterpolator
+
+from ..super_resolution.settings import BasisKind
+from .decomposition import Decomposition
+
+Floats = NDArray[np.float64]
+_Function = Callable[[Floats, int], Floats]
+
+_ALL_AT_ONCE = 1000  # scattered samples; of more, the nearest decide
+_NEAREST = 64
+
+
+@dataclass(frozen=True, eq=False)
+class ContinuousBasis:
+    """Functions of one coordinate (of several, scattered samples), made from vectors by `fitted`.
+
+    Attributes
+    ----------
+    kind : str
+        What they are made of.
+    rank : int
+        How many there are.
+    """
+
+    kind: BasisKind
+    rank: int
+    _function: _Function
+
+    @classmethod
+    def fitted(
+        cls,
+        vectors: ArrayLike,
+        kind: BasisKind = "bspline",
+        *,
+        order: int = 3,
+        degree: int | None = None,
+        smoothing: float | Sequence[float] | Floats = 0.0,
+        positions: ArrayLike | None = None,
+    ) -> ContinuousBasis:
+        """Return functions through, or near to, the samples of each mode.
+
+        Parameters
+        ----------
+        vectors : array_like, (n, r)
+            Samples, one mode a column.
+        kind : {"bspline", "legendre", "periodic", "mirrored", "rbf"}
+            - ``bspline``: a spline of uniform B-splines, mirrored about the outer faces.
+            - ``legendre``: a sum of Legendre polynomials, by least squares. It grows fast outside of the pixels.
+            - ``periodic``: a Fourier series of period n. Ends that differ make it ring.
+            - ``mirrored``: a cosine series (DCT-II), that is a Fourier series of the mirrored samples.
+            - ``rbf``: a thin-plate spline through scattered samples, in 1D (where its kernel is r^3) or more
+              (r^2 log r); of more than 1000 samples the 64 nearest.
+        order : int
+            Degree of the pieces of a B-spline, 1 to 5.
+        degree : int, optional
+            Of the polynomials; ``2 sqrt(n)`` when omitted, as higher ones oscillate between samples at equal steps
+            (Rakhmanov 2007).
+        smoothing : float or sequence of float, (r,)
+            Weight, for each mode or for all, of a roughness that is added to the sum of squared differences; 0
+            interpolates (but for ``legendre``). The roughness is the integral of the squared second derivative; of a
+            B-spline of order 1 or 2 that of the first, of order 5 the third (of even order: that of differences of
+            coefficients); for ``rbf`` it is scipy's; for ``legendre`` the derivative is that of Legendre's equation,
+            (d/dt)(1 - t^2)(d/dt).
+        positions : array_like, (n,) or (n, d), optional
+            Where the samples are, for ``rbf`` (d is any) and ``legendre``; 0 to n - 1 when omitted. Pixels in a mask
+            are ``np.argwhere(mask)``.
+
+        Raises
+        ------
+        ValueError
+            If vectors, positions, order, degree or smoothing are not as above.
+
+        Notes
+        -----
+        The B-spline is that of Unser, Aldroubi & Eden 1993 (B-spline signal processing): coefficients are the samples
+        divided, frequency by frequency, by ``B(w) + smoothing (2 - 2 cos w)^m``, m = (order + 1) // 2. Mirrored
+        samples make their DCT the right transform, so the boundary is exact.
+        """
+        samples = _checked(vectors)
+        n, r = samples.shape
+        smooth = np.asarray(smoothing, dtype=np.float64)
+        if smooth.shape not in ((), (r,)) or not (np.isfinite(smooth).all() and (smooth >= 0).all()):
+            raise ValueError(f"The smoothing is 0 or more, one number or one for each of {r} modes.")
+        weights = np.broadcast_to(smooth, (r,))
+        if kind not in get_args(BasisKind):
+            raise ValueError(f"Functions are made of {', '.join(get_args(BasisKind))}; got {kind}.")
+        if positions is not None and kind not in ("rbf", "legendre"):
+            raise ValueError("Only rbf and legendre take samples at positions of their own; leave them out.")
+        places = np.arange(n, dtype=np.float64) if positions is None else np.asarray(positions, dtype=np.float64)
+        if len(places) != n or not np.isfinite(places).all() or places.ndim != 1 + (kind == "rbf" and places.ndim == 2):
+            raise ValueError(f"There are {n} samples, and positions of the shape {places.shape}.")
+        if kind == "bspline":
+            function = _bspline(samples, order, weights)
+        elif kind == "legendre":
+            function = _legendre(samples, places, degree, weights)
+        elif kind == "rbf":
+            function = _rbf(samples, places.reshape(n, -1), weights)
+        else:
+            function = _mirrored(samples, weights) if kind == "mirrored" else _periodic(samples, weights)
+        return cls(kind, r, function)
+
+    def evaluate(self, x: ArrayLike, derivative: int = 0) -> Floats:
+        """Return all functions at some coordinates.
+
+        Parameters
+        ----------
+        x : array_like, (m,), or (m, d) for scattered samples in d dimensions
+            In index units, any.
+        derivative : int
+            Of what order, a step of one index unit; 0 for the functions themselves. Not for ``rbf``.
+
+        Returns
+        -------
+        ndarray, (m, r)
+
+        Raises
+        ------
+        ValueError
+            If coordinates are not finite or have another shape, or there is no such derivative.
+        """
+        places = np.asarray(x, dtype=np.float64)
+        if places.ndim != 1 + (self.kind == "rbf" and places.ndim == 2) or not np.isfinite(places).all():
+            raise ValueError(f"Coordinates are a list of finite numbers; the shape of these is {places.shape}.")
+        if derivative < 0 or (derivative and self.kind == "rbf"):
+            raise ValueError(f"There is no derivative of order {derivative} of {self.kind} functions here.")
+        return self._function(places, derivative)
+
+
+@dataclass(frozen=True, eq=False)
+class ContinuousImage:
+    """The image ``f(x, y) = sum_k values[k] u_k(y) v_k(x)`` of finite rank, at any coordinates.
+
+    Attributes
+    ----------
+    values : ndarray, (r,)
+        Singular values.
+    along_y, along_x : ContinuousBasis
+        The functions u_k and v_k.
+    shape : tuple of int
+        (Y, X) of the samples.
+    """
+
+    values: Floats
+    along_y: ContinuousBasis
+    along_x: ContinuousBasis
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        decomposition: Decomposition,
+        rank: int | None = None,
+        kind: BasisKind = "bspline",
+        *,
+        order: int = 3,
+        degree: int | None = None,
+        smoothing: float | Sequence[float] | Floats = 0.0,
+    ) -> ContinuousImage:
+        """Return the function of an image's first `rank` modes (all when omitted); the rest as `ContinuousBasis`.
+
+        With B-splines, at full rank and without smoothing, this is the tensor-product spline through the image:
+        interpolating the factors is then interpolating the image.
+        """
+        rank = decomposition.rank if rank is None else rank
+        if not 1 <= rank <= decomposition.rank:
+            raise ValueError(f"The rank is 1 to {decomposition.rank} here; got {rank}.")
+        along_y, along_x = (
+            ContinuousBasis.fitted(vectors[:, :rank], kind, order=order, degree=degree, smoothing=smoothing)
+            for vectors in (decomposition.U, decomposition.V)
+        )
+        return cls(decomposition.values[:rank], along_y, along_x, decomposition.shape)
+
+    def on(self, y: ArrayLike, x: ArrayLike, derivative: tuple[int, int] = (0, 0)) -> Floats:
+        """Return f, or a derivative by (y, x), on the grid of coordinates y (m,) and x (l,), shape (m, l)."""
+        return (self.along_y.evaluate(y, derivative[0]) * self.values) @ self.along_x.evaluate(x, derivative[1]).T
+
+    def at(self, points: ArrayLike) -> Floats:
+        """Return f at points (p, 2), each (y, x), shape (p,)."""
+        places = np.asarray(points, dtype=np.float64)
+        if places.ndim != 2 or places.shape[1] != 2:
+            raise ValueError(f"Points are (y, x), one a row; the shape of these is {places.shape}.")
+        # (p, r), (r,), (p, r) -> (p,)
+        return np.asarray((self.along_y.evaluate(places[:, 0]) * self.along_x.evaluate(places[:, 1])) @ self.values)
+
+    def resampled(self, factors: tuple[float, float]) -> Floats:
+        """Return f at the pixels of a grid with `factors` (y, x) times as many; that grid is `Grid.resampled`."""
+        y, x = (fine_centres(n, factor) for n, factor in zip(self.shape, factors, strict=True))
+        return self.on(y, x)
+
+
+def fine_centres(n: int, factor: float) -> Floats:
+    """Return the centres, in index units of an axis of n voxels, of one with `factor` times as many over its extent.
+
+    The first faces coincide, as in `Grid.resampled`: ``(i + 1/2) / factor - 1/2`` for i below ``round(n factor)``.
+    """
+    return np.asarray((np.arange(max(1, round(n * factor))) + 0.5) / factor - 0.5)
+
+
+def _folded(x: Floats, n: int) -> tuple[Floats, Floats]:
+    """Return coordinates mirrored into [-1/2, n - 1/2], and -1 where the direction has turned, else 1."""
+    phase = np.mod(x + 0.5, 2 * n)
+    turned = phase > n
+    return np.where(turned, 2 * n - phase, phase) - 0.5, np.where(turned, -1.0, 1.0)
+
+
+def bspline_response(n: int, order: int) -> tuple[Floats, Floats]:
+    """Return what makes coefficients samples, and their roughness, for each frequency of a DCT-II: both (n, 1)."""
+    w = np.pi * np.arange(n)[:, None] / n
+    element = BSpline.basis_element(np.arange(order + 2) - (order + 1) / 2)
+    offsets = np.arange(1, order // 2 + 1)
+    gain = element(0.0) + 2 * (np.cos(w * offsets) * element(offsets)).sum(1, keepdims=True)
+    return gain, (2 - 2 * np.cos(w)) ** ((order + 1) // 2)
+
+
+def _bspline(samples: Floats, order: int, smoothing: Floats) -> _Function:
+    if order not in range(1, 6):
+        raise ValueError(f"The order of a B-spline is 1 to 5; got {order}.")
+    n = len(samples)
+    gain, rough = bspline_response(n, order)
+    coefficients = idct(dct(samples, axis=0) / (gain + smoothing * rough), axis=0)
+    # As many more on either side as reach in; coefficient j is that of the B-spline centred at j.
+    padded = np.pad(coefficients, ((order, order), (0, 0)), mode="symmetric")
+    knots = np.arange(len(padded) + order + 1) - order - (order + 1) / 2
+    spline = BSpline(knots, padded, order)
+
+    def function(x: Floats, derivative: int) -> Floats:
+        inside, sign = _folded(x, n)
+        return np.asarray(spline(inside, nu=derivative) * sign[:, None] ** derivative)
+
+    return function
+
+
+def _mirrored(samples: Floats, smoothing: Floats) -> _Function:
+    n = len(samples)
+    w = np.pi * np.arange(n) / n  # (n,)
+    coefficients = dct(samples, axis=0) / n
+    coefficients[0] /= 2
+    coefficients /= 1 + smoothing * w[:, None] ** 4
+
+    def function(x: Floats, derivative: int) -> Floats:
+        # The d-th derivative of cos(a) turns it by d quarters.
+        return np.asarray((np.cos((x[:, None] + 0.5) * w + derivative * np.pi / 2) * w**derivative) @ coefficients)
+
+    return function
+
+
+def _periodic(samples: Floats, smoothing: Floats) -> _Function:
+    n = len(samples)
+    spectrum = np.asarray(rfft(samples, axis=0)) * (2 / n)  # (n // 2 + 1, r)
+    w = 2 * np.pi * np.arange(len(spectrum)) / n
+    spectrum[0] /= 2
+    if n % 2 == 0:
+        spectrum[-1] /= 2  # of the highest frequency, samples tell the cosine alone
+    spectrum /= 1 + smoothing * w[:, None] ** 4
+
+    def function(x: Floats, derivative: int) -> Floats:
+        angles = x[:, None] * w + derivative * np.pi / 2
+        return (np.cos(angles) * w**derivative) @ spectrum.real - (np.sin(angles) * w**derivative) @ spectrum.imag
+
+    return function
+
+
+def _legendre(samples: Floats, places: Floats, degree: int | None, smoothing: Floats) -> _Function:
+    n = len(samples)
+    first, last = places.min() - 0.5, places.max() + 0.5
+    degree = min(n - 1, int(2 * np.sqrt(n))) if degree is None else degree
+    if not 0 <= degree < n:
+        raise ValueError(f"The degree of polynomials through {n} samples is 0 to {n - 1}; got {degree}.")
+    half = (last - first) / 2
+    k = np.arange(degree + 1)
+    design = legendre.legvander((places - first) / half - 1, degree)  # (n, degree + 1)
+    # int P_k^2 dt = 2 / (2 k + 1), and the operator in dx is that in dt over half^2.
+    rough = np.sqrt(half * 2 / (2 * k + 1)) * k * (k + 1) / half**2
+    coefficients = np.empty((degree + 1, samples.shape[1]))
+    for weight in np.unique(smoothing):
+        these = smoothing == weight
+        rows = np.vstack([design, np.sqrt(weight) * np.diag(rough)])
+        wanted = np.vstack([samples[:, these], np.zeros((degree + 1, these.sum()))])
+        coefficients[:, these] = np.linalg.lstsq(rows, wanted)[0]
+
+    def function(x: Floats, derivative: int) -> Floats:
+        derived = legendre.legder(coefficients, derivative, scl=1 / half, axis=0)
+        return np.asarray(legendre.legval((x - first) / half - 1, derived)).T
+
+    return function
+
+
+def _rbf(samples: Floats, places: Floats, smoothing: Floats) -> _Function:
+    n, d = places.shape
+    if len(np.unique(places, axis=0)) < n:
+        raise ValueError("Two samples are at the same position; a function has one value there.")
+    if n <= d:
+        raise ValueError(f"A thin-plate spline in {d}D needs more than {d} samples; there are {n}.")
+    made = {
+        weight: RBFInterpolator(
+            places, samples[:, smoothing == weight], smoothing=weight,
+            kernel="cubic" if d == 1 else "thin_plate_spline", neighbors=_NEAREST if n > _ALL_AT_ONCE else None,
+        )
+        for weight in np.unique(smoothing)
+    }  # fmt: skip
+
+    def function(x: Floats, derivative: int) -> Floats:
+        points = x.reshape(len(x), -1)
+        if points.shape[1] != d:
+            raise ValueError(f"The samples are in {d}D; the shape of these coordinates is {x.shape}.")
+        values = np.empty((len(x), samples.shape[1]))
+        for weight, interpolator in made.items():
+            values[:, smoothing == weight] = interpolator(points)
+        return values
+
+    return function
+
+
+def _checked(vectors: ArrayLike) -> Floats:
+    samples = np.asarray(vectors, dtype=np.float64)
+    if samples.ndim != 2 or samples.size == 0:
+        raise ValueError(f"Vectors are the columns of a matrix (n, r); the shape of these is {samples.shape}.")
+    if not np.isfinite(samples).all():
+        raise ValueError("The vectors hold NaN or infinite numbers, which no function goes through.")
+    return samples

@@ -1,0 +1,1 @@
+"""Projections of volumes and Gaussians: scanner geometry, X-rays, noise."""

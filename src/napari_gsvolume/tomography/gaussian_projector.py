@@ -1,0 +1,146 @@
+"""X-rays: every pixel of every view is a line integral of the sum of Gaussians.
+
+Seen along a ray of direction n (unit length, in the scanner's millimetres), a 3D Gaussian is a 2D one. With J the
+derivative of pixel coordinates by index coordinates and S the covariance::
+
+    mean  pi(mu),    covariance  J S J^T,    weight  w (2 pi / n^T P n)^(1/2)
+
+n in index units in the last. For parallel beams this is exact, for fans and cones the local affine approximation at the
+mean (Zwicker et al. 2001). A whitened step ``(omega, a, B)`` (see `napari_gsvolume.operators.gaussian_sum`) changes
+them by::
+
+    J W^-T a,    J W^-T B W^-1 J^T,    (2 pi / n^T P n)^(1/2) (omega + w (n^T W B W^T n) / (2 n^T P n))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels import gather, splat
+from ..operators.gaussian_sum import Gaussians, multiplicity, symmetric, upper
+from .scan import Scan
+
+
+class _Seen(NamedTuple):
+    """N Gaussians as one view sees them."""
+
+    means: Tensor  # (N, 2), pixels in array order (v, u)
+    factors: Tensor  # (N, 2, 2)
+    gain: Tensor  # (N,): 2D over 3D weight
+    flat: Tensor  # J W^-T, (N, 2, 3)
+    along: Tensor  # W^T n / |W^T n|, (N, 3)
+
+
+class XRay:
+    """The projections of Gaussians in the views of a scan.
+
+    Parameters
+    ----------
+    scan : Scan
+    device : torch.device
+        Where the Gaussians are.
+    """
+
+    def __init__(self, scan: Scan, device: torch.device | str = "cpu") -> None:
+        self.scan = scan
+        self.shape = scan.image_shape[1:]
+
+        def tensor(values: object) -> Tensor:
+            return torch.as_tensor(values, dtype=torch.float64, device=device)
+
+        self._voxel = tensor(scan.voxel_size)
+        self._middle = (tensor(scan.shape) - 1) / 2
+        self._origins, self._inverse = tensor(scan.origins), torch.linalg.inv(tensor(scan.frames))
+        self._directions, self._v = tensor(scan.sources), tensor(scan.v)
+
+    def predict(self, gaussians: Gaussians, views: range | None = None) -> Tensor:
+        """Return the line integrals, intensity times mm, ``(K, V, U)`` float32."""
+        return self._views(gaussians, views, lambda seen: splat(
+            seen.means, seen.factors, _constant(gaussians.weights * seen.gain), self.shape
+        ))  # fmt: skip
+
+    def derivative(self, gaussians: Gaussians, step: Tensor) -> Tensor:
+        """Return J step: how every pixel changes with a whitened step ``(N, K)``, ``(K, V, U)``."""
+        B = symmetric(step[:, 4:], 3)
+
+        def one(seen: _Seen) -> Tensor:
+            P = seen.factors @ seen.factors.mT  # 2D precision
+            weight = gaussians.weights * seen.gain
+            shift = (seen.flat @ step[:, 1:4, None])[:, :, 0]
+            growth = P @ (seen.flat @ B @ seen.flat.mT) @ P
+            stretch = _quadratic_form(B, seen.along) / 2
+            constant = seen.gain * (step[:, 0] + gaussians.weights * stretch)
+            linear = weight[:, None] * (P @ shift[:, :, None])[:, :, 0]
+            quadratic = upper(growth) * (weight[:, None] / 2 * multiplicity(2, growth))
+            return splat(seen.means, seen.factors, torch.cat([constant[:, None], linear, quadratic], 1), self.shape)
+
+        return self._views(gaussians, None, one)
+
+    def transposed_derivative(self, gaussians: Gaussians, images: Tensor) -> Tensor:
+        """Return J^T images, ``(N, K)``."""
+        total = torch.zeros(len(gaussians.weights), 10, device=images.device)
+        for k, image in enumerate(images):
+            seen = self._seen(gaussians, k)
+            P = seen.factors @ seen.factors.mT
+            weight = (gaussians.weights * seen.gain)[:, None]
+            moments = gather(seen.means, seen.factors, image)
+            a = seen.flat.mT @ (P @ moments[:, 1:3, None]) * weight[:, :, None]
+            M = seen.flat.mT @ (P @ symmetric(moments[:, 3:], 2) @ P) @ seen.flat * (weight[:, :, None] / 2)
+            M = M + seen.along[:, :, None] * seen.along[:, None] * (weight * moments[:, :1] / 2)[:, :, None]
+            total[:, 0] += seen.gain * moments[:, 0]
+            total[:, 1:4] += a[:, :, 0]
+            total[:, 4:] += upper(M) * multiplicity(3, M)
+        return total
+
+    def _views(self, gaussians: Gaussians, views: range | None, image: Callable[[_Seen], Tensor]) -> Tensor:
+        chosen = range(len(self.scan)) if views is None else views
+        out = torch.empty(len(chosen), *self.shape, device=gaussians.weights.device)
+        for place, k in enumerate(chosen):
+            out[place] = image(self._seen(gaussians, k))
+        return out
+
+    def _seen(self, gaussians: Gaussians, view: int) -> _Seen:
+        """Return the Gaussians as a view sees them; computed in float64, as pixels far from the origin are."""
+        W = gaussians.factors.double()
+        x = (gaussians.means.double() - self._middle) * self._voxel  # mm
+        G = self._inverse[view]
+        y = (x - self._origins[view]) @ G.T  # (N, 3)
+        u, v = y[:, 0], y[:, 1]
+        J = G[:2].expand(len(x), 2, 3)
+        if self.scan.beam == "parallel":
+            n = self._directions[view].expand_as(x)
+        else:
+            n = x - self._origins[view]
+            depth = y[:, 2, None]  # 1 in the plane of the detector
+            u = u / depth[:, 0]
+            J = torch.stack([(G[0] - u[:, None] * G[2]) / depth, J[:, 1]], 1)
+            if self.scan.beam == "fan":
+                n = n - v[:, None] * self._v[view]
+            else:
+                v = v / depth[:, 0]
+                J = torch.stack([J[:, 0], (G[1] - v[:, None] * G[2]) / depth], 1)
+        n = n / n.norm(dim=1, keepdim=True) / self._voxel  # voxels a mm
+        along = (W.mT @ n[:, :, None])[:, :, 0]
+        thickness = along.norm(dim=1)  # (n^T P n)^(1/2)
+        # J by index coordinates, rows (v, u): images are arrays of rows.
+        flat = (J.flip(1) * self._voxel) @ torch.linalg.inv(W).mT
+        root = torch.linalg.cholesky(flat @ flat.mT)
+        factors = torch.linalg.inv(root).mT
+        middle = torch.tensor([(n - 1) / 2 for n in self.shape], dtype=torch.float64).to(x)
+        means = torch.stack([v, u], 1) + middle
+        gain = math.sqrt(2 * math.pi) / thickness
+        return _Seen(*(t.float() for t in (means, factors, gain, flat, along / thickness[:, None])))
+
+
+def _constant(weights: Tensor) -> Tensor:
+    return torch.nn.functional.pad(weights[:, None], (0, 5))
+
+
+def _quadratic_form(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Return v^T M v of each row."""
+    return (vectors[:, None] @ matrices @ vectors[:, :, None])[:, 0, 0]

@@ -1,1 +1,0 @@
-"""Dock widgets: thin Qt over the same calls that Python and the shell make."""
