@@ -11,11 +11,11 @@ from typing import Any
 
 import napari
 import numpy as np
-from napari_gsvolume.cli.gaussians import main
 from PIL import Image
 from qtpy.QtWidgets import QApplication
 
 from napari_gsvolume import anatomical_phantom
+from napari_gsvolume.cli.gaussians import main
 from napari_gsvolume.super_resolution.training import SRTraining
 
 IMAGES = Path(__file__).parent / "images"

@@ -73,7 +73,7 @@ def run(inputs, monkeypatch, capfd):
 @pytest.fixture(scope="session")
 def vgg16() -> dict[str, torch.Tensor]:
     """Return random weights, named and shaped as torchvision's vgg16 has them."""
-    from super_resolving import slices
+    from helpers.super_resolving import slices
 
     before, tensors = 3, {}
     widths = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 3

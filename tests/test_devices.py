@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from napari_gsvolume.cli.gaussians import main
 
 import napari_gsvolume as gsv
+from napari_gsvolume.cli.gaussians import main
 from napari_gsvolume.devices import available_device, devices, gpu_problem, gsplat_problem, idle_gpu
 
 Pretend = Callable[..., None]
