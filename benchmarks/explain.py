@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from napari_gsvolume import explain
 from napari_gsvolume.settings import made
 from napari_gsvolume.super_resolution.schemes import scheme
-from napari_gsvolume.super_resolution.training_settings import TrainSRSettings
+from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ from rich.table import Table
 
 from napari_gsvolume import __version__, anatomical_phantom, fit_steps
 from napari_gsvolume.io.nifti import read_nifti
-from napari_gsvolume.kernels import SUPPORT, gather, n_monomials, prepare, splat
+from napari_gsvolume.kernels import gather, n_monomials, prepare, splat
+from napari_gsvolume.kernels.constants import SUPPORT
 
 SIGMAS = (1.5, 2.5, 5.0)
 EVALUATIONS = 5e7  # a kernel call of some 0.1 s

@@ -32,7 +32,8 @@ from torch import Tensor
 from fit import Json, read
 from napari_gsvolume import __version__, anatomical_phantom, fit_steps
 from napari_gsvolume.devices import gpu_problem
-from napari_gsvolume.kernels import SUPPORT, gather, gather_flat, n_monomials, prepare, reference, splat
+from napari_gsvolume.kernels import gather, gather_flat, n_monomials, prepare, reference, splat
+from napari_gsvolume.kernels.constants import SUPPORT
 
 OPERATIONS = {"splat": 16, "gather": 15}
 """Float32 operations for a voxel inside a support, as the inner loops of the GPU kernels have them; exp is two."""

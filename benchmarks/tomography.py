@@ -33,7 +33,8 @@ from napari_gsvolume.io.nifti import read_nifti
 from napari_gsvolume.reconstruction.measurements import Projected
 from napari_gsvolume.reconstruction.plug_and_play import downhill
 from napari_gsvolume.reconstruction.reconstruct import Recovery
-from napari_gsvolume.tomography.projections import project, with_noise
+from napari_gsvolume.tomography.noise import with_noise
+from napari_gsvolume.tomography.projections import project
 from napari_gsvolume.tomography.scan import Scan, orbit, spread
 
 METHODS = ("fbp", "fdk", "sirt", "sart", "tv", "gaussians")

@@ -29,7 +29,7 @@ from napari_gsvolume.rendering.scene import Scene
 from napari_gsvolume.rendering.splats.initialization import seeds
 from napari_gsvolume.rendering.splats.training import train
 from napari_gsvolume.rendering.volume.transfer_functions import Preset, preset
-from napari_gsvolume.tomography.scan import voxel_size_mm
+from napari_gsvolume.units import voxel_size_mm
 
 COUNTS = (2_500, 5_000, 10_000, 20_000, 40_000)
 PARTS = ("speed", "harmonics", "count")

@@ -15,7 +15,7 @@ from PIL import Image
 from qtpy.QtWidgets import QApplication
 
 from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.cli.gaussians import main
+from napari_gsvolume.cli.app import main
 from napari_gsvolume.super_resolution.training import SRTraining
 
 IMAGES = Path(__file__).parent / "images"

@@ -59,7 +59,7 @@ def one_thread():
 @pytest.fixture
 def run(inputs, monkeypatch, capfd):
     """Return a function that runs a command line in the module's folder of inputs: exit code, stdout and stderr."""
-    from napari_gsvolume.cli.gaussians import main
+    from napari_gsvolume.cli.app import main
 
     monkeypatch.chdir(inputs)
 

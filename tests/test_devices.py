@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import napari_gsvolume as gsv
-from napari_gsvolume.cli.gaussians import main
+from napari_gsvolume.cli.app import main
 from napari_gsvolume.devices import available_device, devices, gpu_problem, gsplat_problem, idle_gpu
 
 Pretend = Callable[..., None]

@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.transform import Rotation
 
 from napari_gsvolume import GaussianVolume, Grid
-from napari_gsvolume.io.gaussians import FileFormatError, read_gaussians, write_gaussians
+from napari_gsvolume.errors import FileFormatError
+from napari_gsvolume.io.gaussians import read_gaussians, write_gaussians
 from napari_gsvolume.kernels import reference
 
 # Voxels as scanners leave them: anisotropic, oblique, away from the origin.

@@ -13,11 +13,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from .errors import InputError
 from .fitting import FitResult, FitSettings, FitStep, fit_steps
 from .fitting.penalties import mean_overlap, spacings
 from .fitting.settings import Population, Study
 from .grid import Grid
-from .kernels import SUPPORT
+from .kernels.constants import SUPPORT
 from .operators.cut_artefacts import artefact_map, surface_artefact
 from .operators.gaussian_sum import Gaussians
 from .settings import made
@@ -127,7 +128,7 @@ def cases(study: str) -> dict[str, dict[str, Any]]:
         return plain
     if study == "population":
         return {name: {"population": name} for name in get_args(Population)}
-    raise ValueError(f"There is no study '{study}'; choose {', '.join(STUDIES)}.")
+    raise InputError(f"There is no study '{study}'; choose {', '.join(STUDIES)}.")
 
 
 def study_steps(

@@ -8,6 +8,8 @@ from functools import cache
 
 import torch
 
+from .errors import InputError
+
 
 def available_device(wanted: str) -> str:
     """Return the torch device to compute on.
@@ -28,10 +30,10 @@ def available_device(wanted: str) -> str:
     if wanted == "auto":
         return "cpu" if problem else "cuda:0"
     if problem:
-        raise ValueError(unusable(wanted, problem))
+        raise InputError(unusable(wanted, problem))
     index, count = int(wanted.partition(":")[2] or 0), torch.cuda.device_count()
     if index >= count:
-        raise ValueError(f"There is no device {wanted!r}; the GPUs here are {', '.join(list(devices())[2:])}.")
+        raise InputError(f"There is no device {wanted!r}; the GPUs here are {', '.join(list(devices())[2:])}.")
     return f"cuda:{index}"
 
 

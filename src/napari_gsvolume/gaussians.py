@@ -12,8 +12,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .errors import InputError
 from .grid import Grid
-from .kernels import SUPPORT, n_monomials, splat
+from .kernels import n_monomials, splat
+from .kernels.constants import SUPPORT
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +58,12 @@ class GaussianVolume:
         for name, shape in (("means", (n, ndim)), ("factors", (n, ndim, ndim)), ("weights", (n,))):
             tensor = torch.as_tensor(getattr(self, name), dtype=torch.float32)
             if tensor.shape != shape:
-                raise ValueError(f"{n} Gaussians in {ndim}D need {name} of shape {shape}; got {tuple(tensor.shape)}.")
+                raise InputError(f"{n} Gaussians in {ndim}D need {name} of shape {shape}; got {tuple(tensor.shape)}.")
             if not torch.isfinite(tensor).all():
-                raise ValueError(f"The {name} of the Gaussians hold NaN or infinite numbers.")
+                raise InputError(f"The {name} of the Gaussians hold NaN or infinite numbers.")
             object.__setattr__(self, name, tensor)
         if not np.isfinite(self.background):
-            raise ValueError(f"The background must be finite; got {self.background}.")
+            raise InputError(f"The background must be finite; got {self.background}.")
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -98,7 +100,7 @@ class GaussianVolume:
             If the Gaussians are not 3D.
         """
         if self.ndim != 3:
-            raise ValueError(f"Quaternions describe rotations in 3D; these Gaussians are {self.ndim}D.")
+            raise InputError(f"Quaternions describe rotations in 3D; these Gaussians are {self.ndim}D.")
         from scipy.spatial.transform import Rotation
 
         if not len(self):
@@ -119,7 +121,7 @@ class GaussianVolume:
 
         sigma = np.asarray(scales, np.float64).reshape(-1, 3)
         if not (sigma > 0).all():
-            raise ValueError("The scales of Gaussians must be positive.")
+            raise InputError("The scales of Gaussians must be positive.")
         wxyz = np.asarray(quaternions, np.float64).reshape(-1, 4)
         axes = Rotation.from_quat(wxyz, scalar_first=True).as_matrix()[:, ::-1] if len(wxyz) else np.zeros((0, 3, 3))
         return cls(_tensor(means), _tensor(axes / sigma[:, None, :]), _tensor(weights), grid, **others)
@@ -145,9 +147,9 @@ class GaussianVolume:
 
         x = np.asarray(points, dtype=np.float64)
         if x.ndim == 0 or x.shape[-1] != self.ndim:
-            raise ValueError(f"Points of a {self.ndim}D volume have shape (..., {self.ndim}); got {x.shape}.")
+            raise InputError(f"Points of a {self.ndim}D volume have shape (..., {self.ndim}); got {x.shape}.")
         if not np.isfinite(x).all():
-            raise ValueError("A point holds NaN or infinite coordinates.")
+            raise InputError("A point holds NaN or infinite coordinates.")
         means, factors, weights = (t.detach().cpu().double().numpy() for t in (self.means, self.factors, self.weights))
         values = evaluate(means, factors, weights, x.reshape(-1, self.ndim))
         return (values + self.background).reshape(x.shape[:-1]).astype(np.float32)
@@ -172,7 +174,7 @@ class GaussianVolume:
             If both `grid` and `scale` are given, or the grid has another number of axes.
         """
         if grid is not None and scale is not None:
-            raise ValueError("Give a grid or a scale, not both.")
+            raise InputError("Give a grid or a scale, not both.")
         target = grid if grid is not None else self.grid if scale is None else self.grid.resampled(scale)
         model = self if target == self.grid else self.on_grid(target)
         coefficients = model.weights.new_zeros(len(model), n_monomials(model.ndim))
@@ -184,7 +186,7 @@ class GaussianVolume:
     def on_grid(self, grid: Grid) -> GaussianVolume:
         """Return the same function of the world, in the index coordinates of another grid."""
         if grid.ndim != self.ndim:
-            raise ValueError(f"{self.ndim}D Gaussians cannot be put on a {grid.ndim}D grid.")
+            raise InputError(f"{self.ndim}D Gaussians cannot be put on a {grid.ndim}D grid.")
         new_to_old = np.linalg.solve(self.grid.affine, grid.affine)
         A, shift = new_to_old[:-1, :-1], new_to_old[:-1, -1]
         # x_old = A x_new + shift, so W^T (x_old - mu_old) = (A^T W)^T (x_new - mu_new).
@@ -221,7 +223,7 @@ class GaussianVolume:
         ------
         FileNotFoundError
             If there is no such file.
-        napari_gsvolume.io.gaussians.FileFormatError
+        napari_gsvolume.errors.FileFormatError
             If the file is damaged, or is not one of ours.
         """
         from .io.gaussians import read_gaussians

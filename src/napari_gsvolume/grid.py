@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError
+
+Axis = Literal["z", "y", "x"]
 
 _DEFAULT_LABELS = {2: ("y", "x"), 3: ("z", "y", "x")}
 
@@ -51,13 +55,13 @@ class Grid:
         shape = tuple(int(n) for n in shape)
         ndim = len(shape)
         if ndim not in (2, 3):
-            raise ValueError(f"A grid has 2 or 3 axes; this one has {ndim} (shape {shape}).")
+            raise InputError(f"A grid has 2 or 3 axes; this one has {ndim} (shape {shape}).")
         if min(shape) < 1:
-            raise ValueError(f"The grid is empty: an axis of shape {shape} has no voxels.")
+            raise InputError(f"The grid is empty: an axis of shape {shape} has no voxels.")
         units = ("pixel",) * ndim if units is None else tuple(str(u) for u in units)
         labels = _DEFAULT_LABELS[ndim] if axis_labels is None else tuple(str(a) for a in axis_labels)
         if len(units) != ndim or len(labels) != ndim:
-            raise ValueError(f"A {ndim}D grid needs {ndim} units and axis labels; got {units} and {labels}.")
+            raise InputError(f"A {ndim}D grid needs {ndim} units and axis labels; got {units} and {labels}.")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", _checked_affine(affine, ndim))
         object.__setattr__(self, "units", units)
@@ -93,7 +97,7 @@ class Grid:
         """
         factors = np.broadcast_to(np.asarray(scale, dtype=np.float64), (self.ndim,))
         if not (np.isfinite(factors).all() and (factors > 0).all()):
-            raise ValueError(f"The scale must be positive; got {scale}.")
+            raise InputError(f"The scale must be positive; got {scale}.")
         shape = tuple(max(1, round(n * f)) for n, f in zip(self.shape, factors, strict=True))
         new_to_old = np.eye(self.ndim + 1)
         new_to_old[:-1, :-1] = np.diag(1 / factors)
@@ -103,7 +107,7 @@ class Grid:
     def slab(self, axis: int, index: int, thickness: int = 1) -> Grid:
         """Return the grid of the voxels from `index` on along an axis alone, so many voxels thick, where they are."""
         if not 0 <= index < index + thickness <= self.shape[axis]:
-            raise ValueError(
+            raise InputError(
                 f"There are {self.shape[axis]} voxels along {self.axis_labels[axis]}; there is no {index}."
             )
         shape, step = list(self.shape), np.eye(self.ndim + 1)
@@ -129,13 +133,13 @@ def _checked_affine(affine: ArrayLike | None, ndim: int) -> NDArray[np.float64]:
     # A copy, as the caller's array may change later; + 0.0 turns -0.0 into 0.0, so that equal affines have equal bytes.
     matrix = np.array(np.eye(ndim + 1) if affine is None else affine, dtype=np.float64) + 0.0
     if matrix.shape != (ndim + 1, ndim + 1):
-        raise ValueError(f"The affine of a {ndim}D grid is {ndim + 1}x{ndim + 1}; got shape {matrix.shape}.")
+        raise InputError(f"The affine of a {ndim}D grid is {ndim + 1}x{ndim + 1}; got shape {matrix.shape}.")
     if not np.isfinite(matrix).all():
-        raise ValueError("The affine holds NaN or infinite numbers; mend the image's header.")
+        raise InputError("The affine holds NaN or infinite numbers; mend the image's header.")
     if not np.array_equal(matrix[-1], np.eye(ndim + 1)[-1]):
-        raise ValueError(f"The last row of the affine must be 0 ... 0 1; got {matrix[-1].tolist()}.")
+        raise InputError(f"The last row of the affine must be 0 ... 0 1; got {matrix[-1].tolist()}.")
     lengths = np.linalg.norm(matrix[:-1, :-1], axis=0)
     if min(lengths) == 0 or abs(np.linalg.det(matrix[:-1, :-1] / lengths)) < 1e-6:
-        raise ValueError("The affine cannot be inverted (axes of zero length, or parallel); mend the image's header.")
+        raise InputError("The affine cannot be inverted (axes of zero length, or parallel); mend the image's header.")
     matrix.setflags(write=False)
     return matrix

@@ -9,6 +9,8 @@ from typing import TypeVar
 import psutil
 import torch
 
+from .errors import OutOfMemoryError
+
 Result = TypeVar("Result")
 
 # At 256^3 33 were measured (benchmarks/fit.py --memory); the rest keeps the machine usable.
@@ -36,7 +38,7 @@ def check_device(device: str, shape: Sequence[int], data_term: str, count: int) 
 def _check(shape: Sequence[int], needed: int, free: int, device: str) -> None:
     if needed > free:
         on, choice = ("", "") if device == "cpu" else (f" on the device '{device}'", ", or choose the device 'cpu'")
-        raise MemoryError(
+        raise OutOfMemoryError(
             f"Fitting a volume of {' x '.join(map(str, shape))} voxels takes about {needed / 2**30:.1f} GiB{on} and "
             f"{free / 2**30:.1f} GiB are free; crop it, or choose a coarser level{choice}."
         )
@@ -46,7 +48,7 @@ def require(needed: float, what: str, advice: str) -> None:
     """Raise MemoryError if `what`, the beginning of a sentence, takes more than is free; `advice` ends it."""
     free = free_bytes("cpu")
     if needed > free:
-        raise MemoryError(f"{what} about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; {advice}.")
+        raise OutOfMemoryError(f"{what} about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; {advice}.")
 
 
 def free_bytes(device: str) -> int:
@@ -82,4 +84,4 @@ def ran_out(error: Exception) -> bool:
 def too_little(device: torch.device) -> MemoryError:
     """Return what to raise where memory ran out on a device."""
     choice = "" if device.type == "cpu" else ", or choose the device 'cpu'"
-    return MemoryError(f"Memory ran out during the fit; crop the volume or ask for fewer Gaussians{choice}.")
+    return OutOfMemoryError(f"Memory ran out during the fit; crop the volume or ask for fewer Gaussians{choice}.")

@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import make_interp_spline
 from scipy.spatial.transform import Rotation
 
+from .errors import InputError
 from .grid import Grid
+from .types import Float32Array, Float64Array
 
-Volume = NDArray[np.float32]
-Point = NDArray[np.float64]
 # The coordinates (z, y, x) of one point or, as arrays that broadcast, of a box of voxels.
 Places = tuple[Any, Any, Any]
 Turn = tuple[float, float, float]
@@ -31,7 +31,7 @@ _AIR, _LUNG, _FAT, _WATER, _MUSCLE, _BLOOD, _CARTILAGE = -1000, -850, -100, 10, 
 _MARROW, _SPONGIOSA, _CORTICAL = 120, 220, 850
 
 
-def anatomical_phantom(size: int = 128, *, noise: float = 0.01, seed: int = 0) -> tuple[Volume, Grid]:
+def anatomical_phantom(size: int = 128, *, noise: float = 0.01, seed: int = 0) -> tuple[Float32Array, Grid]:
     """Return chest and upper abdomen as CT shows them after contrast medium.
 
     Parameters
@@ -68,7 +68,7 @@ def anatomical_phantom(size: int = 128, *, noise: float = 0.01, seed: int = 0) -
     return _with_noise(canvas, 2000 * noise, rng_noise)
 
 
-def vessel_phantom(size: int = 128, *, noise: float = 0.005, seed: int = 0) -> tuple[Volume, Grid]:
+def vessel_phantom(size: int = 128, *, noise: float = 0.005, seed: int = 0) -> tuple[Float32Array, Grid]:
     """Return two trees of bright vessels on an empty background.
 
     Parameters
@@ -113,8 +113,8 @@ def vessel_phantom(size: int = 128, *, noise: float = 0.005, seed: int = 0) -> t
 class _Tube(NamedTuple):
     """A straight piece of vessel, bone or bowel with round ends (mm)."""
 
-    start: Point
-    end: Point
+    start: Float64Array
+    end: Float64Array
     start_radius: float
     end_radius: float
 
@@ -129,7 +129,7 @@ class _Canvas:
         self.voxel = width / size
         self.axis = ((np.arange(size) - (size - 1) / 2) * self.voxel).astype(np.float32)
         self.values = np.full((size,) * 3, background, np.float32)
-        self.texture: Volume = np.zeros((1, 1, 1), np.float32)
+        self.texture: Float32Array = np.zeros((1, 1, 1), np.float32)
 
     @property
     def places(self) -> Places:
@@ -145,7 +145,7 @@ class _Canvas:
         paint = value + grain * self.texture if grain else np.float32(value)
         self.values += cover * (paint - self.values)
 
-    def cover(self, tubes: list[_Tube]) -> Volume:
+    def cover(self, tubes: list[_Tube]) -> Float32Array:
         """Return the part of each voxel that lies in any of the tubes."""
         cover = np.zeros_like(self.values)
         for tube in tubes:
@@ -172,12 +172,12 @@ class _Canvas:
 
 def _check(size: int, noise: float) -> None:
     if size < 16:
-        raise ValueError(f"A phantom needs at least 16 voxels along each axis; got {size}.")
+        raise InputError(f"A phantom needs at least 16 voxels along each axis; got {size}.")
     if not noise >= 0:
-        raise ValueError(f"The noise is a standard deviation, 0 or more; got {noise}.")
+        raise InputError(f"The noise is a standard deviation, 0 or more; got {noise}.")
 
 
-def _with_noise(canvas: _Canvas, deviation: float, rng: np.random.Generator) -> tuple[Volume, Grid]:
+def _with_noise(canvas: _Canvas, deviation: float, rng: np.random.Generator) -> tuple[Float32Array, Grid]:
     shape = canvas.values.shape
     affine = np.diag([canvas.voxel] * 3 + [1.0])
     affine[:3, 3] = canvas.axis[0]
@@ -185,7 +185,7 @@ def _with_noise(canvas: _Canvas, deviation: float, rng: np.random.Generator) -> 
     return canvas.values + noise, Grid(shape, affine, ("mm",) * 3)
 
 
-def _texture(axis: NDArray[np.float32], rng: np.random.Generator, waves: int = 64) -> Volume:
+def _texture(axis: NDArray[np.float32], rng: np.random.Generator, waves: int = 64) -> Float32Array:
     """Return a smooth field of variance 1: plane waves 10 to 50 mm long, the same at any resolution."""
     directions = rng.normal(size=(waves, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -239,11 +239,11 @@ def _curve(points: ArrayLike, radius: float, end_radius: float | None = None) ->
 
 def _tree(
     rng: np.random.Generator,
-    start: Point,
-    direction: Point,
+    start: Float64Array,
+    direction: Float64Array,
     radius: float,
     smallest: float,
-    has_room: Callable[[Point], bool],
+    has_room: Callable[[Float64Array], bool],
 ) -> list[_Tube]:
     """Return a vessel that forks until its branches are `smallest` in radius or run out of room.
 
@@ -272,8 +272,12 @@ def _tree(
 
 
 def _step(
-    rng: np.random.Generator, point: Point, direction: Point, length: float, has_room: Callable[[Point], bool]
-) -> tuple[Point, Point] | None:
+    rng: np.random.Generator,
+    point: Float64Array,
+    direction: Float64Array,
+    length: float,
+    has_room: Callable[[Float64Array], bool],
+) -> tuple[Float64Array, Float64Array] | None:
     """Return the next point and direction of a winding vessel, or None where it is stuck."""
     for bend in (0.15, 0.3, 0.5, 0.7, 0.9, 1.2):
         bent = _unit(direction + bend * rng.normal(size=3))
@@ -283,7 +287,7 @@ def _step(
     return None
 
 
-def _unit(vector: Point) -> Point:
+def _unit(vector: Float64Array) -> Float64Array:
     return vector / np.linalg.norm(vector)
 
 
@@ -328,7 +332,7 @@ def _paint_chest(canvas: _Canvas, rng: np.random.Generator) -> None:
         canvas.paint(_lung(places, side), _LUNG, 20)
     for side in (-1, 1):
 
-        def inside(p: Point, side: int = side) -> bool:
+        def inside(p: Float64Array, side: int = side) -> bool:
             return bool(_lung((p[0], p[1], p[2]), side) < -3)
 
         vessels, bronchi = [], []

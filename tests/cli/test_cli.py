@@ -12,7 +12,7 @@ import pytest
 
 import napari_gsvolume.fitting
 from napari_gsvolume import FitSettings, GaussianVolume, Grid, __version__, anatomical_phantom
-from napari_gsvolume.cli.gaussians import _Stop
+from napari_gsvolume.cli.progress import StopSignal
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
 
 Run = Callable[..., tuple[int, str, str]]
@@ -304,7 +304,7 @@ sys.exit(main())
 
 def test_the_second_signal_aborts() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with _Stop() as stop:
+    with StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert not stop()  # nothing to keep yet
         stop.begun = True

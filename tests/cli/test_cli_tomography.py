@@ -11,7 +11,8 @@ import torch
 
 from napari_gsvolume import GaussianVolume, Grid, anatomical_phantom
 from napari_gsvolume.io.nifti import write_nifti
-from napari_gsvolume.tomography.projections import hounsfield_to_attenuation, read_projections
+from napari_gsvolume.tomography.beer_lambert import hounsfield_to_attenuation
+from napari_gsvolume.tomography.projections import read_projections
 from napari_gsvolume.tomography.scan import Scan, orbit, spread
 from napari_gsvolume.tomography.voxel_projector import project
 

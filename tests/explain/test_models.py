@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
+from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.explain.models.inputs import Volume, images_for
 from napari_gsvolume.explain.models.loading import Loaded, fill, named_layers, state_of
 from napari_gsvolume.explain.settings import ExplainSettings
-from napari_gsvolume.io.gaussians import FileFormatError
 
 RAMP = np.arange(6 * 10 * 8, dtype=np.float32).reshape(6, 10, 8)
 

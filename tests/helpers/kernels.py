@@ -5,7 +5,8 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from napari_gsvolume.kernels import SUPPORT, gather, n_monomials, reference, splat
+from napari_gsvolume.kernels import gather, n_monomials, reference, splat
+from napari_gsvolume.kernels.constants import SUPPORT
 
 # Of the sum of absolute contributions. The exponential is good to 2e-5; the rest is for float32 coordinates along x,
 # which round to 1e-6 of a voxel, a hundred-thousandth of the thinnest Gaussian here.

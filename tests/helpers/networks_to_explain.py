@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from napari_gsvolume.settings import made
 from napari_gsvolume.super_resolution.schemes import scheme
-from napari_gsvolume.super_resolution.training_settings import TrainSRSettings
+from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
 
 @dataclass

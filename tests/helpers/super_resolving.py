@@ -5,7 +5,7 @@ import torch
 
 from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.settings import made
-from napari_gsvolume.super_resolution.training_settings import TrainSRSettings
+from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
 SMALL = {"channels": 8, "blocks": 1, "batch": 2}
 QUICK = SMALL | {"iterations": 6}

@@ -14,12 +14,12 @@ from hypothesis.extra import numpy as hnp
 
 import napari_gsvolume as gsv
 from napari_gsvolume import GaussianVolume, Grid
+from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.fitting.file_size import compressed
-from napari_gsvolume.io.gaussians import FileFormatError
 from napari_gsvolume.io.gsv.entropy import Reader, Writer
 from napari_gsvolume.io.gsv.format import decode, default_step, encode, write_gsv
 from napari_gsvolume.io.gsv.quantization import FINEST, classes, dequantise, quantise
-from napari_gsvolume.kernels import SUPPORT
+from napari_gsvolume.kernels.constants import SUPPORT
 
 SHAPE = (20, 24, 28)
 

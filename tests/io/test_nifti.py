@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 from nibabel.testing import data_path
 from scipy.spatial.transform import Rotation
 
+from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.grid import Grid
-from napari_gsvolume.io.gaussians import FileFormatError
 from napari_gsvolume.io.nifti import NiftiImage, read_nifti, write_nifti
 
 SAMPLES = Path(data_path)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from helpers.kernels import SIGMAS, TOLERANCE, assert_gather, assert_splat, contributions, gaussians, noise
-from napari_gsvolume.kernels import SUPPORT, gather, n_monomials, splat
+from napari_gsvolume.kernels import gather, n_monomials, splat
+from napari_gsvolume.kernels.constants import SUPPORT
 
 SHAPES = [
     *[(1, 1), (9, 1), (1, 20), (13, 15), (8, 16), (7, 17), (21, 50)],

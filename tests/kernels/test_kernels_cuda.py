@@ -10,7 +10,8 @@ from torch import Tensor
 from helpers.kernels import SIGMAS, assert_gather, assert_splat, contributions, gaussians, noise
 from napari_gsvolume import kernels as room
 from napari_gsvolume.devices import gpu_problem
-from napari_gsvolume.kernels import SUPPORT, gather, gather_flat, n_monomials, reference, splat, splat_flat
+from napari_gsvolume.kernels import gather, gather_flat, n_monomials, reference, splat, splat_flat
+from napari_gsvolume.kernels.constants import SUPPORT
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 DEVICE = "cpu" if SIMULATED else "cuda"

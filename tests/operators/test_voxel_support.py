@@ -7,7 +7,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from napari_gsvolume.kernels import SUPPORT, gather, gather_flat, n_monomials, reference, splat, splat_flat
+from napari_gsvolume.kernels import gather, gather_flat, n_monomials, reference, splat, splat_flat
+from napari_gsvolume.kernels.constants import SUPPORT
 from napari_gsvolume.operators.cut_artefacts import artefact_map, cut_surfaces, surface_artefact
 from napari_gsvolume.operators.gaussian_sum import Gaussians
 from napari_gsvolume.operators.voxel_support import Ball, Ellipsoid, EllipsoidAt, Neighbourhood, NeighbourhoodAt

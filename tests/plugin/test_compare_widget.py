@@ -10,7 +10,8 @@ from qtpy.QtWidgets import QApplication, QFileDialog
 from helpers.clicking import LEFT, SLOW, assert_ends, click, fill, run
 from napari_gsvolume import GaussianVolume, vessel_phantom
 from napari_gsvolume.ablation import COLUMNS, as_csv, as_markdown, cases, readable
-from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, gaussians_of
+from napari_gsvolume.plugin.layers.conversion import METADATA_KEY
+from napari_gsvolume.plugin.layers.gaussians import gaussians_of
 from napari_gsvolume.plugin.widgets.fit import worker as job
 from napari_gsvolume.plugin.widgets.fit.compare import CompareWidget
 from napari_gsvolume.plugin.widgets.fit.widget import FitWidget

@@ -13,10 +13,11 @@ from npe2 import PluginManifest
 from scipy.spatial.transform import Rotation
 
 from napari_gsvolume import GaussianVolume, Grid
-from napari_gsvolume.io.gaussians import FileFormatError
+from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.plugin.layers import conversion
-from napari_gsvolume.plugin.layers.conversion import gaussian_layer
-from napari_gsvolume.plugin.readers import WriteError, gaussian_reader, nifti_reader
+from napari_gsvolume.plugin.layers.gaussians import gaussian_layer
+from napari_gsvolume.plugin.readers import gaussian_reader, nifti_reader
+from napari_gsvolume.plugin.writers import WriteError
 from napari_gsvolume.tomography.projections import project, write_projections
 from napari_gsvolume.tomography.scan import orbit
 

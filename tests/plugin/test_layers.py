@@ -12,10 +12,6 @@ from napari_gsvolume import GaussianVolume, Grid
 from napari_gsvolume.plugin.layers import conversion
 from napari_gsvolume.plugin.layers.conversion import (
     density_layer,
-    ellipsoids,
-    gaussian_features,
-    gaussian_layer,
-    gaussians_of,
     grid_placement,
     level_shapes,
     residual_layer,
@@ -23,6 +19,7 @@ from napari_gsvolume.plugin.layers.conversion import (
     series_placement,
     source_volume,
 )
+from napari_gsvolume.plugin.layers.gaussians import ellipsoids, gaussian_features, gaussian_layer, gaussians_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
 

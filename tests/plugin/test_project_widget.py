@@ -6,10 +6,13 @@ import torch
 
 from helpers.clicking import SLOW, click, fill, run
 from napari_gsvolume import GaussianVolume, Grid, vessel_phantom
-from napari_gsvolume.plugin.layers.conversion import gaussian_layer, grid_placement, scan_of
+from napari_gsvolume.plugin.layers.conversion import grid_placement
+from napari_gsvolume.plugin.layers.gaussians import gaussian_layer
+from napari_gsvolume.plugin.layers.projections import scan_of
 from napari_gsvolume.plugin.widgets.shared.camera import seen_along
 from napari_gsvolume.plugin.widgets.tomography.project import ProjectWidget
-from napari_gsvolume.tomography.projections import hounsfield_to_attenuation, project
+from napari_gsvolume.tomography.beer_lambert import hounsfield_to_attenuation
+from napari_gsvolume.tomography.projections import project
 from napari_gsvolume.tomography.scan import c_arm, orbit, spread
 
 GRID = Grid((24, 22, 20), np.diag([2.0, 1.5, 1.0, 1]), ("mm",) * 3)

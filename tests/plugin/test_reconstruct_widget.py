@@ -9,7 +9,8 @@ from napari.layers import Surface
 from helpers.clicking import SLOW, click, fill, run
 from napari_gsvolume import GaussianVolume, vessel_phantom
 from napari_gsvolume.grid import Grid
-from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, projection_layer, scan_of
+from napari_gsvolume.plugin.layers.conversion import METADATA_KEY
+from napari_gsvolume.plugin.layers.projections import projection_layer, scan_of
 from napari_gsvolume.tomography.projections import project
 from napari_gsvolume.tomography.scan import orbit, preset, spread
 

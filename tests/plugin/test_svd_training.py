@@ -21,12 +21,13 @@ from napari_gsvolume.plugin.widgets.svd import worker as svd_job
 from napari_gsvolume.plugin.widgets.svd.training_worker import Look, Previewer, TrainOrder, run_learning
 from napari_gsvolume.settings import made
 from napari_gsvolume.super_resolution.bspline import spline
-from napari_gsvolume.super_resolution.data import Intensities, Planes
+from napari_gsvolume.super_resolution.data import Planes
 from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.intensities import Intensities
 from napari_gsvolume.super_resolution.model import SRModel, superresolve
 from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.settings import TrainSRSettings
 from napari_gsvolume.super_resolution.training import SRTraining
-from napari_gsvolume.super_resolution.training_settings import TrainSRSettings
 
 VOLUME = anatomical_phantom(40)[0][4:36:2, 2:38, 1:37].astype(np.float32)  # (16, 36, 36)
 AFFINE = np.diag([3.0, 1.5, 1.0, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0)))

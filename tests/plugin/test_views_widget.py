@@ -23,7 +23,7 @@ from napari_gsvolume.rendering.splats.ply import read_splats
 from napari_gsvolume.rendering.splats.training import train
 from napari_gsvolume.rendering.volume.dvr import render
 from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction, preset
-from napari_gsvolume.tomography.scan import voxel_size_mm
+from napari_gsvolume.units import voxel_size_mm
 
 SIDE = 24
 GRID = Grid((SIDE,) * 3, np.diag([2.0, 1.5, 1.0, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0))), ("mm",) * 3)

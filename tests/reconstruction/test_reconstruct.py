@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 
 from napari_gsvolume import Grid
-from napari_gsvolume.cli.gaussians import main
+from napari_gsvolume.cli.app import main
 from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.reconstruction.bm4d import BlockMatching
 from napari_gsvolume.reconstruction.measurements import FWHM, Projected, Sliced

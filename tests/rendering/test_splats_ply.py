@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from napari_gsvolume import GaussianVolume, Grid
+from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.io.gaussian_ply import write_ply
-from napari_gsvolume.io.gaussians import FileFormatError
 from napari_gsvolume.rendering.splats.model import Splats
 from napari_gsvolume.rendering.splats.ply import read_splats, write_splats
 

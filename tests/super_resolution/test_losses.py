@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.super_resolving import settings, slices, stirred
-from napari_gsvolume.io.gaussians import FileFormatError
+from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.super_resolution.losses import Discriminator, Losses
 from napari_gsvolume.super_resolution.perceptual import MonaiLoss, RandomFeatures, VGG16Features, perceptual_loss
 from napari_gsvolume.super_resolution.schemes import scheme

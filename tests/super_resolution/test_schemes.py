@@ -9,14 +9,15 @@ import torch
 
 from helpers.super_resolving import VOLUME, settings, slices, stirred
 from napari_gsvolume import vessel_phantom
+from napari_gsvolume.super_resolution.axis_decoder import AxisDecoder
 from napari_gsvolume.super_resolution.bspline import interpolation, spline
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.super_resolution.losses import departure
 from napari_gsvolume.super_resolution.model import SRModel, superresolve
 from napari_gsvolume.super_resolution.networks import EDSR, network
-from napari_gsvolume.super_resolution.schemes import AxisDecoder, c_grid, modes, orthonormal, scheme
+from napari_gsvolume.super_resolution.schemes import c_grid, modes, orthonormal, scheme
+from napari_gsvolume.super_resolution.settings import FOREIGN
 from napari_gsvolume.super_resolution.training import train_sr
-from napari_gsvolume.super_resolution.training_settings import FOREIGN
 from napari_gsvolume.svd.continuous_basis import ContinuousImage
 from napari_gsvolume.svd.decomposition import decompose
 

@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.super_resolving import VOLUME, settings, slices, stirred
-from napari_gsvolume.io.gaussians import FileFormatError
+from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.super_resolution.analysis import loss_gradients, mode_contributions
 from napari_gsvolume.super_resolution.bspline import spline
-from napari_gsvolume.super_resolution.data import Intensities
 from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.intensities import Intensities
 from napari_gsvolume.super_resolution.model import SRModel, superresolve
 from napari_gsvolume.super_resolution.schemes import scheme
 from napari_gsvolume.super_resolution.settings import SuperResolveSettings

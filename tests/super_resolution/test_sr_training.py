@@ -12,8 +12,9 @@ from helpers.super_resolving import QUICK, SMALL, VOLUME, settings
 from napari_gsvolume import vessel_phantom
 from napari_gsvolume.metrics import psnr_between
 from napari_gsvolume.super_resolution.bspline import spline
-from napari_gsvolume.super_resolution.data import Intensities, Planes
+from napari_gsvolume.super_resolution.data import Planes
 from napari_gsvolume.super_resolution.degradation import Degradation
+from napari_gsvolume.super_resolution.intensities import Intensities
 from napari_gsvolume.super_resolution.model import SRModel
 from napari_gsvolume.super_resolution.schemes import scheme
 from napari_gsvolume.super_resolution.training import SRTraining, train_sr

@@ -10,18 +10,11 @@ from scipy.spatial.transform import Rotation
 
 from napari_gsvolume import GaussianVolume, Grid
 from napari_gsvolume.io.nifti import write_nifti
-from napari_gsvolume.tomography.projections import (
-    Projections,
-    attenuation,
-    hounsfield_to_attenuation,
-    intensities,
-    noise_variance,
-    project,
-    read_projections,
-    with_noise,
-    write_projections,
-)
-from napari_gsvolume.tomography.scan import Scan, ScanError, along, c_arm, orbit, preset, spread, voxel_size_mm
+from napari_gsvolume.tomography.beer_lambert import attenuation, hounsfield_to_attenuation, intensities
+from napari_gsvolume.tomography.noise import noise_variance, with_noise
+from napari_gsvolume.tomography.projections import Projections, project, read_projections, write_projections
+from napari_gsvolume.tomography.scan import Scan, ScanError, along, c_arm, orbit, preset, spread
+from napari_gsvolume.units import voxel_size_mm
 
 SHAPE, VOXEL = (20, 26, 24), np.array([1.5, 1.0, 0.8])
 BEAMS = ["parallel", "fan", "cone"]

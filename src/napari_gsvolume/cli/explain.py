@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.filesize import decimal as file_size
-from typer.core import TyperCommand
 
+from ..errors import InputError
 from ..explain.settings import ExplainSettings, TrackSettings
-from .gaussians import _bar, _Json, _one_volume, _Stop, _with_settings, app
+from .app import app
+from .files import OutputFolder, select_volume
+from .options import JsonOption, QuietOption, RepeatableOptions, with_settings
+from .progress import StopSignal, progress_bar
 
 if TYPE_CHECKING:
     from ..explain.explanation import Explanation
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from ..io.nifti import NiftiImage
 
 _SHOWN = 12  # layers in the printed table
-_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors, and what --json asks for, only.")]
 _Out = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to; it is made.")]
 _Images = Annotated[
     list[Path], typer.Option(metavar="IN.nii.gz [MORE...]", help="What the network is run on, .nii or .nii.gz.")
@@ -38,33 +39,12 @@ _Weights = Annotated[
 ]
 
 
-class _Several(TyperCommand):
-    """A command some of whose options take all words up to the next option."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the option before each of its words, which is how they are read."""
-        several = {
-            name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts
-        }
-        option, first, words = "", True, list[str]()
-        for word in args:
-            if word.startswith("-"):
-                option, first = (word if word in several else ""), True
-                words.append(word)
-            elif option and not first:
-                words += [option, word]
-            else:
-                first = False
-                words.append(word)
-        return list(super().parse_args(ctx, words))
-
-
 def _options(model: type[BaseModel]) -> Any:
     """Return the decorator for all settings but layers, of which there may be several."""
-    return _with_settings(model, **{name: f.default for name, f in model.model_fields.items() if name != "layers"})
+    return with_settings(model, **{name: f.default for name, f in model.model_fields.items() if name != "layers"})
 
 
-@app.command(cls=_Several)
+@app.command(cls=RepeatableOptions)
 @_options(ExplainSettings)
 def explain(
     model: Annotated[
@@ -79,8 +59,8 @@ def explain(
     weights: _Weights = None,
     layers: _Layers = None,
     time_point: _TimePoint = None,
-    json_: _Json = False,
-    quiet: _Quiet = False,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
     **settings: Any,
 ) -> None:
     """Explain a network by the SVD of what it computes: a report, tables, and concept maps that overlay the images.
@@ -88,7 +68,7 @@ def explain(
     Ctrl-C ends it and keeps what has been decomposed: the files are written. A second one aborts.
     """
     asked = ExplainSettings(layers=tuple(layers or ()), **settings)
-    folder = _Folder(out, [*images, *([weights] if weights else []), Path(model)])
+    folder = OutputFolder(out, [*images, *([weights] if weights else []), Path(model)])
     sources = _read(images, time_point)
     from ..explain.concepts.concept_maps import concept_maps
     from ..explain.explanation import explain_steps
@@ -98,8 +78,8 @@ def explain(
 
     loaded = load_model(model, weights)
     volumes = _volumes(sources)
-    with _Stop() as stop:
-        with _bar(quiet or json_) as show:
+    with StopSignal() as stop:
+        with progress_bar(quiet or json_) as show:
             for step in explain_steps(loaded, volumes, asked, stop):
                 stop.begun = True
                 show(step.message, 0.6 * step.progress, "")
@@ -128,7 +108,7 @@ def explain(
         _tell(result, folder)
 
 
-@app.command(cls=_Several)
+@app.command(cls=RepeatableOptions)
 @_options(TrackSettings)
 def track(
     checkpoints: Annotated[
@@ -148,8 +128,8 @@ def track(
     ] = None,
     layers: _Layers = None,
     time_point: _TimePoint = None,
-    json_: _Json = False,
-    quiet: _Quiet = False,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
     **settings: Any,
 ) -> None:
     """Follow a network through the checkpoints of its training: a report, and a table of its components by epoch.
@@ -158,7 +138,7 @@ def track(
     """
     asked = TrackSettings(layers=tuple(layers or ()), **settings)
     paths = _expanded(checkpoints)
-    folder = _Folder(out, [*images, *paths])
+    folder = OutputFolder(out, [*images, *paths])
     sources = _read(images, time_point)
     from ..explain.models.inputs import images_for
     from ..explain.models.loading import Loaded, checkpoint_loader, load_model, named_layers
@@ -174,8 +154,8 @@ def track(
     names = named_layers(first.model, asked.layers)
     more = {"k": asked.k, "max_samples": max(asked.max_samples, 64 * len(inputs.places)), "seed": asked.seed}
     done = []
-    with _Stop() as stop:
-        with _bar(quiet or json_) as show:
+    with StopSignal() as stop:
+        with progress_bar(quiet or json_) as show:
             for step in track_checkpoints(paths, load, names, inputs, **more):  # type: ignore[arg-type]
                 stop.begun = True
                 done.append(step.path)
@@ -198,57 +178,6 @@ def track(
         folder.tell([f.sentence for f in found])
 
 
-class _Folder:
-    """What a command writes, in one folder: nothing before `make`, no input, and each file at once or not at all."""
-
-    def __init__(self, path: Path, inputs: Sequence[Path]) -> None:
-        self._path = path
-        self._inputs = {other.resolve() for other in inputs}
-        self.written: list[str] = []
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--out {path}: this is a file; name a folder.")
-
-    def make(self) -> None:
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise type(error)(f"--out {self._path}: the folder cannot be made ({error.strerror}).") from error
-
-    def path(self, name: str) -> Path:
-        """Return where to write a file; raise ValueError if an input is there."""
-        path = self._path / name
-        if path.resolve() in self._inputs:
-            raise ValueError(f"--out {self._path}: {path} is an input and would be overwritten; name another folder.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.written.append(name)
-        return path
-
-    def text(self, name: str, content: str) -> None:
-        from ..io.atomic import replaced
-
-        with replaced(self.path(name)) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-
-    def nifti(self, name: str, values: Any, grid: Any, like: NiftiImage) -> None:
-        """Write several volumes, or several images as volumes of one slice, to one file."""
-        import numpy as np
-
-        from ..grid import Grid
-        from ..io.nifti import write_nifti
-
-        if grid.ndim == 2:
-            affine = np.eye(4)
-            affine[1:, 1:] = grid.affine
-            grid, values = Grid((1, *grid.shape), affine, (grid.units[0], *grid.units)), values[:, None]
-        write_nifti(self.path(name), values, grid, like=like)
-
-    def tell(self, sentences: Sequence[str]) -> None:
-        for sentence in sentences:
-            print(sentence)
-        size = sum((self._path / name).stat().st_size for name in self.written)
-        print(f"{self._path / 'report.html'}, and {len(self.written) - 1} files beside it, {file_size(size)}")
-
-
 def _read(paths: Sequence[Path], time_point: int | None) -> dict[str, NiftiImage]:
     """Return images by their names, each made one volume."""
     from dataclasses import replace
@@ -258,7 +187,7 @@ def _read(paths: Sequence[Path], time_point: int | None) -> dict[str, NiftiImage
     sources: dict[str, NiftiImage] = {}
     for path in paths:
         source = read_nifti(path)
-        data = _one_volume(source, path, time_point if source.data.ndim > 3 else None)
+        data = select_volume(source, path, time_point if source.data.ndim > 3 else None)
         name = stem = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
         while name in sources:
             name = f"{stem}-{len(sources) + 1}"
@@ -278,7 +207,7 @@ def _expanded(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         found = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
         if not found:
-            raise ValueError(f"--checkpoints {pattern}: there is no such file.")
+            raise InputError(f"--checkpoints {pattern}: there is no such file.")
         paths |= dict.fromkeys(map(Path, found))
     return list(paths)
 
@@ -312,7 +241,7 @@ def _as_json(facts: dict[str, Any]) -> str:
     return json.dumps(facts, indent=2, allow_nan=False) + "\n"
 
 
-def _tell(result: Explanation, folder: _Folder) -> None:
+def _tell(result: Explanation, folder: OutputFolder) -> None:
     from ..explain.explanation import layer_figures
     from ..explain.models.loading import named
 

@@ -7,14 +7,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..tomography.scan import ARCS, VIEWS, Beam, Mode, Scan, orbit, spread, voxel_size_mm
-from .gaussians import _FIGURES, _IMAGE, _MODEL, _check_outputs, _list, _one_volume, app
+from ..errors import InputError
+from ..tomography.scan import ARCS, VIEWS, Beam, Mode, Scan, orbit, spread
+from ..units import voxel_size_mm
+from .app import app
+from .files import check_outputs, print_files, select_volume
+from .options import GAUSSIAN_SUFFIXES, IMAGE_SUFFIXES, REPORT_SUFFIXES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..gaussians import GaussianVolume
     from ..grid import Grid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..reconstruction.settings import RecoverSettings
+from .files import write_report
+from .options import with_settings
+from .progress import StopSignal, progress_bar
+
+if TYPE_CHECKING:
+    from ..io.nifti import NiftiImage
+    from ..reconstruction.reconstruct import Recovered, Recovery
+
+_Out = Annotated[Path | None, typer.Option(metavar="M", help="Write the Gaussians, .gsv or .safetensors.")]
+_Reconstruction = Annotated[Path | None, typer.Option(metavar="R.nii.gz", help="Write the volume recovered.")]
+_Voxels = Annotated[
+    Path | None, typer.Option(metavar="V.nii.gz", help="Write the voxels that the Gaussians were fitted to.")
+]
+_Report = Annotated[Path | None, typer.Option(metavar="REP.json", help="Write figures and history.")]
 
 _OPTIONS = {"pixels": "detector"}  # where they are not named as the arguments of `orbit`
 
@@ -59,23 +82,18 @@ def project(
     Lengths are in mm: voxels as the header has them. An orbit's view at angle a integrates along (x, y) = (-sin a,
     cos a).
     """
-    from ..tomography.projections import (
-        DEPTH,
-        Projections,
-        geometry_beside,
-        hounsfield_to_attenuation,
-        with_noise,
-        write_projections,
-    )
+    from ..tomography.beer_lambert import hounsfield_to_attenuation
+    from ..tomography.noise import DEPTH, with_noise
+    from ..tomography.projections import Projections, geometry_beside, write_projections
     from ..tomography.projections import project as projected
 
     if noise_photons is not None and mode != "xray":
-        raise ValueError(f"--noise-photons is of X-rays; with --mode {mode} give --noise-sigma.")
+        raise InputError(f"--noise-photons is of X-rays; with --mode {mode} give --noise-sigma.")
     if depth is not None and noise_photons is None:
-        raise ValueError("--depth scales line integrals for --noise-photons; give both, or neither.")
+        raise InputError("--depth scales line integrals for --noise-photons; give both, or neither.")
     beside = geometry_beside(out) if geometry_out is None else geometry_out
     inputs = [source] if geometry in ARCS else [source, Path(geometry)]
-    files = _check_outputs(inputs, out=(out, _IMAGE), **{"geometry-out": (beside, _FIGURES)})
+    files = check_outputs(inputs, out=(out, IMAGE_SUFFIXES), **{"geometry-out": (beside, REPORT_SUFFIXES)})
     volume, grid = _read(source, time_point)
     orbits = {
         "views": views, "arc": arc, "pixels": detector, "pixel_size": pixel_size,
@@ -90,26 +108,26 @@ def project(
     write_projections(out, stack, beside)
     nu, nv = scan.pixels
     print(f"{len(scan)} views of {nu} x {nv} pixels, {stack.images.min():.4g} to {stack.images.max():.4g}")
-    _list(files)
+    print_files(files)
 
 
 def _read(source: Path, time_point: int | None) -> tuple[NDArray[Any] | GaussianVolume, Grid]:
     """Return what to project and its voxels."""
     volume: NDArray[Any] | GaussianVolume
-    if source.name.lower().endswith(_MODEL):
+    if source.name.lower().endswith(GAUSSIAN_SUFFIXES):
         from ..gaussians import GaussianVolume
 
         if time_point is not None:
-            raise ValueError(f"{source} has no time axis; leave --time-point out.")
+            raise InputError(f"{source} has no time axis; leave --time-point out.")
         volume = GaussianVolume.load(source)
         grid = volume.grid
     else:
         from ..io.nifti import read_nifti
 
         image = read_nifti(source)
-        volume, grid = _one_volume(image, source, time_point), image.grid
+        volume, grid = select_volume(image, source, time_point), image.grid
     if grid.ndim != 3:
-        raise ValueError(f"{source} is an image of two axes; a projection is of a volume.")
+        raise InputError(f"{source} is an image of two axes; a projection is of a volume.")
     return volume, grid
 
 
@@ -117,16 +135,208 @@ def _scan(geometry: str, grid: Grid, options: dict[str, Any]) -> Scan:
     """Return the orbit that the options describe, or the scan of a file."""
     if geometry not in ARCS:
         if not Path(geometry).is_file():
-            raise ValueError(f"--geometry {geometry}: there is no such file; or choose {', '.join(ARCS)}.")
+            raise InputError(f"--geometry {geometry}: there is no such file; or choose {', '.join(ARCS)}.")
         if options:
             given = ", ".join(f"--{_OPTIONS.get(name, name.replace('_', '-'))}" for name in options)
-            raise ValueError(f"{given}: the geometry is that of {geometry}; leave the options of an orbit out.")
+            raise InputError(f"{given}: the geometry is that of {geometry}; leave the options of an orbit out.")
         return Scan.load(geometry).of_grid(grid)
     beam: Beam = next(name for name in ARCS if name == geometry)
     far = {"source_to_axis", "source_to_detector"} & set(options)
     if beam == "parallel" and far:
-        raise ValueError(f"--{min(far).replace('_', '-')}: a parallel beam has no source; choose fan or cone.")
+        raise InputError(f"--{min(far).replace('_', '-')}: a parallel beam has no source; choose fan or cone.")
     arc = options.pop("arc", ARCS[beam])
     if not 0 < arc <= 360:
-        raise ValueError(f"--arc {arc:g}: the views are spread over more than 0 and at most 360 degrees.")
+        raise InputError(f"--arc {arc:g}: the views are spread over more than 0 and at most 360 degrees.")
     return orbit(grid.shape, voxel_size_mm(grid), spread(options.pop("views", VIEWS), arc), beam, **options)
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The files to write."""
+
+    out: Path | None
+    reconstruction: Path | None
+    voxels: Path | None
+    report: Path | None
+
+    def checked(self, inputs: list[Path]) -> list[Path]:
+        """Return those that are wanted; raise now if one could not be written."""
+        return check_outputs(
+            inputs,
+            out=(self.out, GAUSSIAN_SUFFIXES),
+            reconstruction=(self.reconstruction, IMAGE_SUFFIXES),
+            voxels=(self.voxels, IMAGE_SUFFIXES),
+            report=(self.report, REPORT_SUFFIXES),
+        )
+
+
+@app.command()
+@with_settings(RecoverSettings)
+def reconstruct(
+    projections: Annotated[
+        Path, typer.Argument(metavar="P.nii.gz", help="The stack of projections, axes (u, v, view).")
+    ],
+    geometry: Annotated[
+        Path | None, typer.Option(metavar="GEO.json", help="Its geometry; P.json if not given.")
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="IN.nii.gz", help="Recover at this image's voxels, and compare with it (PSNR, SSIM)."),
+    ] = None,
+    i0: Annotated[
+        float | None, typer.Option(help="The stack holds raw intensities, of so many counts without a volume.")
+    ] = None,
+    out: _Out = None,
+    reconstruction: _Reconstruction = None,
+    voxels: _Voxels = None,
+    report: _Report = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    **settings: Any,
+) -> None:
+    """Recover a volume, as Gaussians, from few X-ray projections.
+
+    Ctrl-C ends it and keeps what it has reached: the files are written. A second one aborts.
+    """
+    asked = RecoverSettings(**settings)
+    outputs = _Outputs(out, reconstruction, voxels, report)
+    files = outputs.checked([p for p in (projections, geometry, like) if p is not None])
+    from ..reconstruction.problem import Problem
+    from ..tomography.beer_lambert import attenuation
+    from ..tomography.projections import read_projections
+    from ..tomography.scan import grid_of_scan
+
+    stack = read_projections(projections, geometry)
+    image = None if like is None else _read_image(like)
+    images = stack.images if i0 is None else attenuation(stack.images, i0)
+    grid = grid_of_scan(stack.scan) if image is None else image.grid
+    problem = Problem(grid, (images, stack.scan), truth=None if image is None else image.data)
+    _finish(problem.recovery(asked), image, outputs, files, quiet)
+
+
+@app.command()
+@with_settings(RecoverSettings)
+def from_slices(
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume whose slices are known.")],
+    keep_every: Annotated[
+        int, typer.Option(min=1, help="Only every so many-th slice is known; the others are compared with.")
+    ] = 1,
+    axis: Annotated[Literal["z", "y", "x"], typer.Option(help="Along which the slices are stacked.")] = "z",
+    thickness: Annotated[float, typer.Option(min=0, help="Of the slices, full width at half maximum, mm.")] = 0.0,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="STACK.nii.gz", help="Another stack of the same volume, of any orientation; repeatable."),
+    ] = None,
+    also_thickness: Annotated[
+        list[float] | None, typer.Option(min=0, help="Of its slices, in the order of --also; 0 if none is given.")
+    ] = None,
+    projections: Annotated[
+        Path | None, typer.Option(metavar="P.nii.gz", help="X-rays around the middle of the volume, as well.")
+    ] = None,
+    geometry: Annotated[
+        Path | None, typer.Option(metavar="GEO.json", help="Of the projections; P.json if not given.")
+    ] = None,
+    out: _Out = None,
+    reconstruction: _Reconstruction = None,
+    voxels: _Voxels = None,
+    report: _Report = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    **settings: Any,
+) -> None:
+    """Recover a volume, as Gaussians, from some of its slices.
+
+    With --keep-every 1 all slices are known, and the volume is recovered with as many slices as make its voxels as long
+    along the axis as across.
+    """
+    asked = RecoverSettings(**settings)
+    outputs = _Outputs(out, reconstruction, voxels, report)
+    others = also or []
+    thicknesses = also_thickness or [0.0] * len(others)
+    if len(thicknesses) != len(others):
+        raise InputError(f"There are {len(others)} --also and {len(thicknesses)} --also-thickness; give as many.")
+    if geometry is not None and projections is None:
+        raise InputError("--geometry is that of --projections; give both, or neither.")
+    files = outputs.checked([p for p in (image, *others, projections, geometry) if p is not None])
+    import numpy as np
+
+    from ..reconstruction.problem import Problem, Stack, isotropic, longest_step
+    from ..reconstruction.slice_metrics import cubic, missing_psnr
+    from ..tomography.projections import read_projections
+
+    source, along = _read_image(image), "zyx".index(axis)
+    known = np.arange(source.data.shape[along]) % keep_every == 0
+    stacks = [Stack(source.data, source.grid, along, keep_every, thickness)]
+    for path, thick in zip(others, thicknesses, strict=True):
+        other = _read_image(path)
+        stacks.append(Stack(other.data, other.grid, longest_step(other.grid), thickness=thick))
+    stack = None if projections is None else read_projections(projections, geometry)
+    problem = Problem(
+        isotropic(source.grid, along) if keep_every == 1 else source.grid,
+        None if stack is None else (stack.images, stack.scan),
+        stacks,
+        truth=None if keep_every == 1 else source.data,
+    )
+
+    def missing(result: Recovered) -> dict[str, float]:
+        if known.all():
+            return {}
+        return {
+            "psnr_missing_db": missing_psnr(result.reconstruction, source.data, known, along),
+            "psnr_missing_cubic_db": missing_psnr(cubic(source.data, known, along), source.data, known, along),
+        }
+
+    _finish(problem.recovery(asked), source, outputs, files, quiet, missing)
+
+
+def _read_image(path: Path) -> NiftiImage:
+    from ..io.nifti import read_nifti
+
+    image = read_nifti(path)
+    volume = select_volume(image, path, None)
+    if volume.ndim != 3:
+        raise InputError(f"{path} is an image of two axes; a volume is needed.")
+    return image
+
+
+def _finish(
+    recovery: Recovery,
+    source: NiftiImage | None,
+    outputs: _Outputs,
+    files: list[Path],
+    quiet: bool,
+    more: Callable[[Recovered], dict[str, float]] = lambda result: {},
+) -> None:
+    """Run a recovery behind a progress bar, write its files, and say what it reached."""
+    from ..io.nifti import write_nifti
+
+    with StopSignal() as stop:
+        result = _run_reconstruction(recovery, stop, quiet)
+        figures = result.report() | (others := more(result))
+        if outputs.out is not None:
+            result.gaussians.save(outputs.out)
+        same = source is not None and source.grid.shape == recovery.grid.shape
+        for path, volume in ((outputs.reconstruction, result.reconstruction), (outputs.voxels, result.voxels)):
+            if path is not None:
+                write_nifti(path, volume, recovery.grid, like=source if same else None)
+        if outputs.report is not None:
+            write_report(outputs.report, figures)
+    if quiet:
+        return
+    print(result.message)
+    against = "" if result.psnr_db is None else f"PSNR {result.psnr_db:.2f} dB, "
+    print(f"{against}misfit {result.misfit:.3g}, {len(result.gaussians):,} Gaussians, {result.seconds:.1f} s")
+    if others:
+        print(
+            f"Missing slices: {others['psnr_missing_db']:.2f} dB, "
+            f"a cubic spline has {others['psnr_missing_cubic_db']:.2f} dB"
+        )
+    print_files(files)
+
+
+def _run_reconstruction(recovery: Recovery, stop: StopSignal, quiet: bool) -> Recovered:
+    with progress_bar(quiet) as show:
+        for step in recovery.steps(stop):
+            stop.begun = True
+            now = step.now
+            psnr = "" if now.psnr_db is None else f"{now.psnr_db:.2f} dB  "
+            show(step.message, step.progress, f"{now.n_gaussians:,} Gaussians  {psnr}{now.seconds:.0f} s")
+        return recovery.result(step)

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from ..rendering.settings import RenderMode, TrainSettings
 from ..rendering.volume.transfer_functions import Preset
-from .gaussians import _FIGURES, _bar, _check_outputs, _list, _one_volume, _Stop, _with_settings, _write_report, app
+from .app import app
+from .files import check_outputs, print_files, select_volume, write_report
+from .options import REPORT_SUFFIXES, with_settings
+from .progress import StopSignal, progress_bar
 
 if TYPE_CHECKING:
     from ..rendering.scene import Scene
@@ -51,8 +55,8 @@ def views(
     middle to the camera, and intrinsics (V, 3, 3).
     """
     if mode != "dvr" and (preset or transfer):
-        raise ValueError(f"--preset and --tf choose colours, and --mode {mode} has none; leave them out.")
-    [path] = _check_outputs([p for p in (volume, transfer, mask) if p is not None], out=(out, _VIEWS))
+        raise InputError(f"--preset and --tf choose colours, and --mode {mode} has none; leave them out.")
+    [path] = check_outputs([p for p in (volume, transfer, mask) if p is not None], out=(out, _VIEWS))
     import numpy as np
 
     from ..rendering.volume.dvr import render_views
@@ -60,7 +64,7 @@ def views(
     scene = _scene(volume, preset, transfer, mask, shading, time_point)
     cameras = scene.cameras(count, size, orthographic=orthographic)
     images = []
-    with _bar(quiet) as show:
+    with progress_bar(quiet) as show:
         for image in render_views(
             scene.volume, scene.voxel_size, cameras, mode, scene.transfer if mode == "dvr" else None,
             step=step, shading=shading, mask=scene.mask,
@@ -70,11 +74,11 @@ def views(
     cameras.save(out, np.stack(images))
     if not quiet:
         print(f"{count} views of {size} x {size} pixels, {np.min(images):.4g} to {np.max(images):.4g}")
-        _list([path])
+        print_files([path])
 
 
 @app.command()
-@_with_settings(TrainSettings)
+@with_settings(TrainSettings)
 def train_views(
     volume: _Volume,
     out: Annotated[Path | None, typer.Option(metavar="MODEL.ply", help="The splats to write.")] = None,
@@ -93,17 +97,17 @@ def train_views(
     """
     asked = TrainSettings(**settings)
     inputs = [p for p in (volume, transfer, mask) if p is not None]
-    files = _check_outputs(inputs, out=(out, _SPLATS), report=(report, _FIGURES))
+    files = check_outputs(inputs, out=(out, _SPLATS), report=(report, REPORT_SUFFIXES))
     from ..rendering.splats.ply import write_splats
     from ..rendering.splats.training import Training
 
     training = Training(_scene(volume, preset, transfer, mask, shading, time_point), **asked.model_dump())
-    with _Stop() as stop:
-        result = _run(training, stop, quiet)
+    with StopSignal() as stop:
+        result = _run_training(training, stop, quiet)
         if out is not None:
             write_splats(out, result.splats)
         if report is not None:
-            _write_report(report, result.report())
+            write_report(report, result.report())
     if quiet:
         return
     print(result.message)
@@ -111,7 +115,7 @@ def train_views(
         f"Views held out: {result.psnr_db:.2f} dB, SSIM {result.ssim:.4f}; {len(result.splats):,} Gaussians, "
         f"{result.fps:.0f} views a second, {result.seconds:.1f} s"
     )
-    _list(files)
+    print_files(files)
 
 
 @app.command()
@@ -123,7 +127,7 @@ def render(
     sh_degree: Annotated[int | None, typer.Option(min=0, max=3, help="Leave harmonics of a higher degree out.")] = None,
 ) -> None:
     """Render splats from the cameras of a file; where that has images, say how near they come."""
-    [path] = _check_outputs([model, cameras], out=(out, _VIEWS))
+    [path] = check_outputs([model, cameras], out=(out, _VIEWS))
     import time
 
     import numpy as np
@@ -143,7 +147,7 @@ def render(
     print(f"{len(around)} views of {width} x {height} pixels, {len(around) / seconds:.0f} a second")
     if references is not None and references.shape == images.shape:
         print(f"PSNR to the images of {cameras}: {psnr_between(references, np.clip(images, 0, 1), 1.0):.2f} dB")
-    _list([path])
+    print_files([path])
 
 
 def _scene(
@@ -160,28 +164,28 @@ def _scene(
     from ..rendering.scene import Scene
     from ..rendering.volume.transfer_functions import TransferFunction
     from ..rendering.volume.transfer_functions import preset as named
-    from ..tomography.scan import voxel_size_mm
+    from ..units import voxel_size_mm
 
     if preset is not None and transfer is not None:
-        raise ValueError("--preset and --tf both choose colours; give one of them.")
+        raise InputError("--preset and --tf both choose colours; give one of them.")
     image = read_nifti(volume)
-    array = _one_volume(image, volume, time_point)
+    array = select_volume(image, volume, time_point)
     if array.ndim != 3:
-        raise ValueError(f"{volume} is an image of two axes; views are of a volume.")
+        raise InputError(f"{volume} is an image of two axes; views are of a volume.")
     colours = named(preset or "gray", array) if transfer is None else TransferFunction.load(transfer)
     inside = None
     if mask is not None:
         inside = np.asarray(read_nifti(mask).data)
         if inside.shape != array.shape:
-            raise ValueError(
+            raise InputError(
                 f"{mask} has the shape {inside.shape}, the volume {array.shape}; labels are of its voxels."
             )
     return Scene(array, voxel_size_mm(image.grid), colours, shading, mask=inside)
 
 
-def _run(training: Training, stop: _Stop, quiet: bool) -> Trained:
+def _run_training(training: Training, stop: StopSignal, quiet: bool) -> Trained:
     step = None
-    with _bar(quiet) as show:
+    with progress_bar(quiet) as show:
         for step in training.steps(stop):
             stop.begun = step.splats is not None
             reached = ""
@@ -190,5 +194,5 @@ def _run(training: Training, stop: _Stop, quiet: bool) -> Trained:
                 reached = f"{now.psnr_db:.2f} dB  {now.n_gaussians:,} Gaussians  "
             show(step.message, step.progress, f"{reached}{step.seconds:.0f} s")
     if step is None or step.splats is None:
-        raise ValueError("It was stopped before there was anything to keep.")
+        raise InputError("It was stopped before there was anything to keep.")
     return training.result(step)

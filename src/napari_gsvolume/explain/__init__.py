@@ -9,12 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .concepts.attribution import component_gradient
     from .concepts.cav import Concept, Examples, concept_vector, sensitivities
     from .concepts.concept_maps import concept_maps
     from .concepts.cross_validation import Measure
     from .concepts.interventions import Counterfactual, Edit, edited, spread
     from .concepts.labels import block_groups, labels_at
-    from .concepts.patches import ConceptMap, Patch, Patches, component_gradient, concept_map, top_patches
+    from .concepts.patches import ConceptMap, Patch, Patches, concept_map, top_patches
     from .concepts.probing import Probe, linear_probe, probe_steps
     from .concepts.tcav import TCAV, TCAVStep, run_tcav, tcav_steps
     from .decomposition.activations import activation_steps, activations

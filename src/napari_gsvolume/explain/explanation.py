@@ -16,13 +16,13 @@ from .decomposition.attention import Attention, attention
 from .decomposition.components import Decomposition
 from .decomposition.jacobian import jacobian
 from .decomposition.metrics import participation_ratio
+from .findings.attention_heads import heads_alike
 from .findings.finding import Finding, Thresholds
 from .findings.layer_detectors import collapse, dead_units, redundant_units
 from .findings.probe_inputs import Probe, covariance
 from .models.inputs import Images, Place, Volume, images_for
 from .models.loading import Loaded, named_layers
 from .settings import ExplainSettings
-from .tracking.tracker import heads_alike
 
 _ATTENDED = 16  # inputs whose attention is decomposed, at most
 _TOLERANCE, _PRODUCTS = 1e-3, 500  # of Jacobians: for pictures; `missed` says what is open

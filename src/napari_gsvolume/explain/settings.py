@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ..grid import Axis
 from ..settings import Count
-from ..super_resolution.settings import Axis
 
 What = Literal["activations", "jacobian", "attention", "all"]
 Normalise = Literal["standard", "unit", "robust", "none"]

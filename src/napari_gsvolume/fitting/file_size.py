@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..gaussians import GaussianVolume
 from ..grid import Grid
 from ..io.gsv.format import CELL, decoded, floats, pack, short
@@ -33,7 +34,7 @@ def check_size(n_bytes: int, grid: Grid) -> None:
     nothing = GaussianVolume(torch.zeros(0, ndim), torch.zeros(0, ndim, ndim), torch.zeros(0), grid)
     least = len(pack(to_codes(nothing, 1.0)[0], 1.0, nothing)) + 20 * ndim
     if n_bytes < least:
-        raise ValueError(
+        raise InputError(
             f"A file of {n_bytes:,} bytes is too small for even one Gaussian, which takes about {least}; "
             "ask for a larger file, or a smaller ratio."
         )
@@ -85,7 +86,7 @@ def _of_size(gaussians: GaussianVolume, n_bytes: int) -> tuple[float, Codes, NDA
         else:
             high = step
     if best is None:
-        raise ValueError(f"A file of {n_bytes:,} bytes is too small for even one Gaussian; ask for a larger one.")
+        raise InputError(f"A file of {n_bytes:,} bytes is too small for even one Gaussian; ask for a larger one.")
     return best
 
 

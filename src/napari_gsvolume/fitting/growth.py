@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..kernels import gather
 from ..operators.gaussian_sum import Gaussians
 from .settings import FitSettings
@@ -96,7 +97,7 @@ def make_plan(settings: FitSettings, n_valid: int, n_voxels: int, ndim: int) -> 
     n_bytes = file_size(settings, n_voxels)
     if settings.gaussians is not None:
         if settings.gaussians > n_valid:
-            raise ValueError(
+            raise InputError(
                 f"{settings.gaussians:,} Gaussians are more than the {n_valid:,} voxels there are to fit; "
                 "ask for fewer."
             )

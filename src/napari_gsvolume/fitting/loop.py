@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..devices import idle_gpu
+from ..errors import InputError
 from ..grid import Grid
 from ..kernels import available_device, prepare
 from ..memory import check_device, give_back, ran_out, too_little
@@ -104,10 +105,10 @@ def fit_steps(
     options = made(FitSettings, **settings)
     array = check_volume(volume)
     if affine is not None and grid is not None:
-        raise ValueError("Give an affine or a grid, not both.")
+        raise InputError("Give an affine or a grid, not both.")
     grid = grid or Grid(array.shape, affine)
     if grid.shape != array.shape:
-        raise ValueError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
+        raise InputError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
     device = available_device(options.device)
     target = make_target(array, grid)
     if options.device == "auto" and (note := idle_gpu()):

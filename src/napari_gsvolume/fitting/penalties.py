@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..kernels import n_monomials
 from ..operators.gaussian_sum import Gaussians, multiplicity, symmetric, triangle, upper
 from ..operators.small_matrices import inverse
@@ -114,7 +115,7 @@ class _OnPairs(_Mean):
     def _batches(self, gaussians: Gaussians) -> Sequence[Tensor]:
         """Return the pairs, some columns at a time."""
         if len(gaussians.weights) != self._refreshed:
-            raise ValueError(f"Neighbours are of {self._refreshed} Gaussians, not {len(gaussians.weights)}: refresh.")
+            raise InputError(f"Neighbours are of {self._refreshed} Gaussians, not {len(gaussians.weights)}: refresh.")
         return torch.split(self._pairs, _PAIRS, dim=1)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..errors import InputError
 from ..settings import Count, NotNegative, Positive
 
 Population = Literal["residual", "gradient", "saddle", "mcmc", "merge"]
@@ -83,16 +84,16 @@ class FitSettings(BaseModel):
     @model_validator(mode="after")
     def _go_together(self) -> Self:
         if self.ratio is not None and self.target_bytes is not None:
-            raise ValueError("give a ratio or a number of bytes, not both")
+            raise InputError("give a ratio or a number of bytes, not both")
         if self.data_term != "weights":
             if self.batch_fraction < 1:
-                raise ValueError(f"the data term '{self.data_term}' needs all voxels; leave the batch fraction at 1")
+                raise InputError(f"the data term '{self.data_term}' needs all voxels; leave the batch fraction at 1")
             if self.population != "residual":
-                raise ValueError(f"the data term '{self.data_term}' has no weights to share; choose residual births")
+                raise InputError(f"the data term '{self.data_term}' has no weights to share; choose residual births")
             if self.lambda_sparsity > 0:
-                raise ValueError(f"the data term '{self.data_term}' has no weights that sparsity could lower")
+                raise InputError(f"the data term '{self.data_term}' has no weights that sparsity could lower")
             if self.ratio is not None or self.target_bytes is not None:
-                raise ValueError(f"the data term '{self.data_term}' has no file of its own; leave ratio and bytes out")
+                raise InputError(f"the data term '{self.data_term}' has no file of its own; leave ratio and bytes out")
         return self
 
     @property

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..kernels import gather
 from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric, transposed_derivative
 from .growth import births, spacing
@@ -250,7 +251,7 @@ def strategy(name: str) -> Strategy:
         If there is none.
     """
     if name not in _STRATEGIES:
-        raise ValueError(f"There is no strategy {name!r}; choose one of {', '.join(STRATEGIES)}.")
+        raise InputError(f"There is no strategy {name!r}; choose one of {', '.join(STRATEGIES)}.")
     return _STRATEGIES[name]()
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .. import memory
+from ..errors import InputError
 from ..grid import Grid
 
 
@@ -57,16 +58,16 @@ def check_volume(volume: ArrayLike, *, free_bytes: int | None = None) -> NDArray
     shape = np.shape(volume)
     if len(shape) not in (2, 3):
         hint = "; choose one time point or channel" if len(shape) > 3 else ""
-        raise ValueError(f"A fit needs a 2D or 3D volume; this one has {len(shape)} axes (shape {shape}){hint}.")
+        raise InputError(f"A fit needs a 2D or 3D volume; this one has {len(shape)} axes (shape {shape}){hint}.")
     size = math.prod(shape)
     if size == 0:
-        raise ValueError(f"The volume is empty (shape {shape}).")
+        raise InputError(f"The volume is empty (shape {shape}).")
     memory.check_host(shape, free_bytes)
     array = np.asarray(volume)
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"A fit needs real numbers; this volume holds {array.dtype}.")
+        raise InputError(f"A fit needs real numbers; this volume holds {array.dtype}.")
     return array
 
 
@@ -74,23 +75,23 @@ def make_target(volume: ArrayLike, grid: Grid) -> Target:
     """Return the volume scaled for the solvers; see `check_volume` for what is raised."""
     array = check_volume(volume)
     if array.size < 2:
-        raise ValueError("The volume is a single voxel: there is nothing to fit.")
+        raise InputError("The volume is a single voxel: there is nothing to fit.")
     notes: list[str] = []
     valid = np.isfinite(array)
     n_valid = int(valid.sum())
     if n_valid < 2:
-        raise ValueError("The volume has no finite voxels to fit (NaN or infinite everywhere).")
+        raise InputError("The volume has no finite voxels to fit (NaN or infinite everywhere).")
     missing = array.size - n_valid
     if missing:
         notes.append(f"{missing:,} voxels are NaN or infinite; they are left out of the fit.")
     finite = array[valid] if missing else array
     low, high = float(finite.min()), float(finite.max())
     if not high > low:
-        raise ValueError(f"The volume is constant (every voxel is {low:g}): there is nothing to fit.")
+        raise InputError(f"The volume is constant (every voxel is {low:g}): there is nothing to fit.")
     with np.errstate(over="ignore"):
         span = np.float64(high) - np.float64(low)
     if not span < np.finfo(np.float32).max:
-        raise ValueError(f"The intensities span {low:g} to {high:g}, more than float32 holds; scale the volume first.")
+        raise InputError(f"The intensities span {low:g} to {high:g}, more than float32 holds; scale the volume first.")
     # To [0, 1] in float64, a buffer at a time: large integers and offsets do not survive float32.
     values = np.zeros(array.shape, np.float32)
     np.subtract(array, low, out=values, dtype=np.float64, casting="same_kind", where=valid)

@@ -7,6 +7,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..gaussians import GaussianVolume
 from ..grid import Grid
 from .ply import ply_path, write_vertices
@@ -57,16 +58,16 @@ def write_ply(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
     """
     path = ply_path(path)
     if gaussians.ndim != 3:
-        raise ValueError(f"A PLY file of splats holds Gaussians in 3D; these are {gaussians.ndim}D.")
+        raise InputError(f"A PLY file of splats holds Gaussians in 3D; these are {gaussians.ndim}D.")
     if not len(gaussians):
-        raise ValueError("There are no Gaussians to write to a PLY file, and viewers need one at least.")
+        raise InputError("There are no Gaussians to write to a PLY file, and viewers need one at least.")
 
     world = gaussians.on_grid(Grid(gaussians.grid.shape))  # index coordinates of a unit grid are those of the world
     with np.errstate(divide="ignore", over="ignore"):  # refused below
         scales, quaternions = world.scales_and_quaternions()
         log_scales = np.log(scales)
     if not np.isfinite(log_scales).all():
-        raise ValueError("A Gaussian is infinitely wide or thin, which a PLY file of splats cannot hold.")
+        raise InputError("A Gaussian is infinitely wide or thin, which a PLY file of splats cannot hold.")
     colours, opacities = _appearance(gaussians)
 
     table = np.zeros((len(gaussians), len(_PROPERTIES)), np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.numpy import save
 
+from ..errors import InputError
 from ..gaussians import GaussianVolume
 from ..grid import Grid
 from .atomic import replaced
@@ -42,11 +43,11 @@ def write_safetensors(path: str | os.PathLike[str], gaussians: GaussianVolume) -
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
-        raise ValueError(f"The name of a file of Gaussians ends in .safetensors; got {path.name}.")
+        raise InputError(f"The name of a file of Gaussians ends in .safetensors; got {path.name}.")
     try:
         metadata = json.dumps(gaussians.metadata)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The metadata of the Gaussians cannot be written as JSON: {one_line(error)}.") from error
+        raise InputError(f"The metadata of the Gaussians cannot be written as JSON: {one_line(error)}.") from error
     texts = {
         "format": _FORMAT,
         "grid": json.dumps(gaussians.grid.to_dict()),
@@ -89,27 +90,27 @@ def _parse(file: Any) -> GaussianVolume:
     texts: dict[str, str] = file.metadata() or {}
     written_as = texts.get("format", "")
     if not written_as.startswith(_PROGRAM):
-        raise ValueError("it is a safetensors file of another program")
+        raise InputError("it is a safetensors file of another program")
     if written_as != _FORMAT:
-        raise ValueError(f"its format is {written_as}, and this version reads {_FORMAT}; try a newer napari-gsvolume")
+        raise InputError(f"its format is {written_as}, and this version reads {_FORMAT}; try a newer napari-gsvolume")
     missing = [name for name in _TENSORS if name not in file.keys()]  # noqa: SIM118 - no mapping
     missing += [name for name in _TEXTS if name not in texts]
     if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}")
+        raise InputError(f"it lacks {', '.join(missing)}")
     for name in _TENSORS:
         stored = file.get_slice(name)
         if stored.get_dtype() != "F32" or not stored.get_shape():
-            raise ValueError(f"its {name} are not an array of float32")
+            raise InputError(f"its {name} are not an array of float32")
     try:
         grid = Grid.from_dict(_json_object(texts["grid"]))
     except KeyError as error:
-        raise ValueError(f"its grid lacks {error}") from error
+        raise InputError(f"its grid lacks {error}") from error
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"its grid is damaged ({one_line(error)})") from error
+        raise InputError(f"its grid is damaged ({one_line(error)})") from error
     try:
         metadata = _json_object(texts["metadata"])
     except ValueError as error:
-        raise ValueError(f"its metadata are damaged ({one_line(error)})") from error
+        raise InputError(f"its metadata are damaged ({one_line(error)})") from error
     tensors = {name: torch.from_numpy(file.get_tensor(name)) for name in _TENSORS}
     return GaussianVolume(**tensors, grid=grid, background=float(texts["background"]), metadata=metadata)
 
@@ -118,7 +119,7 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except RecursionError as error:
-        raise ValueError("JSON nested too deeply") from error
+        raise InputError("JSON nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError("no JSON object")
+        raise InputError("no JSON object")
     return value

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import FileFormatError, InputError
+
 if TYPE_CHECKING:
     from ..gaussians import GaussianVolume
 
@@ -13,10 +15,6 @@ GAUSSIAN_FILES = (".safetensors", ".gsv")
 """Files of Gaussians that can be written and read."""
 EXPORTS = (".ply",)
 """Files of Gaussians that can be written only."""
-
-
-class FileFormatError(ValueError):
-    """A damaged or foreign file; the message is one sentence that names the file and the reason."""
 
 
 def write_gaussians(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
@@ -36,7 +34,7 @@ def write_gaussians(path: str | os.PathLike[str], gaussians: GaussianVolume) -> 
         write_safetensors(path, gaussians)
     else:
         endings = f"{', '.join(GAUSSIAN_FILES)} or {EXPORTS[0]}"
-        raise ValueError(f"The name of a file of Gaussians ends in {endings}; got {Path(path).name}.")
+        raise InputError(f"The name of a file of Gaussians ends in {endings}; got {Path(path).name}.")
 
 
 def read_gaussians(path: str | os.PathLike[str]) -> GaussianVolume:

@@ -18,9 +18,9 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import ArrayLike, NDArray
 
+from ..errors import FileFormatError, InputError
 from ..grid import Grid
 from .atomic import replaced
-from .gaussians import FileFormatError
 
 # The two halves of the header's `xyzt_units`.
 _SPACE_BITS, _TIME_BITS = 0b000111, 0b111000
@@ -153,7 +153,7 @@ def write_nifti(
     """
     path = Path(path)
     if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError(f"The name of a NIfTI file ends in .nii or .nii.gz; got {path.name}.")
+        raise InputError(f"The name of a NIfTI file ends in .nii or .nii.gz; got {path.name}.")
     image = _image(data, grid, like, time_step, time_unit)
 
     with replaced(path) as temporary, Opener(temporary, "wb") as file:  # the suffix has nibabel compress
@@ -181,10 +181,10 @@ def _parse(content: bytes) -> NiftiImage:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3, 4) or min(shape) < 1:
-        raise ValueError(f"an image has 2 to 4 axes and no empty one, and its shape is {shape}")
+        raise InputError(f"an image has 2 to 4 axes and no empty one, and its shape is {shape}")
     wanted, there = math.prod(shape) * stored.dtype.itemsize, len(content) - stored.offset
     if there < wanted:
-        raise ValueError(f"it is cut short, with {max(there, 0)} of {wanted} bytes of data")
+        raise InputError(f"it is cut short, with {max(there, 0)} of {wanted} bytes of data")
     if len(shape) == 2 and not _lies_in_xy(image.affine):
         shape += (1,)
 
@@ -208,14 +208,14 @@ def _parse(content: bytes) -> NiftiImage:
 def _load(content: bytes) -> Any:
     """Return nibabel's image; a ValueError says why there is none."""
     if not content:
-        raise ValueError("it is empty")
+        raise InputError("it is empty")
     for kind in (nib.Nifti1Image, nib.Nifti2Image):
         if kind.header_class.may_contain_header(content):
             try:
                 return kind.from_bytes(content)
             except _HEADER_ERRORS as error:
-                raise ValueError(f"its header is damaged ({_one_line(error)})") from error
-    raise ValueError("it is not a NIfTI file")
+                raise InputError(f"its header is damaged ({_one_line(error)})") from error
+    raise InputError("it is not a NIfTI file")
 
 
 def _values(stored: Any) -> NDArray[Any]:
@@ -224,7 +224,7 @@ def _values(stored: Any) -> NDArray[Any]:
     if dtype.names is not None or (dtype.kind in "iu" and stored.slope == 1 and stored.inter == 0):
         return np.asarray(stored.get_unscaled()).astype(dtype, copy=False)
     if dtype.kind not in "iuf":
-        raise ValueError(f"its numbers are {dtype}, and only real ones can be shown")
+        raise InputError(f"its numbers are {dtype}, and only real ones can be shown")
     with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for every cast
         return np.asarray(stored, dtype=np.float32)
 
@@ -233,10 +233,10 @@ def _image(data: ArrayLike, grid: Grid, like: NiftiImage | None, time_step: floa
     """Return nibabel's image, ready to be written."""
     array = np.asarray(data)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"A NIfTI file is written from real numbers; got {array.dtype}.")
+        raise InputError(f"A NIfTI file is written from real numbers; got {array.dtype}.")
     timed = grid.ndim == 3 and array.ndim == 4
     if array.shape[timed:] != grid.shape or array.size == 0:
-        raise ValueError(f"Data of shape {array.shape} do not lie on a grid of shape {grid.shape}.")
+        raise InputError(f"Data of shape {array.shape} do not lie on a grid of shape {grid.shape}.")
 
     if like is None:
         header = nib.Nifti1Header()
@@ -261,7 +261,7 @@ def _image(data: ArrayLike, grid: Grid, like: NiftiImage | None, time_step: floa
         header["pixdim"][4] = 1 if step is None else step
         if time_unit is not None:
             if time_unit not in _TIME_CODES:
-                raise ValueError(f"NIfTI has no time unit {time_unit}; choose from {', '.join(_TIME_CODES)}.")
+                raise InputError(f"NIfTI has no time unit {time_unit}; choose from {', '.join(_TIME_CODES)}.")
             time = _TIME_CODES[time_unit]
     header["xyzt_units"] = space | time
     return kind(array.astype(np.float32, copy=False).T, None, header)

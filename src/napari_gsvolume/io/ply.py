@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .atomic import replaced
 
 _MAX_HEADER = 1 << 20  # bytes; those of splats have some 1,500
@@ -38,7 +39,7 @@ def ply_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a file to write; raise ValueError unless it ends in ``.ply``."""
     path = Path(path)
     if path.suffix.lower() != ".ply":
-        raise ValueError(f"The name of a PLY file ends in .ply; got {path.name}.")
+        raise InputError(f"The name of a PLY file ends in .ply; got {path.name}.")
     return path
 
 
@@ -75,15 +76,15 @@ def read_vertices(path: Path) -> NDArray[Any]:
         head = file.read(_MAX_HEADER)
         # Old files end lines by carriage returns; what the first line ends in tells where the header does.
         if not (first := re.match(rb"ply(\r\n|\n|\r)", head)):
-            raise ValueError("it is no PLY file")
+            raise InputError("it is no PLY file")
         last = first[1] + b"end_header" + first[1]  # which a comment may tell of, but not in a line of its own
         if (end := head.find(last)) < 0:
-            raise ValueError("its header has no end")
+            raise InputError("its header has no end")
         dtype, count, skipped = _layout([line.decode("latin-1") for line in head[first.end() : end].split(first[1])])
         start = end + len(last) + skipped
         needed = count * dtype.itemsize
         if start + needed > size:  # before any memory is asked for
-            raise ValueError(f"it is cut short: its vertices end at byte {start + needed:,} and the file at {size:,}")
+            raise InputError(f"it is cut short: its vertices end at byte {start + needed:,} and the file at {size:,}")
         file.seek(start)
         return np.frombuffer(file.read(needed), dtype, count)
 
@@ -96,7 +97,7 @@ def _layout(lines: list[str]) -> tuple[np.dtype[Any], int, int]:
             case [] | ["comment" | "obj_info", *_]:
                 pass
             case ["format", "ascii", *_]:
-                raise ValueError("it is a PLY file of text, and only binary ones are read")
+                raise InputError("it is a PLY file of text, and only binary ones are read")
             case ["format", "binary_little_endian" | "binary_big_endian" as kind, "1.0"]:
                 order = "<" if kind == "binary_little_endian" else ">"
             case ["element", name, count] if re.fullmatch("[0-9]{1,18}", count):
@@ -106,21 +107,21 @@ def _layout(lines: list[str]) -> tuple[np.dtype[Any], int, int]:
             case ["property", kind, name] if elements and kind in _TYPES:
                 elements[-1].fields.append((name, _TYPES[kind]))
             case _:
-                raise ValueError(f"its header has a line that makes no sense, {line[:60]!r}")
+                raise InputError(f"its header has a line that makes no sense, {line[:60]!r}")
     if not order:
-        raise ValueError("its header does not tell the format")
+        raise InputError("its header does not tell the format")
 
     skipped = 0
     for element in elements:
         if element.has_lists:
-            raise ValueError(f"its {element.name[:60]!r} have a list, which no file of splats has up to the vertices")
+            raise InputError(f"its {element.name[:60]!r} have a list, which no file of splats has up to the vertices")
         if len({name for name, _ in element.fields}) < len(element.fields):
-            raise ValueError(f"its {element.name[:60]!r} have two properties of one name")
+            raise InputError(f"its {element.name[:60]!r} have two properties of one name")
         dtype = np.dtype([(name, order + kind) for name, kind in element.fields])
         if element.name != "vertex":
             skipped += element.count * dtype.itemsize
         elif not element.count or not element.fields:
-            raise ValueError("it has no vertices")
+            raise InputError("it has no vertices")
         else:
             return dtype, element.count, skipped
-    raise ValueError("it has no vertices")
+    raise InputError("it has no vertices")

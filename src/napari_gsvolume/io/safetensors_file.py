@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .gaussians import FileFormatError
+from ..errors import FileFormatError
 
 
 @contextmanager

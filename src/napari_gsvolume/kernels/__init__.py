@@ -27,14 +27,12 @@ import torch
 from torch import Tensor
 
 from ..devices import available_device, devices, first_sentence, unusable
+from ..errors import InputError
+from .constants import NOT_FINITE, SUPPORT
 
 __all__ = [
     "SUPPORT", "available_device", "devices", "gather", "gather_flat", "n_monomials", "prepare", "splat", "splat_flat",
 ]  # fmt: skip
-
-SUPPORT = 3.3
-"""Radius, in standard deviations, beyond which a Gaussian is zero (it has fallen to 0.4 % of its peak)."""
-NOT_FINITE = "A Gaussian's mean or factor is NaN or infinite."
 
 
 def _kernels(device: torch.device) -> ModuleType:
@@ -65,7 +63,7 @@ def prepare(device: torch.device) -> None:
     except Exception as error:  # of numba's, of the driver's: there are many
         if device.type == "cpu":
             raise
-        raise ValueError(f"{unusable(str(device), f'its kernels do not run ({first_sentence(error)}).')}") from error
+        raise InputError(f"{unusable(str(device), f'its kernels do not run ({first_sentence(error)}).')}") from error
 
 
 def n_monomials(ndim: int) -> int:
@@ -104,7 +102,7 @@ def splat(
     _check(means, factors, coefficients, len(shape))
     _check_support(support)
     if coefficients.shape != (len(means), n_monomials(len(shape))):
-        raise ValueError(
+        raise InputError(
             f"{len(means)} Gaussians in {len(shape)}D need coefficients of shape "
             f"{(len(means), n_monomials(len(shape)))}; got {tuple(coefficients.shape)}."
         )
@@ -169,7 +167,7 @@ def splat_flat(means: Tensor, factors: Tensor, values: Tensor, shape: Sequence[i
     _check(means, factors, values, len(shape))
     _check_support(support, math.inf)
     if values.shape != (len(means),):
-        raise ValueError(f"{len(means)} ellipsoids need as many values; got values of shape {tuple(values.shape)}.")
+        raise InputError(f"{len(means)} ellipsoids need as many values; got values of shape {tuple(values.shape)}.")
     _check_finite("A value is NaN or infinite.", values)
     sums: Tensor = _kernels(means.device).splat_flat(means, factors, values, tuple(shape), support)
     return sums
@@ -204,25 +202,25 @@ def gather_flat(means: Tensor, factors: Tensor, grid: Tensor, support: float) ->
 def _check(means: Tensor, factors: Tensor, amounts: Tensor, ndim: int) -> None:
     """Raise ValueError unless means and factors are of that many axes, finite, and where the amounts are."""
     if ndim not in (2, 3):
-        raise ValueError(f"The kernels work on grids of 2 or 3 axes; this one has {ndim}.")
+        raise InputError(f"The kernels work on grids of 2 or 3 axes; this one has {ndim}.")
     n = len(means)
     if means.shape != (n, ndim) or factors.shape != (n, ndim, ndim):
-        raise ValueError(
+        raise InputError(
             f"On a {ndim}D grid means are (N, {ndim}) and factors (N, {ndim}, {ndim}); "
             f"got {tuple(means.shape)} and {tuple(factors.shape)}."
         )
     if not means.device == factors.device == amounts.device:
-        raise ValueError(f"Tensors have to be on one device; got {means.device}, {factors.device}, {amounts.device}.")
+        raise InputError(f"Tensors have to be on one device; got {means.device}, {factors.device}, {amounts.device}.")
     _check_finite(NOT_FINITE, means, factors)
 
 
 def _check_finite(message: str, *tensors: Tensor) -> None:
     """Raise ValueError if a tensor on the CPU is not finite; for one on a GPU the host would have to wait."""
     if any(t.device.type == "cpu" and not torch.isfinite(t).all() for t in tensors):
-        raise ValueError(message)
+        raise InputError(message)
 
 
 def _check_support(support: float, most: float = SUPPORT) -> None:
     if not (0 < support <= most and math.isfinite(support)):
         limit = "" if math.isinf(most) else f" and at most {most:g}"
-        raise ValueError(f"The support has to be positive{limit}; got {support:g}.")
+        raise InputError(f"The support has to be positive{limit}; got {support:g}.")

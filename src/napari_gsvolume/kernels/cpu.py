@@ -11,8 +11,7 @@ Images are volumes of shape (Y, 1, X) here: a Gaussian of any thickness centred 
 
 from __future__ import annotations
 
-import threading
-from math import ceil, exp, floor, sqrt
+from math import ceil, floor, sqrt
 
 import numba
 import numpy as np
@@ -21,17 +20,11 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import SUPPORT
+from .numba_support import FAST_MATH, exp16, f4, launch_lock
 
 LANES = 16
 _LANES_U = np.uint64(LANES)
-_f4 = np.float32
 _STEEPEST = 1e30  # keeps float32 finite; such a Gaussian touches at most the voxel it is centred on
-# Reassociation lets sums vectorise. "nnan" and "ninf" stay out: lanes beyond the support may overflow before they are
-# masked.
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
-# The workqueue threading layer aborts the process when two threads launch parallel kernels at once.
-_launch = threading.Lock()
 
 _MONOMIALS_2D = [0, 1, 3, 4, 6, 9]  # where (1, y, x, yy, yx, xx) stand among the ten of a (Y, 1, X) volume
 
@@ -44,7 +37,7 @@ def splat(means: Tensor, factors: Tensor, coefficients: Tensor, shape: tuple[int
     nz, ny, nx = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
     out = np.zeros((nz, ny, max(nx, LANES)), np.float32)  # a row holds at least one chunk
     if len(mu):
-        with _launch:
+        with launch_lock:
             E, order, first, last, slabs = _in_slabs(mu, W, nz, support)
             _splat(E, C[order], first, last, slabs, out.reshape(-1), ny, nx, out.shape[2], support**2)
     return torch.from_numpy(np.ascontiguousarray(out[:, :, :nx])).reshape(shape)
@@ -59,7 +52,7 @@ def gather(means: Tensor, factors: Tensor, grid: Tensor, support: float) -> Tens
         volume = np.pad(volume, ((0, 0), (0, 0), (0, LANES - nx)))
     moments = np.zeros((len(mu), 10), np.float32)
     if len(mu):
-        with _launch:
+        with launch_lock:
             E, first, last, runs = _in_runs(mu, W, nz, support)
             _gather(E, first, last, runs, volume.reshape(-1), ny, nx, volume.shape[2], support**2, moments)
     return torch.from_numpy(moments[:, _MONOMIALS_2D] if grid.ndim == 2 else moments)
@@ -72,7 +65,7 @@ def splat_flat(means: Tensor, factors: Tensor, values: Tensor, shape: tuple[int,
     amounts = values.detach().numpy().astype(np.float32 if values.is_floating_point() else np.int64)
     out = np.zeros((nz, ny, nx), amounts.dtype)
     if len(mu):
-        with _launch:
+        with launch_lock:
             E, order, first, last, slabs = _in_slabs(mu, W, nz, support)
             _splat_flat(E, amounts[order], first, last, slabs, out.reshape(-1), ny, nx, support**2)
     return torch.from_numpy(out).reshape(shape)
@@ -85,7 +78,7 @@ def gather_flat(means: Tensor, factors: Tensor, grid: Tensor, support: float) ->
     nz, ny, nx = volume.shape
     sums = np.zeros(len(mu), np.float32)
     if len(mu):
-        with _launch:
+        with launch_lock:
             E, first, last, runs = _in_runs(mu, W, nz, support)
             _gather_flat(E, first, last, runs, volume.reshape(-1), ny, nx, support**2, sums)
     return torch.from_numpy(sums)
@@ -206,52 +199,29 @@ def _equal_cuts(cost: NDArray[np.float64], parts: int) -> NDArray[np.int64]:
     return cuts.astype(np.int64)
 
 
-_MIDDLE = SUPPORT**2 / 64
-_Q1 = exp(-_MIDDLE)  # also the constant term
-_Q2, _Q3, _Q4 = _Q1 / 2, _Q1 / 6, _Q1 / 24
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
-def _exp16(t):  # type: ignore[no-untyped-def]
-    """Return exp(16 t) for 16 t in [-SUPPORT^2 / 2, 0], relative error 2e-5: a quartic, squared four times.
-
-    The quartic is exp's expansion at the middle of the interval.
-    """
-    s = t + _f4(_MIDDLE)
-    p = _f4(_Q4)
-    p = _f4(_Q3) + s * p
-    p = _f4(_Q2) + s * p
-    p = _f4(_Q1) + s * p
-    p = _f4(_Q1) + s * p
-    p = p * p
-    p = p * p
-    p = p * p
-    return p * p
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always")
 def _splat_chunk(out, start, skip, length, alpha, u0, beta, d0, p0, p1, p2):  # type: ignore[no-untyped-def]
     """Add ``exp * (p0 + p1 d + p2 d^2)`` to `LANES` voxels, those inside ``skip <= j < skip + length`` only."""
     for j in range(_LANES_U):
-        step = _f4(np.int32(j))
+        step = f4(np.int32(j))
         u = u0 + step
         d = d0 + step
-        value = _exp16(alpha * u * u + beta) * (p0 + d * (p1 + d * p2))
+        value = exp16(alpha * u * u + beta) * (p0 + d * (p1 + d * p2))
         inside = np.uint32(np.uint32(j) - skip) < length  # below skip this wraps around to a huge number
-        out[start + j] += value if inside else _f4(0)
+        out[start + j] += value if inside else f4(0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always")
 def _gather_chunk(grid, start, skip, length, alpha, u0, beta, d0):  # type: ignore[no-untyped-def]
     """Return the sums of grid * exp * (1, d, d^2) over the voxels that `_splat_chunk` would touch."""
-    s0, s1, s2 = _f4(0), _f4(0), _f4(0)
+    s0, s1, s2 = f4(0), f4(0), f4(0)
     for j in range(_LANES_U):
-        step = _f4(np.int32(j))
+        step = f4(np.int32(j))
         u = u0 + step
         d = d0 + step
-        e = _exp16(alpha * u * u + beta)
+        e = exp16(alpha * u * u + beta)
         inside = np.uint32(np.uint32(j) - skip) < length
-        value = grid[start + j] * (e if inside else _f4(0))
+        value = grid[start + j] * (e if inside else f4(0))
         moment = value * d
         s0 += value
         s1 += moment
@@ -259,14 +229,14 @@ def _gather_chunk(grid, start, skip, length, alpha, u0, beta, d0):  # type: igno
     return s0, s1, s2
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, parallel=True)
 def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride, k2):  # type: ignore[no-untyped-def]
     for task in prange(len(slabs) - 1):
         for i in range(len(E)):
             my, mx = E[i, 1], E[i, 2]
             A, a, b, B, c, C = E[i, 3], E[i, 4], E[i, 5], E[i, 6], E[i, 7], E[i, 8]
             q = coefficients[i]
-            alpha, p2 = _f4(-min(A, _STEEPEST) / 32), q[9]
+            alpha, p2 = f4(-min(A, _STEEPEST) / 32), q[9]
             for z in range(max(first[i], slabs[task]), min(last[i] + 1, slabs[task + 1])):
                 dz = z - E[i, 0]
                 left_plane = k2 - C * dz * dz  # what is left of the squared radius for y and x
@@ -277,24 +247,24 @@ def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride, k2):  # typ
                     left_row = left_plane - B * (y - centre_y) ** 2
                     centre = mx - a * dy - b * dz
                     x0, x1 = _bounds(centre, sqrt(max(left_row, 0.0) / A), nx)
-                    beta = _f4((left_row - k2) / 32)
-                    p0 = _f4(q[0] + dz * (q[1] + dz * q[4] + dy * q[5]) + dy * (q[2] + dy * q[7]))
-                    p1 = _f4(q[3] + dz * q[6] + dy * q[8])
+                    beta = f4((left_row - k2) / 32)
+                    p0 = f4(q[0] + dz * (q[1] + dz * q[4] + dy * q[5]) + dy * (q[2] + dy * q[7]))
+                    p1 = f4(q[3] + dz * q[6] + dy * q[8])
                     for x in range(x0, x1 + 1, LANES):
                         start = min(x, stride - LANES)
                         _splat_chunk(
                             out, np.uint64((z * ny + y) * stride + start), np.uint32(x - start), np.uint32(x1 + 1 - x),
-                            alpha, _f4(start - centre), beta, _f4(start - mx), p0, p1, p2,
+                            alpha, f4(start - centre), beta, f4(start - mx), p0, p1, p2,
                         )  # fmt: skip
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, parallel=True)
 def _gather(E, first, last, runs, grid, ny, nx, stride, k2, moments):  # type: ignore[no-untyped-def]
     for task in prange(len(runs) - 1):
         for i in range(runs[task], runs[task + 1]):
             my, mx = E[i, 1], E[i, 2]
             A, a, b, B, c, C = E[i, 3], E[i, 4], E[i, 5], E[i, 6], E[i, 7], E[i, 8]
-            alpha = _f4(-min(A, _STEEPEST) / 32)
+            alpha = f4(-min(A, _STEEPEST) / 32)
             m, mz, my_, mx_, mzz, mzy, mzx, myy, myx, mxx = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for z in range(first[i], last[i] + 1):
                 dz = z - E[i, 0]
@@ -307,12 +277,12 @@ def _gather(E, first, last, runs, grid, ny, nx, stride, k2, moments):  # type: i
                     left_row = left_plane - B * (y - centre_y) ** 2
                     centre = mx - a * dy - b * dz
                     x0, x1 = _bounds(centre, sqrt(max(left_row, 0.0) / A), nx)
-                    beta = _f4((left_row - k2) / 32)
+                    beta = f4((left_row - k2) / 32)
                     for x in range(x0, x1 + 1, LANES):
                         start = min(x, stride - LANES)
                         s0, s1, s2 = _gather_chunk(
                             grid, np.uint64((z * ny + y) * stride + start), np.uint32(x - start), np.uint32(x1 + 1 - x),
-                            alpha, _f4(start - centre), beta, _f4(start - mx),
+                            alpha, f4(start - centre), beta, f4(start - mx),
                         )  # fmt: skip
                         r += s0
                         rx += s1
@@ -335,7 +305,7 @@ def _gather(E, first, last, runs, grid, ny, nx, stride, k2, moments):  # type: i
             o[4], o[5], o[6], o[7], o[8], o[9] = mzz, mzy, mzx, myy, myx, mxx
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, parallel=True)
 def _splat_flat(E, values, first, last, slabs, out, ny, nx, k2):  # type: ignore[no-untyped-def]
     for task in prange(len(slabs) - 1):
         for i in range(len(E)):
@@ -355,7 +325,7 @@ def _splat_flat(E, values, first, last, slabs, out, ny, nx, k2):  # type: ignore
                         out[start + j] += value
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, parallel=True)
 def _gather_flat(E, first, last, runs, grid, ny, nx, k2, sums):  # type: ignore[no-untyped-def]
     for task in prange(len(runs) - 1):
         for i in range(runs[task], runs[task + 1]):
@@ -371,7 +341,7 @@ def _gather_flat(E, first, last, runs, grid, ny, nx, k2, sums):  # type: ignore[
                     centre = E[i, 2] - a * (y - E[i, 1]) - b * dz
                     x0, x1 = _bounds(centre, sqrt(max(left_row, 0.0) / A), nx)
                     start = np.uint64((z * ny + y) * nx + x0)
-                    row = _f4(0)
+                    row = f4(0)
                     for j in range(np.uint64(max(x1 + 1 - x0, 0))):
                         row += grid[start + j]
                     total += row

@@ -24,8 +24,9 @@ from numba.cuda.core import config
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import NOT_FINITE
+from ..errors import InputError
 from . import cuda_kernels as kernels
+from .constants import NOT_FINITE
 
 _SIMULATED = bool(config.ENABLE_CUDASIM)  # numba's simulator runs kernels in Python, on tensors of the CPU
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # numba's advice on small launches is not for users
@@ -129,7 +130,7 @@ class _Ellipsoids:
         ends = counts.cumsum(0)
         n_pairs, flaws = torch.cat([ends[-1:], self._flaws]).tolist()  # the host waits here, and nowhere else
         if flaws:
-            raise ValueError(NOT_FINITE)
+            raise InputError(NOT_FINITE)
         tiles, members = torch.empty(2, max(n_pairs, 1), dtype=torch.int32, device=device)
         self._launch(kernels.list_tiles, self.squares, volume, tile, support, ends, tiles, members)
         tiles, order = tiles[:n_pairs].sort(stable=True)  # stable: the sums' order is that of the Gaussians

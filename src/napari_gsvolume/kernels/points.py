@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from . import SUPPORT
-from .cpu import _launch
+from .constants import SUPPORT
+from .numba_support import launch_lock
 
 _K2 = SUPPORT**2
 _GAUSSIANS_A_CELL = 2.0  # cells are made about this fine: finer ones cost memory, coarser ones time
@@ -51,7 +51,7 @@ def evaluate(
     cell = np.ravel_multi_index(tuple(np.floor((points - low) / side).astype(np.int64).T), tuple(shape))
     starts, members = _cells(first, last, shape)
     out = np.zeros(len(points))
-    with _launch:
+    with launch_lock:
         _evaluate(means, factors, weights, points, cell, starts, members, numba.get_num_threads() * 16, out)
     return out
 

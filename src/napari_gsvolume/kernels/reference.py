@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import SUPPORT
+from .constants import SUPPORT
 
 
 def monomials(d: Tensor) -> Tensor:

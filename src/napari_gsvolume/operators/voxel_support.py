@@ -24,7 +24,9 @@ from scipy.fft import next_fast_len
 from scipy.special import gammainc
 from torch import Tensor
 
-from ..kernels import SUPPORT, gather, gather_flat, splat_flat
+from ..errors import InputError
+from ..kernels import gather, gather_flat, splat_flat
+from ..kernels.constants import SUPPORT
 from .gaussian_sum import Gaussians, derivative, predict, symmetric, transposed_derivative, upper
 from .support_blocks import OwnBlocks, outer, shape_blocks
 
@@ -153,7 +155,7 @@ class Ellipsoid:
 
     def __init__(self, values: Tensor, k: float, normalised: bool) -> None:
         if not 0 < k <= SUPPORT:
-            raise ValueError(f"The ellipsoids' radius has to be positive and at most {SUPPORT} sigma; got {k:g}.")
+            raise InputError(f"The ellipsoids' radius has to be positive and at most {SUPPORT} sigma; got {k:g}.")
         self.values, self.k, self.normalised = values, k, normalised
 
     def predict(self, gaussians: Gaussians) -> Tensor:
@@ -273,7 +275,7 @@ class Ball:
 
     def __init__(self, radius: float, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
         if not (radius >= 0 and math.isfinite(radius)):
-            raise ValueError(f"The neighbourhood's radius has to be a number of voxels from 0 on; got {radius:g}.")
+            raise InputError(f"The neighbourhood's radius has to be a number of voxels from 0 on; got {radius:g}.")
         self.shape = tuple(shape)
         reach = [min(int(radius), n - 1) for n in shape]
         offsets = torch.meshgrid(*(torch.arange(-r, r + 1) for r in reach), indexing="ij")

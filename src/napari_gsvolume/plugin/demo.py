@@ -34,7 +34,8 @@ def show_in_napari(volume: NDArray[np.float32], grid: Grid, result: FitResult) -
     import napari
     from napari.layers import Layer
 
-    from .layers.conversion import density_layer, gaussian_layer, grid_placement, residual_layer, residual_limit
+    from .layers.conversion import density_layer, grid_placement, residual_layer, residual_limit
+    from .layers.gaussians import gaussian_layer
 
     place, metadata = grid_placement(grid), result.gaussians.metadata
     limits = _limits(volume)

@@ -15,7 +15,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from ..kernels.cpu import _launch
+from ..errors import InputError
+from ..kernels.numba_support import launch_lock
 
 SIDE = 4
 _VOXELS = SIDE**3
@@ -23,7 +24,7 @@ _k = np.arange(SIDE)
 _DCT = np.sqrt(2 / SIDE) * np.cos(np.pi * (_k[None] + 0.5) * _k[:, None] / SIDE)
 _DCT[0] = np.sqrt(1 / SIDE)
 _DCT = _DCT.astype(np.float32)
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
+FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 THRESHOLD = 2.7
 """Coefficients below so many standard deviations of the noise are set to zero."""
 STRIDE = 3
@@ -47,7 +48,7 @@ class BlockMatching:
 
     def __init__(self, shape: Sequence[int], *, reach: int = 4, group: int = 16, seed: int = 0) -> None:
         if min(shape) < SIDE:
-            raise ValueError(f"Blocks of {SIDE} voxels do not fit into a volume of shape {tuple(shape)}.")
+            raise InputError(f"Blocks of {SIDE} voxels do not fit into a volume of shape {tuple(shape)}.")
         self.shape, self.reach, self.group = tuple(shape), reach, group
         self._random = np.random.default_rng(seed)
         self._sums = np.zeros((2, numba.get_num_threads(), *shape), np.float32)
@@ -56,7 +57,7 @@ class BlockMatching:
         """Find each block's most similar ones in this volume; the groups stay until the next call."""
         self._places = [_places(n, int(self._random.integers(STRIDE))) for n in self.shape]
         self._matches = np.zeros((*map(len, self._places), self.group, 3), np.int16)
-        with _launch:
+        with launch_lock:
             _find(guide, *self._places, self.reach, self._matches)
 
     def denoised(self, volume: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
@@ -64,7 +65,7 @@ class BlockMatching:
         self._sums[:] = 0
         values, weights = self._sums
         cuts = np.linspace(0, len(self._places[0]), len(values) + 1).astype(np.int64)
-        with _launch:
+        with launch_lock:
             _filter(volume, *self._places[1:], self._matches, np.float32(THRESHOLD * sigma), values, weights, cuts)
         return np.asarray(values.sum(0) / weights.sum(0))
 
@@ -75,7 +76,7 @@ def _places(n: int, offset: int) -> NDArray[np.int64]:
     return np.unique([0, *range(min(offset, last), last + 1, STRIDE), last]).astype(np.int64)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST_MATH)
 def _transform(block, T):  # type: ignore[no-untyped-def]
     """Apply a 4 x 4 matrix along each axis of a block, in place."""
     line = np.empty(4, np.float32)
@@ -95,7 +96,7 @@ def _transform(block, T):  # type: ignore[no-untyped-def]
                     block[o + k * step] = line[k]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST_MATH)
 def _hadamard(group):  # type: ignore[no-untyped-def]
     """Transform along the first axis, in place; orthonormal, and its own inverse."""
     n = len(group)
@@ -113,7 +114,7 @@ def _hadamard(group):  # type: ignore[no-untyped-def]
             group[i, v] *= scale
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST_MATH)
 def _match(volume, z, y, x, reach, squares, found):  # type: ignore[no-untyped-def]
     """Fill `found` with the blocks nearest to the one at (z, y, x), itself first; return how many there are."""
     nz, ny, nx = volume.shape
@@ -148,7 +149,7 @@ def _match(volume, z, y, x, reach, squares, found):  # type: ignore[no-untyped-d
     return n
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, parallel=True, fastmath=FAST_MATH)
 def _find(guide, zs, ys, xs, reach, matches):  # type: ignore[no-untyped-def]
     for a in prange(len(zs)):
         group = matches.shape[3]
@@ -161,7 +162,7 @@ def _find(guide, zs, ys, xs, reach, matches):  # type: ignore[no-untyped-def]
                         matches[a, b, c, k, e] = found[k % n, e]  # small volumes: some blocks several times
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, parallel=True, fastmath=FAST_MATH)
 def _filter(volume, ys, xs, matches, threshold, values, weights, cuts):  # type: ignore[no-untyped-def]
     """Sum filtered blocks, weighted by how few coefficients their groups have; each task into sums of its own."""
     forward, backward = _DCT, _DCT.T.copy()

@@ -18,6 +18,7 @@ from scipy.interpolate import make_interp_spline
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
+from ..errors import InputError
 from ..grid import Grid
 from ..tomography.scan import Scan
 from ..tomography.voxel_projector import STEP, back_project, project
@@ -81,15 +82,15 @@ class Projected:
         array = np.asarray(images, np.float64)
         expected = scan.image_shape
         if array.shape != expected:
-            raise ValueError(
+            raise InputError(
                 f"The geometry is of {expected[0]} views of {expected[2]} x {expected[1]} pixels; the projections are "
                 f"{' x '.join(map(str, array.shape))} (views, v, u)."
             )
         bad = int((~np.isfinite(array)).sum())
         if bad:
-            raise ValueError(f"{bad:,} pixels of the projections are NaN or infinite; mend them first.")
+            raise InputError(f"{bad:,} pixels of the projections are NaN or infinite; mend them first.")
         if not array.max() > array.min():
-            raise ValueError("The projections are the same everywhere: there is nothing to recover.")
+            raise InputError("The projections are the same everywhere: there is nothing to recover.")
         self.scan, self._images = scan, array
         self._side = float(scan.voxel_size.min())
         self._map = _planes(scan)
@@ -189,17 +190,17 @@ class Sliced:
     ) -> None:
         array = np.asarray(slices, np.float64)
         if array.shape != grid.shape or array.ndim != 3:
-            raise ValueError(f"The slices are of shape {array.shape}, their grid of {grid.shape}; both have 3 axes.")
+            raise InputError(f"The slices are of shape {array.shape}, their grid of {grid.shape}; both have 3 axes.")
         known = np.isfinite(array)
         if not known.any():
-            raise ValueError("Not a single voxel of the slices is finite: there is nothing to recover.")
+            raise InputError("Not a single voxel of the slices is finite: there is nothing to recover.")
         self._slices, self._known, self._grid, self._volume_grid = array, known, grid, volume_grid
         matrix = _profile_matrix(np.argwhere(known), grid, volume_grid, thickness)
         # What lies outside of the volume says nothing of it; at its faces, only the part of a profile inside counts.
         reach = np.asarray(matrix.sum(1)).ravel()
         inside = reach >= _LEAST_REACH
         if not inside.any():
-            raise ValueError("No voxel of the slices lies in the volume that is to be recovered.")
+            raise InputError("No voxel of the slices lies in the volume that is to be recovered.")
         matrix = scipy.sparse.csr_matrix(scipy.sparse.diags(1 / reach[inside]) @ matrix[inside])
         self._measured, self._variance = array[known][inside], variance
         self._matrix, self._transposed = _sparse(matrix), _sparse(matrix.T.tocsr())

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, Field
 
+from ..errors import InputError
 from ..fitting.target import check_volume
 from ..grid import Grid
-from ..tomography.scan import Beam, Scan, ScanError, orbit, spread, voxel_size_mm
+from ..tomography.scan import Beam, Scan, ScanError, orbit, spread
+from ..types import Float32Array
+from ..units import mm_per_unit
 from .measurements import Measurement, Projected, Sliced
 from .reconstruct import Recovery
 from .settings import RecoverSettings
-
-Floats = NDArray[np.float32]
 
 
 class OrbitSettings(BaseModel):
@@ -83,13 +84,13 @@ class Stack:
         """Return the known slices as a measurement of the volume on `grid`."""
         if self.grid.units != grid.units:
             a, b = (", ".join(g.units) for g in (self.grid, grid))
-            raise ValueError(f"One stack of slices is in units {a}, the volume in {b}; give all layers the same.")
+            raise InputError(f"One stack of slices is in units {a}, the volume in {b}; give all layers the same.")
         array = np.array(self.array, np.float32)
         axis = _of_whole_slices(array) if self.axis is None else self.axis
         slices = np.moveaxis(array, axis, 0)
         unknown = np.arange(len(slices)) % self.every != 0
         if len(slices) - unknown.sum() < 2:
-            raise ValueError(f"Of {len(slices)} slices only {len(slices) - unknown.sum()} would be known; keep more.")
+            raise InputError(f"Of {len(slices)} slices only {len(slices) - unknown.sum()} would be known; keep more.")
         slices[unknown] = np.nan
         order = [axis, *(other for other in range(3) if other != axis)]
         turned = Grid(slices.shape, self.grid.affine[:, [*order, 3]], self.grid.units)
@@ -131,19 +132,12 @@ class Problem:
         return Recovery(measurements, self.grid, truth=self.truth, support=support, **settings.model_dump())
 
 
-def reprojected(recovery: Recovery, volume: Floats) -> Floats | None:
+def reprojected(recovery: Recovery, volume: Float32Array) -> Float32Array | None:
     """Return the projections of a volume as those of a recovery were taken; None if it has none."""
     for measurement, again in zip(recovery.measurements, recovery.measured_again(volume), strict=True):
         if isinstance(measurement, Projected):
             return measurement.in_units(again)
     return None
-
-
-def grid_of_scan(scan: Scan, middle: ArrayLike = (0.0, 0.0, 0.0), unit: str = "mm") -> Grid:
-    """Return the voxels that a scan is of, around a point of the world that has this unit."""
-    affine = np.diag([*(scan.voxel_size / mm_per_unit(unit)), 1.0])
-    affine[:-1, -1] = np.asarray(middle) - affine[:-1, :-1] @ (np.array(scan.shape) - 1) / 2
-    return Grid(scan.shape, affine, (unit,) * 3)
 
 
 def isotropic(grid: Grid, axis: int) -> Grid:
@@ -154,7 +148,7 @@ def isotropic(grid: Grid, axis: int) -> Grid:
     return grid.resampled(finer)
 
 
-def _of_whole_slices(array: Floats) -> int:
+def _of_whole_slices(array: Float32Array) -> int:
     finite = np.isfinite(array)
     return int(np.argmax([finite.all(across).mean() for across in ((1, 2), (0, 2), (0, 1))]))
 
@@ -164,12 +158,7 @@ def longest_step(grid: Grid) -> int:
     return int(grid.voxel_size.argmax())
 
 
-def mm_per_unit(unit: str) -> float:
-    """Return how many millimetres a unit of the world is; 1 if it is no length, as a pixel."""
-    return float(voxel_size_mm(Grid((1, 1, 1), units=(unit,) * 3))[0])
-
-
-def limits_of(volume: Floats) -> tuple[float, float]:
+def limits_of(volume: Float32Array) -> tuple[float, float]:
     """Return contrast limits that a few extreme voxels do not reach."""
     low, high = (float(v) for v in np.percentile(volume, (0.5, 99.8)))
     low = 0.0 if 0 <= low < 0.2 * high else low

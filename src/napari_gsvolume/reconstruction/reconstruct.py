@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..errors import InputError
 from ..fitting import FitStep, fit_steps
 from ..gaussians import GaussianVolume
 from ..grid import Grid
@@ -165,12 +166,12 @@ class Recovery:
     ) -> None:
         self.settings = made(RecoverSettings, **settings)
         if grid.ndim != 3:
-            raise ValueError(f"A volume has three axes; this grid has {grid.ndim}.")
+            raise InputError(f"A volume has three axes; this grid has {grid.ndim}.")
         if not measurements:
-            raise ValueError("There is nothing to recover a volume from: give projections or slices.")
+            raise InputError("There is nothing to recover a volume from: give projections or slices.")
         for name, array in (("true volume", truth), ("support", support)):
             if array is not None and np.shape(array) != grid.shape:
-                raise ValueError(f"The {name} is of shape {np.shape(array)}, the volume of {grid.shape}.")
+                raise InputError(f"The {name} is of shape {np.shape(array)}, the volume of {grid.shape}.")
         self.measurements, self.grid = list(measurements), grid
         self._truth = None if truth is None else np.asarray(truth, np.float32)
         self._support = None if support is None else torch.from_numpy(np.asarray(support, bool))
@@ -237,7 +238,7 @@ class Recovery:
     def result(self, step: RecoverStep) -> Recovered:
         """Return what is worth keeping of a recovery that ended with this step."""
         if step.fit is None:
-            raise ValueError("There are no Gaussians yet.")
+            raise InputError("There are no Gaussians yet.")
         reconstruction = step.volume()
         similarity = None
         if self._truth is not None:

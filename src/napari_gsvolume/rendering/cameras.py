@@ -19,7 +19,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Doubles = NDArray[np.float64]
+from ..errors import InputError
+from ..types import Float64Array
+
 FIELD_OF_VIEW = 30.0
 """Degrees, of a perspective camera by default."""
 _UP = (0.0, 0.0, 1.0)
@@ -47,8 +49,8 @@ class Cameras:
         If shapes do not fit, numbers are not finite, or a matrix is no rotation and translation.
     """
 
-    matrices: Doubles
-    intrinsics: Doubles
+    matrices: Float64Array
+    intrinsics: Float64Array
     size: tuple[int, int]
     orthographic: bool = False
 
@@ -56,19 +58,19 @@ class Cameras:
         matrices, intrinsics = (np.array(a, np.float64) for a in (self.matrices, self.intrinsics))
         n = len(matrices)
         if matrices.shape != (n, 4, 4) or intrinsics.shape != (n, 3, 3) or not n:
-            raise ValueError(
+            raise InputError(
                 "Cameras have matrices of shape (V, 4, 4) and intrinsics of shape (V, 3, 3), V at least 1; got "
                 f"{matrices.shape} and {intrinsics.shape}."
             )
         if not (np.isfinite(matrices).all() and np.isfinite(intrinsics).all()):
-            raise ValueError("Cameras hold NaN or infinite numbers.")
+            raise InputError("Cameras hold NaN or infinite numbers.")
         turns = matrices[:, :3, :3]
         if not np.allclose(turns @ turns.transpose(0, 2, 1), np.eye(3), atol=1e-4) or (np.linalg.det(turns) < 0).any():
-            raise ValueError("The upper left of a camera's matrix has to be a rotation.")
+            raise InputError("The upper left of a camera's matrix has to be a rotation.")
         if not np.allclose(matrices[:, 3], (0, 0, 0, 1)):
-            raise ValueError("The last row of a camera's matrix has to be (0, 0, 0, 1).")
+            raise InputError("The last row of a camera's matrix has to be (0, 0, 0, 1).")
         if (intrinsics[:, [0, 1], [0, 1]] <= 0).any() or min(self.size) < 1:
-            raise ValueError("Focal lengths and the size of images have to be positive.")
+            raise InputError("Focal lengths and the size of images have to be positive.")
         object.__setattr__(self, "matrices", matrices)
         object.__setattr__(self, "intrinsics", intrinsics)
         object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
@@ -85,12 +87,12 @@ class Cameras:
         return (self[k] for k in range(len(self)))
 
     @property
-    def positions(self) -> Doubles:
+    def positions(self) -> Float64Array:
         """Where they are, mm, ``(V, 3)``; of an orthographic camera, the middle of its image."""
         return -(self.matrices[:, :3, :3].transpose(0, 2, 1) @ self.matrices[:, :3, 3:])[:, :, 0]
 
     @property
-    def directions(self) -> Doubles:
+    def directions(self) -> Float64Array:
         """Where they look, of length one, ``(V, 3)``."""
         return self.matrices[:, 2, :3]
 
@@ -136,13 +138,13 @@ class Cameras:
                 height, width = arrays["size"] if "size" in arrays else arrays["images"].shape[1:3]
                 flat = bool(arrays["orthographic"]) if "orthographic" in arrays else False
         except KeyError as error:
-            raise ValueError(f"{path} holds no cameras: {error.args[0]}.") from error
+            raise InputError(f"{path} holds no cameras: {error.args[0]}.") from error
         except (zipfile.BadZipFile, EOFError, ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path} is no npz file of cameras, as gsvolume views writes them.") from error
+            raise InputError(f"{path} is no npz file of cameras, as gsvolume views writes them.") from error
         try:
             return cls(matrices, intrinsics, (int(height), int(width)), flat)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise InputError(f"{path}: {error}") from error
 
 
 def looking(
@@ -194,14 +196,14 @@ def around(
     return looking(radius / math.sin(angle) * ways, size, zoom * half / math.tan(angle))
 
 
-def fibonacci(n: int) -> Doubles:
+def fibonacci(n: int) -> Float64Array:
     """Return `n` directions spread evenly over the sphere, ``(n, 3)``: a spiral that turns by the golden angle."""
     z = 1 - (2 * np.arange(n) + 1) / n
     angle = np.arange(n) * math.pi * (3 - math.sqrt(5))
     return np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], 1)
 
 
-def turntable(n: int, elevation: float = 0.0) -> Doubles:
+def turntable(n: int, elevation: float = 0.0) -> Float64Array:
     """Return `n` directions around z, `elevation` degrees above the horizon, ``(n, 3)``, counter-clockwise from -y."""
     angle, up = 2 * math.pi * np.arange(n) / n - math.pi / 2, math.radians(elevation)
     return np.stack([math.cos(up) * np.cos(angle), math.cos(up) * np.sin(angle), np.full(n, math.sin(up))], 1)

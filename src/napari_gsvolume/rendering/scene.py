@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..types import Float32Array
 from .cameras import Cameras, around, fibonacci, radius_of
 from .volume.dvr import render_views
 from .volume.transfer_functions import TransferFunction
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class Scene:
         """Half of the volume's diagonal, mm."""
         return radius_of(np.shape(self.volume), self.voxel_size)
 
-    def images(self, cameras: Cameras) -> Iterator[Floats]:
+    def images(self, cameras: Cameras) -> Iterator[Float32Array]:
         """Return an iterator over the reference images ``(H, W, 3)``, each rendered when it is asked for."""
         return render_views(
             self.volume, self.voxel_size, cameras, "dvr", self.transfer,

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..errors import InputError
+from ..types import Float32Array
 from .losses import Losses
 from .model import SRModel
 from .schemes import middle
 
-Floats = NDArray[np.float32]
 
-
-def loss_gradients(model: SRModel, low: ArrayLike, target: ArrayLike) -> dict[str, Floats]:
+def loss_gradients(model: SRModel, low: ArrayLike, target: ArrayLike) -> dict[str, Float32Array]:
     """Return the gradient of each loss by the pixels of the raw prediction: where it pulls, and which way.
 
     Parameters
@@ -66,7 +66,7 @@ def mode_contributions(model: SRModel, low: ArrayLike, target: ArrayLike) -> dic
         If the model is of scheme b, which predicts no modes.
     """
     if model.settings.scheme != "a":
-        raise ValueError("Scheme b predicts an image, not modes; those of its result are its singular values.")
+        raise InputError("Scheme b predicts an image, not modes; those of its result are its singular values.")
     measured = torch.as_tensor(np.asarray(low, dtype=np.float32))[None]
     with torch.no_grad():
         made = model.scheme.eval()(measured)

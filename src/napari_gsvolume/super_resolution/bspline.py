@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..svd.continuous_basis import ContinuousBasis, fine_centres
 from .degradation import Array, Degradation, separable
 from .settings import Axes
@@ -26,7 +27,7 @@ def factors_of(factor: float, axis: int, axes: Axes, ndim: int = 3) -> tuple[flo
     """
     if ndim == 2:
         if axes == "through-plane" or axis != 0:
-            raise ValueError("An image of two axes is one slice along z; it has no other slices.")
+            raise InputError("An image of two axes is one slice along z; it has no other slices.")
         return factor, factor
     return tuple(factor if (k == axis) == (axes == "through-plane") else 1.0 for k in range(ndim))
 
@@ -65,11 +66,16 @@ def spline(volume: Array, factors: Sequence[float], order: int = 3, onto: Degrad
     """
     lengths = tuple(volume.shape)[volume.ndim - len(factors) :]
     if len(lengths) != len(factors) or min(volume.shape) < 1 or not all(np.isfinite(f) and f >= 1 for f in factors):
-        raise ValueError(
+        raise InputError(
             f"Each axis has voxels and a factor of 1 or more; got {tuple(volume.shape)}, {tuple(factors)}."
         )
     if not (volume.isfinite() if isinstance(volume, torch.Tensor) else np.isfinite(volume)).all():
-        raise ValueError("There are NaN or infinite intensities, which would spread; replace them first.")
+        raise InputError("There are NaN or infinite intensities, which would spread; replace them first.")
     matrices = [None if f == 1 else interpolation(n, f, order) for n, f in zip(lengths, factors, strict=True)]
     finer = separable(volume, matrices)
     return finer if onto is None else onto.project(finer, volume)
+
+
+def finer(n: int, factor: float, order: int = 3) -> NDArray[np.float64]:
+    """Return `interpolation` by splines, (round(n factor), n), which of a factor of 1 changes nothing."""
+    return np.eye(n) if factor == 1 else interpolation(n, factor, order)

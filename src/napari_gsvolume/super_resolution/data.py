@@ -15,33 +15,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..errors import InputError
 from .degradation import Degradation
+from .intensities import Intensities
 from .schemes import check_rank, degradation_of, middle
-from .training_settings import SMALLEST, WHOLE, TrainSRSettings
+from .settings import SMALLEST, WHOLE, TrainSRSettings
 
 _JUDGES = 12  # slices held out, of each volume, that are looked at
 _ALIKE = 1.2  # lengths that differ less are taken for equal
-
-
-@dataclass(frozen=True)
-class Intensities:
-    """The line that intensities are normalised by.
-
-    Attributes
-    ----------
-    centre, scale : float
-        0 and 1 become ``centre`` and ``centre + scale``.
-    """
-
-    centre: float
-    scale: float
-
-    @classmethod
-    def of(cls, volume: NDArray[np.float32]) -> Intensities:
-        """Return the median, and a quarter of what lies between the percentiles 1 and 99 (of all, if that is 0)."""
-        low, middle, high = np.percentile(volume, (1, 50, 99))
-        span = high - low or float(volume.max()) - float(volume.min())
-        return cls(float(middle), float(span) / 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +104,7 @@ class Planes:
         self.held_out: list[HeldOut] = []
         self.stacks: list[_Stack] = []
         if not volumes:
-            raise ValueError("There is no volume to learn from.")
+            raise InputError("There is no volume to learn from.")
         sizes = [(1.0, np.inf, np.inf)] * len(volumes) if voxel_sizes is None else voxel_sizes
         for volume, size in zip(volumes, sizes, strict=True):
             array = checked_volume(volume)
@@ -144,7 +125,7 @@ class Planes:
         least = int(np.ceil(SMALLEST * s.factor))
         held = max(1, round(s.hold_out * count))
         if min(stack.shape[1:]) < least or count < held + 2:
-            raise ValueError(
+            raise InputError(
                 f"A volume of {count} slices of {' x '.join(map(str, stack.shape[1:]))} pixels is too small to learn "
                 f"from: {held + 2} slices of {least} x {least} are needed."
             )
@@ -241,11 +222,11 @@ def checked_volume(volume: ArrayLike) -> NDArray[np.float32]:
     """Return a volume as float32; raise ValueError if it has other axes, is not real and finite, or is constant."""
     array = np.asarray(volume)
     if array.ndim != 3 or array.size == 0:
-        raise ValueError(f"A volume has three axes and one intensity a voxel; this has the shape {array.shape}.")
+        raise InputError(f"A volume has three axes and one intensity a voxel; this has the shape {array.shape}.")
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"Intensities are real numbers; got {array.dtype}.")
+        raise InputError(f"Intensities are real numbers; got {array.dtype}.")
     if not np.isfinite(array).all():
-        raise ValueError("There are NaN or infinite intensities, which cannot be learnt from; replace them first.")
+        raise InputError("There are NaN or infinite intensities, which cannot be learnt from; replace them first.")
     if array.min() == array.max():
-        raise ValueError(f"The volume is constant (every voxel is {array.flat[0]:g}); there is nothing to learn.")
+        raise InputError(f"The volume is constant (every voxel is {array.flat[0]:g}); there is nothing to learn.")
     return array.astype(np.float32)

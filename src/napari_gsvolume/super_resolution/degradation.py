@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from ..errors import InputError
+from ..types import Float64Array
 from .settings import DegradationKind
 
-Floats = NDArray[np.float64]
 Array = TypeVar("Array", NDArray[Any], torch.Tensor)
 
 _SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))  # of a Gaussian whose full width at half maximum is 1
@@ -44,7 +45,7 @@ class Degradation:
         Shapes.
     """
 
-    matrices: tuple[Floats | None, ...]
+    matrices: tuple[Float64Array | None, ...]
     low: tuple[int, ...]
     high: tuple[int, ...]
 
@@ -87,16 +88,16 @@ class Degradation:
         cls, low: Sequence[int], high: Sequence[int], factors: Sequence[float], kind: DegradationKind, fwhm: float
     ) -> Degradation:
         if kind not in get_args(DegradationKind):
-            raise ValueError(f"A degradation is one of {', '.join(get_args(DegradationKind))}; got {kind}.")
+            raise InputError(f"A degradation is one of {', '.join(get_args(DegradationKind))}; got {kind}.")
         if not (fwhm > 0 and math.isfinite(fwhm)):
-            raise ValueError(f"The full width at half maximum of a psf is positive; got {fwhm}.")
+            raise InputError(f"The full width at half maximum of a psf is positive; got {fwhm}.")
         matrices = tuple(
             None if f == 1 else _matrix(m, n, f, kind, fwhm) for m, n, f in zip(low, high, factors, strict=True)
         )
         return cls(matrices, tuple(low), tuple(high))
 
     @cached_property
-    def inverses(self) -> tuple[Floats | None, ...]:
+    def inverses(self) -> tuple[Float64Array | None, ...]:
         """The pseudo-inverse (n_high, n_low) of each axis.
 
         Raises
@@ -140,15 +141,15 @@ class Degradation:
         projected: Array = prediction + self.restored(floating(low) - self.degrade(prediction))
         return projected
 
-    def _through(self, matrices: Sequence[Floats | None], array: Array, shape: tuple[int, ...]) -> Array:
+    def _through(self, matrices: Sequence[Float64Array | None], array: Array, shape: tuple[int, ...]) -> Array:
         if tuple(array.shape[max(0, array.ndim - len(shape)) :]) != shape:
-            raise ValueError(
+            raise InputError(
                 f"An image of the last axes {shape} is needed; this one has the shape {tuple(array.shape)}."
             )
         return separable(array, matrices)
 
 
-def separable(array: Array, matrices: Sequence[Floats | None]) -> Array:
+def separable(array: Array, matrices: Sequence[Float64Array | None]) -> Array:
     """Return an array or tensor with each of its last axes multiplied by a matrix (m, n), or by none."""
     array = floating(array)
     for axis, matrix in enumerate(matrices, array.ndim - len(matrices)):
@@ -164,7 +165,7 @@ def floating(array: Array) -> Array:
     return array if array.dtype.kind == "f" else array.astype(np.float32)
 
 
-def _along(array: Any, matrix: Floats, axis: int) -> Any:
+def _along(array: Any, matrix: Float64Array, axis: int) -> Any:
     before, n, after = array.shape[:axis], array.shape[axis], array.shape[axis + 1 :]
     if isinstance(array, torch.Tensor):
         M: Any = torch.as_tensor(np.ascontiguousarray(matrix), dtype=array.dtype, device=array.device)
@@ -175,11 +176,11 @@ def _along(array: Any, matrix: Floats, axis: int) -> Any:
     return product.reshape(*before, len(matrix), *after)
 
 
-def _matrix(n_low: int, n_high: int, factor: float, kind: DegradationKind, fwhm: float) -> Floats:
+def _matrix(n_low: int, n_high: int, factor: float, kind: DegradationKind, fwhm: float) -> Float64Array:
     j = np.arange(n_low)[:, None]
     face = np.arange(n_high + 1)
     if kind == "block-mean":
-        weights: Floats = np.diff(np.clip(face, j * factor, (j + 1) * factor))  # how much of cell i is in cell j
+        weights: Float64Array = np.diff(np.clip(face, j * factor, (j + 1) * factor))  # how much of cell i is in cell j
     elif kind == "bicubic":
         distance = np.abs(face[:-1] + 0.5 - (j + 0.5) * factor) / factor
         weights = _keys(distance)
@@ -190,17 +191,17 @@ def _matrix(n_low: int, n_high: int, factor: float, kind: DegradationKind, fwhm:
     return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
-def _keys(t: Floats, a: float = -0.5) -> Floats:
+def _keys(t: Float64Array, a: float = -0.5) -> Float64Array:
     """Return the cubic convolution kernel of Keys 1981 at distances t >= 0."""
     near = ((a + 2) * t - (a + 3)) * t**2 + 1
     far = (((t - 5) * t + 8) * t - 4) * a
     return np.where(t < 1, near, np.where(t < 2, far, 0.0))
 
 
-def _inverse(matrix: Floats) -> Floats:
+def _inverse(matrix: Float64Array) -> Float64Array:
     values = np.linalg.svd(matrix, compute_uv=False)
     if len(matrix) > matrix.shape[1] or values[-1] * _WORST_CONDITION < values[0]:
-        raise ValueError(
+        raise InputError(
             "This degradation loses too much to be undone: use a narrower psf, another degradation, or no projection."
         )
     return np.asarray(np.linalg.pinv(matrix), dtype=np.float64)
@@ -208,9 +209,9 @@ def _inverse(matrix: Floats) -> Floats:
 
 def _pairs(shape: Sequence[int], factors: Sequence[float]) -> list[tuple[int, float]]:
     if len(shape) != len(factors) or min(shape, default=0) < 1:
-        raise ValueError(
+        raise InputError(
             f"An image has one voxel or more, and a factor, an axis; got {tuple(shape)}, {tuple(factors)}."
         )
     if not all(math.isfinite(f) and f >= 1 for f in factors):
-        raise ValueError(f"Factors are 1 or more; got {tuple(factors)}.")
+        raise InputError(f"Factors are 1 or more; got {tuple(factors)}.")
     return list(zip(shape, factors, strict=True))

@@ -17,15 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors.torch import save
 from torch import Tensor
 
+from ..errors import InputError
 from ..io.atomic import replaced
 from ..io.safetensors_file import opened
 from ..settings import made
 from .bspline import factors_of
-from .data import Intensities
 from .degradation import Degradation
+from .intensities import Intensities
 from .schemes import Scheme, scheme
-from .settings import Axes, SuperResolveSettings
-from .training_settings import TrainSRSettings
+from .settings import Axes, SuperResolveSettings, TrainSRSettings
 
 _PROGRAM = "napari-gsvolume/sr/"
 _FORMAT = f"{_PROGRAM}1"
@@ -66,7 +66,7 @@ class SRModel:
         """
         path = Path(path)
         if path.suffix.lower() != ".safetensors":
-            raise ValueError(f"The name of a model's file ends in .safetensors; got {path.name}.")
+            raise InputError(f"The name of a model's file ends in .safetensors; got {path.name}.")
         texts = {
             "format": _FORMAT,
             "settings": self.settings.model_dump_json(),
@@ -97,7 +97,7 @@ class SRModel:
         names = ["scheme", "factor", "degradation"] + ["fwhm"] * (asked.degradation == s.degradation == "psf")
         for name in names:
             if getattr(asked, name) != getattr(s, name):
-                raise ValueError(
+                raise InputError(
                     f"This model was trained for the {name} {_said(s, name)}, not {_said(asked, name)}; choose that, "
                     "or another model."
                 )
@@ -151,9 +151,9 @@ def superresolve(
     """
     array = np.asarray(volume)
     if array.ndim not in (2, 3) or array.dtype.kind not in "biuf":
-        raise ValueError(f"A volume has 2 or 3 axes and one intensity a voxel; this has the shape {array.shape}.")
+        raise InputError(f"A volume has 2 or 3 axes and one intensity a voxel; this has the shape {array.shape}.")
     if not np.isfinite(array).all():
-        raise ValueError("There are NaN or infinite intensities, which would spread; replace them first.")
+        raise InputError("There are NaN or infinite intensities, which would spread; replace them first.")
     s = model.settings
     _check_axes(s.axes, axes)
     factors = factors_of(s.factor, axis, axes, array.ndim)
@@ -187,11 +187,11 @@ def _predicted(model: SRModel, slices: Tensor, project: bool, ensemble: bool, te
     """Return slices (n, H, W), made finer, of (n, h, w)."""
     count, *shape = slices.shape
     if min(shape) < _SMALLEST:
-        raise ValueError(f"Slices of {' x '.join(map(str, shape))} pixels are too small to be made finer by a model.")
+        raise InputError(f"Slices of {' x '.join(map(str, shape))} pixels are too small to be made finer by a model.")
     rank = model.settings.rank
     if rank is not None and rank > min(shape):
         size = " x ".join(map(str, shape))
-        raise ValueError(f"This model takes {rank} modes of slices; slices of {size} pixels have {min(shape)}.")
+        raise InputError(f"This model takes {rank} modes of slices; slices of {size} pixels have {min(shape)}.")
     depth = model.settings.depth
     batch = max(1, _PIXELS // (shape[0] * shape[1]))
     turns = (False, True) if model.settings.axes == "in-plane" else (False,)
@@ -220,30 +220,30 @@ def _tell_half(tell: Callable[[float], None], half: int, part: float) -> None:
 def _parsed(texts: dict[str, str], tensors: dict[str, Tensor]) -> SRModel:
     written_as = texts.get("format", "")
     if not written_as.startswith(_PROGRAM):
-        raise ValueError("it holds something else")
+        raise InputError("it holds something else")
     if written_as != _FORMAT:
-        raise ValueError(f"its format is {written_as}, and this version reads {_FORMAT}; try a newer napari-gsvolume")
+        raise InputError(f"its format is {written_as}, and this version reads {_FORMAT}; try a newer napari-gsvolume")
     try:
         stored, metrics = json.loads(texts["settings"]), json.loads(texts["metrics"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError("its settings or metrics are damaged") from error
+        raise InputError("its settings or metrics are damaged") from error
     if not (isinstance(stored, dict) and isinstance(metrics, dict)):
-        raise ValueError("its settings or metrics are damaged")
+        raise InputError("its settings or metrics are damaged")
     if unknown := sorted(set(stored) - set(TrainSRSettings.model_fields)):
-        raise ValueError(f"this version has no setting {unknown[0]}; try a newer napari-gsvolume")
+        raise InputError(f"this version has no setting {unknown[0]}; try a newer napari-gsvolume")
     made_of = scheme(made(TrainSRSettings, **stored))
     wanted = {name: (t.shape, t.dtype) for name, t in made_of.state_dict().items()}
     if {name: (t.shape, t.dtype) for name, t in tensors.items()} != wanted:
-        raise ValueError("its weights are not those of its settings")
+        raise InputError("its weights are not those of its settings")
     if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
-        raise ValueError("its weights are not finite")
+        raise InputError("its weights are not finite")
     made_of.load_state_dict(tensors)
     return SRModel(made_of, metrics)
 
 
 def _check_axes(trained: Axes, asked: Axes) -> None:
     if (trained, asked) == ("through-plane", "in-plane"):
-        raise ValueError("This model was trained to make one axis finer, through-plane; train another one in-plane.")
+        raise InputError("This model was trained to make one axis finer, through-plane; train another one in-plane.")
 
 
 def _said(settings: Any, name: str) -> str:

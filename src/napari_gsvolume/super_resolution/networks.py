@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .bspline import interpolation
 from .degradation import separable
-from .training_settings import FOREIGN, TrainSRSettings
+from .settings import FOREIGN, TrainSRSettings
 
 _STEM = 0.1  # of what a residual block adds at first: deep stacks of them then begin near to the identity
 _HEADS = 4  # of attention, which divide the features
@@ -176,7 +177,7 @@ def _foreign(name: str, depth: int, factor: int, channels: int, blocks: int) -> 
         made = getattr(importlib.import_module(f"spandrel.architectures.{kind}"), kind)
     except (ImportError, RuntimeError) as error:  # the latter of a torchvision made for another torch
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
+        raise InputError(
             f"{name} needs spandrel (pip install 'napari-gsvolume[sr]'), which cannot be imported: {reason}."
         ) from error
     groups = max(1, blocks // 2)  # of two blocks: attention within windows, and within shifted ones

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..io.safetensors_file import opened
 
 _SEED = 0  # of random features, which are the same in every training
@@ -156,14 +157,14 @@ class MonaiLoss(nn.Module):
             losses = importlib.import_module("monai.losses")
         except (ImportError, RuntimeError) as error:  # the latter of a torchvision made for another torch
             reason = " ".join(str(error).split()).rstrip(".")
-            raise ValueError(
+            raise InputError(
                 "MONAI's perceptual loss needs monai, lpips and torchvision (pip install 'napari-gsvolume[monai]'), "
                 f"which cannot be imported: {reason}."
             ) from error
         name = Path(getattr(models, _WEIGHTS[network]).IMAGENET1K_V1.url).name
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         if not (folder / name).is_file():
-            raise ValueError(
+            raise InputError(
                 f"MONAI's perceptual loss needs torchvision's weights {name}, which are not in {folder}; put them "
                 "there, or choose another perceptual loss."
             )
@@ -181,13 +182,13 @@ class MonaiLoss(nn.Module):
 
 def _copy(file: Any, names: set[str], name: str, wanted: Tensor) -> None:
     if name not in names:
-        raise ValueError(f"it lacks {name}")
+        raise InputError(f"it lacks {name}")
     shape = tuple(file.get_slice(name).get_shape())
     if shape != wanted.shape:
-        raise ValueError(f"the shape of {name} is {shape}, not {tuple(wanted.shape)}")
+        raise InputError(f"the shape of {name} is {shape}, not {tuple(wanted.shape)}")
     tensor = file.get_tensor(name)
     if not tensor.isfinite().all():
-        raise ValueError(f"{name} is not finite")
+        raise InputError(f"{name} is not finite")
     wanted.copy_(tensor)
 
 

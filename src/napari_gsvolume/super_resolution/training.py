@@ -16,19 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..metrics import psnr_db
-from ..settings import Budget, made
+from ..progress import Budget
+from ..settings import made
+from ..types import Float32Array
+from .bspline import finer
 from .data import Batch, HeldOut, Planes
 from .degradation import separable
 from .losses import Losses
 from .model import SRModel
-from .schemes import finer, middle, scheme
-from .training_settings import ITERATIONS, TrainSRSettings
+from .schemes import middle, scheme
+from .settings import ITERATIONS, TrainSRSettings
 
-Floats = NDArray[np.float32]
 _JUDGE_EVERY = 5.0  # seconds; of a training of given iterations, so that it can be repeated, a twentieth
 _JUDGMENTS = 20
 _LONGEST = 1.0  # gradient
@@ -73,9 +75,9 @@ class SRStep:
     seconds: float
     history: tuple[SRPoint, ...] = field(repr=False)
     best_db: float
-    low: Floats = field(repr=False)
-    prediction: Floats = field(repr=False)
-    target: Floats = field(repr=False)
+    low: Float32Array = field(repr=False)
+    prediction: Float32Array = field(repr=False)
+    target: Float32Array = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +206,7 @@ class SRTraining:
     def _keep(self) -> None:
         self._best = {name: tensor.detach().clone() for name, tensor in self.scheme.state_dict().items()}
 
-    def _judged(self) -> tuple[float, tuple[Floats, Floats, Floats]]:
+    def _judged(self) -> tuple[float, tuple[Float32Array, Float32Array, Float32Array]]:
         """Return the PSNR of the slices held out; and of the middle one what was measured, is predicted, and is."""
         self.scheme.eval()
         with torch.no_grad():

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.polynomial import legendre
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.fft import dct, idct, rfft
 from scipy.interpolate import BSpline, RBFInterpolator
 
-from ..super_resolution.settings import BasisKind
+from ..errors import InputError
+from ..types import Float64Array
 from .decomposition import Decomposition
 
-Floats = NDArray[np.float64]
-_Function = Callable[[Floats, int], Floats]
+BasisKind = Literal["bspline", "legendre", "periodic", "mirrored", "rbf"]
+
+_Function = Callable[[Float64Array, int], Float64Array]
 
 _ALL_AT_ONCE = 1000  # scattered samples; of more, the nearest decide
 _NEAREST = 64
@@ -50,7 +52,7 @@ class ContinuousBasis:
         *,
         order: int = 3,
         degree: int | None = None,
-        smoothing: float | Sequence[float] | Floats = 0.0,
+        smoothing: float | Sequence[float] | Float64Array = 0.0,
         positions: ArrayLike | None = None,
     ) -> ContinuousBasis:
         """Return functions through, or near to, the samples of each mode.
@@ -96,15 +98,15 @@ class ContinuousBasis:
         n, r = samples.shape
         smooth = np.asarray(smoothing, dtype=np.float64)
         if smooth.shape not in ((), (r,)) or not (np.isfinite(smooth).all() and (smooth >= 0).all()):
-            raise ValueError(f"The smoothing is 0 or more, one number or one for each of {r} modes.")
+            raise InputError(f"The smoothing is 0 or more, one number or one for each of {r} modes.")
         weights = np.broadcast_to(smooth, (r,))
         if kind not in get_args(BasisKind):
-            raise ValueError(f"Functions are made of {', '.join(get_args(BasisKind))}; got {kind}.")
+            raise InputError(f"Functions are made of {', '.join(get_args(BasisKind))}; got {kind}.")
         if positions is not None and kind not in ("rbf", "legendre"):
-            raise ValueError("Only rbf and legendre take samples at positions of their own; leave them out.")
+            raise InputError("Only rbf and legendre take samples at positions of their own; leave them out.")
         places = np.arange(n, dtype=np.float64) if positions is None else np.asarray(positions, dtype=np.float64)
         if len(places) != n or not np.isfinite(places).all() or places.ndim != 1 + (kind == "rbf" and places.ndim == 2):
-            raise ValueError(f"There are {n} samples, and positions of the shape {places.shape}.")
+            raise InputError(f"There are {n} samples, and positions of the shape {places.shape}.")
         if kind == "bspline":
             function = _bspline(samples, order, weights)
         elif kind == "legendre":
@@ -115,7 +117,7 @@ class ContinuousBasis:
             function = _mirrored(samples, weights) if kind == "mirrored" else _periodic(samples, weights)
         return cls(kind, r, function)
 
-    def evaluate(self, x: ArrayLike, derivative: int = 0) -> Floats:
+    def evaluate(self, x: ArrayLike, derivative: int = 0) -> Float64Array:
         """Return all functions at some coordinates.
 
         Parameters
@@ -136,9 +138,9 @@ class ContinuousBasis:
         """
         places = np.asarray(x, dtype=np.float64)
         if places.ndim != 1 + (self.kind == "rbf" and places.ndim == 2) or not np.isfinite(places).all():
-            raise ValueError(f"Coordinates are a list of finite numbers; the shape of these is {places.shape}.")
+            raise InputError(f"Coordinates are a list of finite numbers; the shape of these is {places.shape}.")
         if derivative < 0 or (derivative and self.kind == "rbf"):
-            raise ValueError(f"There is no derivative of order {derivative} of {self.kind} functions here.")
+            raise InputError(f"There is no derivative of order {derivative} of {self.kind} functions here.")
         return self._function(places, derivative)
 
 
@@ -156,7 +158,7 @@ class ContinuousImage:
         (Y, X) of the samples.
     """
 
-    values: Floats
+    values: Float64Array
     along_y: ContinuousBasis
     along_x: ContinuousBasis
     shape: tuple[int, int]
@@ -170,7 +172,7 @@ class ContinuousImage:
         *,
         order: int = 3,
         degree: int | None = None,
-        smoothing: float | Sequence[float] | Floats = 0.0,
+        smoothing: float | Sequence[float] | Float64Array = 0.0,
     ) -> ContinuousImage:
         """Return the function of an image's first `rank` modes (all when omitted); the rest as `ContinuousBasis`.
 
@@ -179,32 +181,32 @@ class ContinuousImage:
         """
         rank = decomposition.rank if rank is None else rank
         if not 1 <= rank <= decomposition.rank:
-            raise ValueError(f"The rank is 1 to {decomposition.rank} here; got {rank}.")
+            raise InputError(f"The rank is 1 to {decomposition.rank} here; got {rank}.")
         along_y, along_x = (
             ContinuousBasis.fitted(vectors[:, :rank], kind, order=order, degree=degree, smoothing=smoothing)
             for vectors in (decomposition.U, decomposition.V)
         )
         return cls(decomposition.values[:rank], along_y, along_x, decomposition.shape)
 
-    def on(self, y: ArrayLike, x: ArrayLike, derivative: tuple[int, int] = (0, 0)) -> Floats:
+    def on(self, y: ArrayLike, x: ArrayLike, derivative: tuple[int, int] = (0, 0)) -> Float64Array:
         """Return f, or a derivative by (y, x), on the grid of coordinates y (m,) and x (l,), shape (m, l)."""
         return (self.along_y.evaluate(y, derivative[0]) * self.values) @ self.along_x.evaluate(x, derivative[1]).T
 
-    def at(self, points: ArrayLike) -> Floats:
+    def at(self, points: ArrayLike) -> Float64Array:
         """Return f at points (p, 2), each (y, x), shape (p,)."""
         places = np.asarray(points, dtype=np.float64)
         if places.ndim != 2 or places.shape[1] != 2:
-            raise ValueError(f"Points are (y, x), one a row; the shape of these is {places.shape}.")
+            raise InputError(f"Points are (y, x), one a row; the shape of these is {places.shape}.")
         # (p, r), (r,), (p, r) -> (p,)
         return np.asarray((self.along_y.evaluate(places[:, 0]) * self.along_x.evaluate(places[:, 1])) @ self.values)
 
-    def resampled(self, factors: tuple[float, float]) -> Floats:
+    def resampled(self, factors: tuple[float, float]) -> Float64Array:
         """Return f at the pixels of a grid with `factors` (y, x) times as many; that grid is `Grid.resampled`."""
         y, x = (fine_centres(n, factor) for n, factor in zip(self.shape, factors, strict=True))
         return self.on(y, x)
 
 
-def fine_centres(n: int, factor: float) -> Floats:
+def fine_centres(n: int, factor: float) -> Float64Array:
     """Return the centres, in index units of an axis of n voxels, of one with `factor` times as many over its extent.
 
     The first faces coincide, as in `Grid.resampled`: ``(i + 1/2) / factor - 1/2`` for i below ``round(n factor)``.
@@ -212,14 +214,14 @@ def fine_centres(n: int, factor: float) -> Floats:
     return np.asarray((np.arange(max(1, round(n * factor))) + 0.5) / factor - 0.5)
 
 
-def _folded(x: Floats, n: int) -> tuple[Floats, Floats]:
+def _folded(x: Float64Array, n: int) -> tuple[Float64Array, Float64Array]:
     """Return coordinates mirrored into [-1/2, n - 1/2], and -1 where the direction has turned, else 1."""
     phase = np.mod(x + 0.5, 2 * n)
     turned = phase > n
     return np.where(turned, 2 * n - phase, phase) - 0.5, np.where(turned, -1.0, 1.0)
 
 
-def bspline_response(n: int, order: int) -> tuple[Floats, Floats]:
+def bspline_response(n: int, order: int) -> tuple[Float64Array, Float64Array]:
     """Return what makes coefficients samples, and their roughness, for each frequency of a DCT-II: both (n, 1)."""
     w = np.pi * np.arange(n)[:, None] / n
     element = BSpline.basis_element(np.arange(order + 2) - (order + 1) / 2)
@@ -228,9 +230,9 @@ def bspline_response(n: int, order: int) -> tuple[Floats, Floats]:
     return gain, (2 - 2 * np.cos(w)) ** ((order + 1) // 2)
 
 
-def _bspline(samples: Floats, order: int, smoothing: Floats) -> _Function:
+def _bspline(samples: Float64Array, order: int, smoothing: Float64Array) -> _Function:
     if order not in range(1, 6):
-        raise ValueError(f"The order of a B-spline is 1 to 5; got {order}.")
+        raise InputError(f"The order of a B-spline is 1 to 5; got {order}.")
     n = len(samples)
     gain, rough = bspline_response(n, order)
     coefficients = idct(dct(samples, axis=0) / (gain + smoothing * rough), axis=0)
@@ -239,28 +241,28 @@ def _bspline(samples: Floats, order: int, smoothing: Floats) -> _Function:
     knots = np.arange(len(padded) + order + 1) - order - (order + 1) / 2
     spline = BSpline(knots, padded, order)
 
-    def function(x: Floats, derivative: int) -> Floats:
+    def function(x: Float64Array, derivative: int) -> Float64Array:
         inside, sign = _folded(x, n)
         return np.asarray(spline(inside, nu=derivative) * sign[:, None] ** derivative)
 
     return function
 
 
-def _mirrored(samples: Floats, smoothing: Floats) -> _Function:
+def _mirrored(samples: Float64Array, smoothing: Float64Array) -> _Function:
     n = len(samples)
     w = np.pi * np.arange(n) / n  # (n,)
     coefficients = dct(samples, axis=0) / n
     coefficients[0] /= 2
     coefficients /= 1 + smoothing * w[:, None] ** 4
 
-    def function(x: Floats, derivative: int) -> Floats:
+    def function(x: Float64Array, derivative: int) -> Float64Array:
         # The d-th derivative of cos(a) turns it by d quarters.
         return np.asarray((np.cos((x[:, None] + 0.5) * w + derivative * np.pi / 2) * w**derivative) @ coefficients)
 
     return function
 
 
-def _periodic(samples: Floats, smoothing: Floats) -> _Function:
+def _periodic(samples: Float64Array, smoothing: Float64Array) -> _Function:
     n = len(samples)
     spectrum = np.asarray(rfft(samples, axis=0)) * (2 / n)  # (n // 2 + 1, r)
     w = 2 * np.pi * np.arange(len(spectrum)) / n
@@ -269,19 +271,19 @@ def _periodic(samples: Floats, smoothing: Floats) -> _Function:
         spectrum[-1] /= 2  # of the highest frequency, samples tell the cosine alone
     spectrum /= 1 + smoothing * w[:, None] ** 4
 
-    def function(x: Floats, derivative: int) -> Floats:
+    def function(x: Float64Array, derivative: int) -> Float64Array:
         angles = x[:, None] * w + derivative * np.pi / 2
         return (np.cos(angles) * w**derivative) @ spectrum.real - (np.sin(angles) * w**derivative) @ spectrum.imag
 
     return function
 
 
-def _legendre(samples: Floats, places: Floats, degree: int | None, smoothing: Floats) -> _Function:
+def _legendre(samples: Float64Array, places: Float64Array, degree: int | None, smoothing: Float64Array) -> _Function:
     n = len(samples)
     first, last = places.min() - 0.5, places.max() + 0.5
     degree = min(n - 1, int(2 * np.sqrt(n))) if degree is None else degree
     if not 0 <= degree < n:
-        raise ValueError(f"The degree of polynomials through {n} samples is 0 to {n - 1}; got {degree}.")
+        raise InputError(f"The degree of polynomials through {n} samples is 0 to {n - 1}; got {degree}.")
     half = (last - first) / 2
     k = np.arange(degree + 1)
     design = legendre.legvander((places - first) / half - 1, degree)  # (n, degree + 1)
@@ -294,19 +296,19 @@ def _legendre(samples: Floats, places: Floats, degree: int | None, smoothing: Fl
         wanted = np.vstack([samples[:, these], np.zeros((degree + 1, these.sum()))])
         coefficients[:, these] = np.linalg.lstsq(rows, wanted)[0]
 
-    def function(x: Floats, derivative: int) -> Floats:
+    def function(x: Float64Array, derivative: int) -> Float64Array:
         derived = legendre.legder(coefficients, derivative, scl=1 / half, axis=0)
         return np.asarray(legendre.legval((x - first) / half - 1, derived)).T
 
     return function
 
 
-def _rbf(samples: Floats, places: Floats, smoothing: Floats) -> _Function:
+def _rbf(samples: Float64Array, places: Float64Array, smoothing: Float64Array) -> _Function:
     n, d = places.shape
     if len(np.unique(places, axis=0)) < n:
-        raise ValueError("Two samples are at the same position; a function has one value there.")
+        raise InputError("Two samples are at the same position; a function has one value there.")
     if n <= d:
-        raise ValueError(f"A thin-plate spline in {d}D needs more than {d} samples; there are {n}.")
+        raise InputError(f"A thin-plate spline in {d}D needs more than {d} samples; there are {n}.")
     made = {
         weight: RBFInterpolator(
             places, samples[:, smoothing == weight], smoothing=weight,
@@ -315,10 +317,10 @@ def _rbf(samples: Floats, places: Floats, smoothing: Floats) -> _Function:
         for weight in np.unique(smoothing)
     }  # fmt: skip
 
-    def function(x: Floats, derivative: int) -> Floats:
+    def function(x: Float64Array, derivative: int) -> Float64Array:
         points = x.reshape(len(x), -1)
         if points.shape[1] != d:
-            raise ValueError(f"The samples are in {d}D; the shape of these coordinates is {x.shape}.")
+            raise InputError(f"The samples are in {d}D; the shape of these coordinates is {x.shape}.")
         values = np.empty((len(x), samples.shape[1]))
         for weight, interpolator in made.items():
             values[:, smoothing == weight] = interpolator(points)
@@ -327,10 +329,10 @@ def _rbf(samples: Floats, places: Floats, smoothing: Floats) -> _Function:
     return function
 
 
-def _checked(vectors: ArrayLike) -> Floats:
+def _checked(vectors: ArrayLike) -> Float64Array:
     samples = np.asarray(vectors, dtype=np.float64)
     if samples.ndim != 2 or samples.size == 0:
-        raise ValueError(f"Vectors are the columns of a matrix (n, r); the shape of these is {samples.shape}.")
+        raise InputError(f"Vectors are the columns of a matrix (n, r); the shape of these is {samples.shape}.")
     if not np.isfinite(samples).all():
-        raise ValueError("The vectors hold NaN or infinite numbers, which no function goes through.")
+        raise InputError("The vectors hold NaN or infinite numbers, which no function goes through.")
     return samples

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
+from ..errors import InputError
 from ..metrics import psnr_db
-
-Floats = NDArray[np.float64]
+from ..types import Float64Array
 
 # Sides from which first ranks are found by random projections, and the part of the ranks up to which that is faster.
 _LARGE, _FEW = 1024, 1 / 8
@@ -40,9 +40,9 @@ class Decomposition:
         Right singular vectors: along x.
     """
 
-    U: Floats
-    values: Floats
-    V: Floats
+    U: Float64Array
+    values: Float64Array
+    V: Float64Array
 
     @property
     def rank(self) -> int:
@@ -54,7 +54,7 @@ class Decomposition:
         """Shape (Y, X) of the image."""
         return len(self.U), len(self.V)
 
-    def truncated(self, rank: int) -> Floats:
+    def truncated(self, rank: int) -> Float64Array:
         """Return the sum of the first `rank` modes, (Y, X): the best image of that rank (Eckart & Young 1936).
 
         Raises
@@ -65,7 +65,7 @@ class Decomposition:
         _check_rank(rank, self.rank)
         return (self.U[:, :rank] * self.values[:rank]) @ self.V[:, :rank].T
 
-    def mode(self, k: int) -> Floats:
+    def mode(self, k: int) -> Float64Array:
         """Return the image of rank one ``values[k] u_k v_k^T``, (Y, X), counted from 0.
 
         Raises
@@ -74,7 +74,7 @@ class Decomposition:
             If there is no such mode.
         """
         if not 0 <= k < self.rank:
-            raise ValueError(f"There is no mode {k}; they are 0 to {self.rank - 1}.")
+            raise InputError(f"There is no mode {k}; they are 0 to {self.rank - 1}.")
         return np.outer(self.values[k] * self.U[:, k], self.V[:, k])
 
 
@@ -122,7 +122,7 @@ def decompose(matrix: ArrayLike, rank: int | None = None) -> Decomposition:
     return Decomposition(U * signs, values, V * signs)
 
 
-def canonical_signs(U: Floats, V: Floats) -> Floats:
+def canonical_signs(U: Float64Array, V: Float64Array) -> Float64Array:
     """Return 1 or -1 for each pair of columns of U (Y, r) and V (X, r): what to multiply both by; see `decompose`."""
     majority = (np.sign(U) * U**2).sum(0) + (np.sign(V) * V**2).sum(0)
     largest = np.abs(U) >= (1 - _AMBIGUOUS) * np.abs(U).max(0)
@@ -130,27 +130,27 @@ def canonical_signs(U: Floats, V: Floats) -> Floats:
     return np.where(np.where(np.abs(majority) > _AMBIGUOUS, majority, first) < 0, -1.0, 1.0)
 
 
-def checked_slice(matrix: ArrayLike) -> Floats:
+def checked_slice(matrix: ArrayLike) -> Float64Array:
     """Return an image (Y, X) as float64; raise ValueError if it is none, or has nothing to decompose."""
     array = np.asarray(matrix)
     if array.ndim != 2:
-        raise ValueError(
+        raise InputError(
             f"A slice has two axes and one intensity a pixel; this has {array.ndim} axes (shape {array.shape})."
         )
     array = _finite(array)
     if array.min() == array.max():
-        raise ValueError(f"The slice is constant (every pixel is {array.flat[0]:g}); there is nothing to decompose.")
+        raise InputError(f"The slice is constant (every pixel is {array.flat[0]:g}); there is nothing to decompose.")
     return array
 
 
-def each_spectrum(volume: ArrayLike, axis: int) -> Iterator[Floats]:
+def each_spectrum(volume: ArrayLike, axis: int) -> Iterator[Float64Array]:
     """Yield the singular values of the slices of a volume (Z, Y, X) across an axis, (min side,) each; see `spectra`."""
     slices = np.moveaxis(_checked_volume(volume), axis, 0)
     for one in slices:
         yield np.asarray(np.linalg.svd(_finite(one), compute_uv=False), dtype=np.float64)
 
 
-def spectra(volume: ArrayLike, axis: int) -> Floats:
+def spectra(volume: ArrayLike, axis: int) -> Float64Array:
     """Return the singular values of all slices of a volume across an axis.
 
     Constant slices, as there are outside of a body, are allowed: they have one value, or none.
@@ -201,14 +201,14 @@ def unfolding(volume: ArrayLike, axis: int) -> NDArray[Any]:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
-def cumulative_energy(values: ArrayLike) -> Floats:
+def cumulative_energy(values: ArrayLike) -> Float64Array:
     """Return the part of the sum of squares in the first 1, 2, ... modes, (..., r); 1 throughout where all are 0."""
     squares = np.square(np.asarray(values, dtype=np.float64))
     total = squares.sum(-1, keepdims=True)
     return np.where(total > 0, np.cumsum(squares, -1) / np.where(total > 0, total, 1), 1.0)
 
 
-def effective_rank(values: ArrayLike) -> Floats:
+def effective_rank(values: ArrayLike) -> Float64Array:
     """Return the effective rank of Roy & Vetterli 2007, (...): exp of the entropy of the values as parts of their sum.
 
     1 for one mode alone, r for r equal ones, 0 where all values are 0.
@@ -220,14 +220,14 @@ def effective_rank(values: ArrayLike) -> Floats:
     return np.where(total[..., 0] > 0, np.exp(entropy), 0.0)
 
 
-def stable_rank(values: ArrayLike) -> Floats:
+def stable_rank(values: ArrayLike) -> Float64Array:
     """Return the stable rank ``sum(s^2) / max(s)^2``, (...), at most the rank; 0 where all values are 0."""
     squares = np.square(np.asarray(values, dtype=np.float64))
     largest = squares.max(-1)
     return np.where(largest > 0, squares.sum(-1) / np.where(largest > 0, largest, 1), 0.0)
 
 
-def optimal_threshold(values: ArrayLike, shape: tuple[int, int], noise: float | None = None) -> Floats:
+def optimal_threshold(values: ArrayLike, shape: tuple[int, int], noise: float | None = None) -> Float64Array:
     """Return the hard threshold of Gavish & Donoho 2014: modes below are better left out of a noisy image.
 
     With white noise of standard deviation sigma it is ``lambda(b) sqrt(max(shape)) sigma``, where
@@ -260,14 +260,14 @@ def optimal_threshold(values: ArrayLike, shape: tuple[int, int], noise: float | 
     factor = np.sqrt(2 * (ratio + 1) + 8 * ratio / (ratio + 1 + np.sqrt(ratio**2 + 14 * ratio + 1)))
     if noise is not None:
         if not (np.isfinite(noise) and noise >= 0):
-            raise ValueError(f"The standard deviation of the noise is 0 or more; got {noise}.")
+            raise InputError(f"The standard deviation of the noise is 0 or more; got {noise}.")
         return np.full(s.shape[:-1], factor * np.sqrt(long) * noise)
     if s.shape[-1] != short:
-        raise ValueError(f"The median is that of all {short} singular values; {s.shape[-1]} are given.")
+        raise InputError(f"The median is that of all {short} singular values; {s.shape[-1]} are given.")
     return np.asarray(factor / np.sqrt(_marchenko_pastur_median(ratio)) * np.median(s, -1))
 
 
-def best_psnr_db(values: ArrayLike, shape: tuple[int, int], data_range: float) -> Floats:
+def best_psnr_db(values: ArrayLike, shape: tuple[int, int], data_range: float) -> Float64Array:
     """Return the PSNR in dB that no image of rank 1, 2, ... exceeds, (r,) (Eckart & Young 1936).
 
     The squared error of the best image of rank k is the sum of the other squared values.
@@ -286,7 +286,7 @@ def best_psnr_db(values: ArrayLike, shape: tuple[int, int], data_range: float) -
     return np.array([psnr_db(error / (shape[0] * shape[1] * data_range**2)) for error in beyond])
 
 
-def _randomised(array: Floats, rank: int) -> tuple[Floats, Floats, Floats]:
+def _randomised(array: Float64Array, rank: int) -> tuple[Float64Array, Float64Array, Float64Array]:
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -311,26 +311,26 @@ def _marchenko_pastur_median(ratio: float) -> float:
     return float(lower + width * np.sin(brentq(excess, 0, np.pi / 2)) ** 2)
 
 
-def _finite(array: NDArray[Any]) -> Floats:
+def _finite(array: NDArray[Any]) -> Float64Array:
     if array.dtype.kind not in "biuf" or array.size == 0:
-        raise ValueError(f"Real numbers are decomposed, one or more; got {array.dtype} of shape {array.shape}.")
+        raise InputError(f"Real numbers are decomposed, one or more; got {array.dtype} of shape {array.shape}.")
     if not np.isfinite(array).all():
-        raise ValueError("There are NaN or infinite intensities, which have no singular values; replace them first.")
+        raise InputError("There are NaN or infinite intensities, which have no singular values; replace them first.")
     return array.astype(np.float64)
 
 
 def _checked_volume(volume: ArrayLike) -> NDArray[Any]:
     array = np.asarray(volume)
     if array.ndim != 3 or array.size == 0:
-        raise ValueError(f"A volume has three axes and one intensity a voxel; this has the shape {array.shape}.")
+        raise InputError(f"A volume has three axes and one intensity a voxel; this has the shape {array.shape}.")
     return array
 
 
 def _check_axis(axis: int) -> None:
     if axis not in (0, 1, 2):
-        raise ValueError(f"A volume has the axes 0 to 2; got {axis}.")
+        raise InputError(f"A volume has the axes 0 to 2; got {axis}.")
 
 
 def _check_rank(rank: int, largest: int) -> None:
     if not 1 <= rank <= largest:
-        raise ValueError(f"The rank is 1 to {largest} here; got {rank}.")
+        raise InputError(f"The rank is 1 to {largest} here; got {rank}.")

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from ..errors import InputError
 from ..grid import Grid
 from ..settings import Count, Positive, one_sentence
+from ..units import mm_per_unit, voxel_size_mm
 
 Beam = Literal["parallel", "fan", "cone"]
 Mode = Literal["xray", "mip", "minip", "mean"]
@@ -34,7 +36,7 @@ _C_ARM_TO_AXIS, _C_ARM_LENGTH = 750.0, 1200.0  # mm, from the source to the axis
 _CLEARANCE = 1.05  # of a C-arm's detector, in radii of the volume
 
 
-class ScanError(ValueError):
+class ScanError(InputError):
     """A scan that cannot be: the sentence says why."""
 
 
@@ -189,14 +191,6 @@ class Scan:
         except ValidationError as error:
             raise ScanError(one_sentence(error)) from error
         return file.scan()
-
-
-def voxel_size_mm(grid: Grid) -> NDArray[np.float64]:
-    """Return the size of a voxel, mm; where the unit is no length, as that of pixels, it counts as mm."""
-    from pint import Quantity
-
-    units = (Quantity(1, unit) for unit in grid.units)
-    return grid.voxel_size * [float(u.to("mm").magnitude) if u.check("[length]") else 1.0 for u in units]
 
 
 def orbit(
@@ -432,13 +426,13 @@ class _File(_Part):
     @model_validator(mode="after")
     def _go_together(self) -> _File:
         if (self.views is None) == (self.angles is None):
-            raise ValueError("a geometry has either views or angles")
+            raise InputError("a geometry has either views or angles")
         wanted = "direction" if self.beam == "parallel" else "source"
         for k, view in enumerate(self.views or []):
             if getattr(view, wanted) is None:
-                raise ValueError(f"view {k} of a {self.beam} beam has no {wanted}")
+                raise InputError(f"view {k} of a {self.beam} beam has no {wanted}")
         if self.views is not None and self.detector.pixels is None:
-            raise ValueError("with views one by one the detector needs its pixels")
+            raise InputError("with views one by one the detector needs its pixels")
         return self
 
     def scan(self) -> Scan:
@@ -455,3 +449,10 @@ class _File(_Part):
         columns = (firsts, *([getattr(view, name) for view in views] for name in ("centre", "u", "v")))
         sources, centres, u, v = (np.array(c, np.float64).reshape(-1, 3)[:, ::-1] for c in columns)
         return Scan(self.beam, sources, centres, u, v, detector.pixels or (1, 1), shape, size)
+
+
+def grid_of_scan(scan: Scan, middle: ArrayLike = (0.0, 0.0, 0.0), unit: str = "mm") -> Grid:
+    """Return the voxels that a scan is of, around a point of the world that has this unit."""
+    affine = np.diag([*(scan.voxel_size / mm_per_unit(unit)), 1.0])
+    affine[:-1, -1] = np.asarray(middle) - affine[:-1, :-1] @ (np.array(scan.shape) - 1) / 2
+    return Grid(scan.shape, affine, (unit,) * 3)

@@ -14,7 +14,8 @@ import torch
 from numba import njit, prange
 from numpy.typing import ArrayLike, NDArray
 
-from ..kernels.cpu import _launch
+from ..errors import InputError
+from ..kernels.numba_support import launch_lock
 from . import voxel_projector_torch
 from .scan import Mode, Scan
 
@@ -52,14 +53,14 @@ def project(
     """
     array = np.ascontiguousarray(volume, np.float32)
     if array.shape != scan.shape:
-        raise ValueError(f"The scan is of a volume of shape {scan.shape}, this one is {array.shape}.")
+        raise InputError(f"The scan is of a volume of shape {scan.shape}, this one is {array.shape}.")
     if not np.isfinite(array).all():
-        raise ValueError("The volume holds NaN or infinite voxels; replace them before projecting it.")
+        raise InputError("The volume holds NaN or infinite voxels; replace them before projecting it.")
     length = step * scan.voxel_size.min()
     if device != "cpu":
         return voxel_projector_torch.project(torch.as_tensor(array, device=device), scan, mode, length)
     images = np.zeros(scan.image_shape, np.float32)
-    with _launch:
+    with launch_lock:
         _project(array, images, *_rays(scan), length, _MODES[mode])
     return images
 
@@ -68,9 +69,9 @@ def back_project(images: ArrayLike, scan: Scan, *, step: float = STEP) -> NDArra
     """Return the transpose of the line integrals of `project` applied to images ``(K, V, U)``: a volume, float32."""
     array = np.ascontiguousarray(images, np.float32)
     if array.shape != scan.image_shape:
-        raise ValueError(f"The scan has images of shape {scan.image_shape}, these are {array.shape}.")
+        raise InputError(f"The scan has images of shape {scan.image_shape}, these are {array.shape}.")
     parts = np.zeros((numba.get_num_threads(), *scan.shape), np.float32)
-    with _launch:
+    with launch_lock:
         _back_project(array, parts, *_rays(scan), step * scan.voxel_size.min())
     return np.asarray(parts.sum(0))
 

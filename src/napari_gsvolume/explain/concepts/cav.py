@@ -10,18 +10,19 @@ from typing import Any, Literal
 import numpy as np
 import sklearn
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from ...errors import InputError
+from ...types import Float64Array, IntArray
 from ..decomposition.components import Decomposition
 from ..models.forward import Inputs, batches, call, undisturbed
 from ..models.hooks import watched
 from .cross_validation import Measure, cross_validated
-from .labels import Integers, labels_at, permuted, rows_of
+from .labels import labels_at, permuted, rows_of
 
-Floats = NDArray[np.float64]
 Fit = Literal["logistic", "difference"]
 
 
@@ -61,7 +62,7 @@ class Concept:
     fit : {"logistic", "difference"}
     """
 
-    direction: Floats = field(repr=False)
+    direction: Float64Array = field(repr=False)
     auc: Measure
     layer: str
     fit: Fit
@@ -105,7 +106,7 @@ def sensitivities(
     *,
     features_axis: int | None = None,
     seed: int = 0,
-) -> Floats:
+) -> Float64Array:
     """Return the derivative of an output by a layer's features, moved alike at all positions, (inputs, features).
 
     Times a direction it is the directional derivative along it.
@@ -141,24 +142,24 @@ def sensitivities(
         with undisturbed(model, seed + number), torch.enable_grad(), watched(model, layer, see, features_axis):
             given = of(call(model, batch))
             if not leaves:
-                raise ValueError(f"The layer {layer!r} is never called by the model.")
+                raise InputError(f"The layer {layer!r} is never called by the model.")
             leaf, view = leaves[0]
             if not isinstance(given, Tensor) or given.ndim != 1:
                 what = f"the shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-                raise ValueError(f"One number an input is differentiated, (B,); `of` gives {what}.")
+                raise InputError(f"One number an input is differentiated, (B,); `of` gives {what}.")
             if not given.requires_grad:
-                raise ValueError(f"What `of` gives does not depend on the layer {layer!r}.")
+                raise InputError(f"What `of` gives does not depend on the layer {layer!r}.")
             [gradient] = torch.autograd.grad(given.sum(), leaf)
             moved = view(gradient)  # (pieces, *grid, features)
         if len(moved) % len(given):
-            raise ValueError(f"The layer {layer!r} gives {len(moved)} things for {len(given)} inputs.")
+            raise InputError(f"The layer {layer!r} gives {len(moved)} things for {len(given)} inputs.")
         rows.append(moved.reshape(len(given), -1, moved.shape[-1]).sum(1).double().cpu().numpy())
     if not rows:
-        raise ValueError("There are no inputs to run the model with.")
+        raise InputError("There are no inputs to run the model with.")
     return np.concatenate(rows)
 
 
-def direction_of(X: Floats, y: Integers, fit: Fit) -> Floats:
+def direction_of(X: Float64Array, y: IntArray, fit: Fit) -> Float64Array:
     """Return the unit direction (features,) from samples of class 0 to those of class 1."""
     direction = X[y == 1].mean(0) - X[y == 0].mean(0)
     if fit == "logistic":
@@ -170,7 +171,9 @@ def direction_of(X: Floats, y: Integers, fit: Fit) -> Floats:
     return np.asarray(direction / max(float(np.linalg.norm(direction)), 1e-300))
 
 
-def random_direction(X: Floats, y: Integers, groups: Integers, fit: Fit, rng: np.random.Generator) -> Floats:
+def random_direction(
+    X: Float64Array, y: IntArray, groups: IntArray, fit: Fit, rng: np.random.Generator
+) -> Float64Array:
     """Return the direction (features,) of a random concept: labels dealt out anew, to samples without the concept."""
     without = y == 0
     while True:
@@ -181,11 +184,11 @@ def random_direction(X: Floats, y: Integers, groups: Integers, fit: Fit, rng: np
 
 def sorted_examples(
     decomposition: Decomposition, labels: ArrayLike | Sequence[ArrayLike]
-) -> tuple[Floats, Integers, Integers]:
+) -> tuple[Float64Array, IntArray, IntArray]:
     """Return activations (n, features), whether they are of the concept (n,), and their inputs (n,)."""
     places = decomposition.places
     if places is None:
-        raise ValueError("These samples have no places, so they have no labels.")
+        raise InputError("These samples have no places, so they have no labels.")
     y = labels_at(places, labels)
     X, whose = rows_of(decomposition), places.input
     if all(np.ndim(one) == 0 for one in labels):  # type: ignore[union-attr]
@@ -195,7 +198,7 @@ def sorted_examples(
         X, y, whose = np.add.reduceat(X[order], starts, axis=0) / count[:, None], y[first], inputs
     kept = y >= 0
     if (y[kept] == 0).sum() < 2 or not (y > 0).any():
-        raise ValueError(
+        raise InputError(
             "Examples are needed of the concept, labels of 1 and more, and two or more of what it is not, 0."
         )
     return X[kept], (y[kept] > 0).astype(np.int64), whose[kept]

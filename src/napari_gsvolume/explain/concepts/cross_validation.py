@@ -18,9 +18,10 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .labels import Integers, permuted
+from ...errors import InputError
+from ...types import Float64Array, IntArray
+from .labels import permuted
 
-Floats = NDArray[np.float64]
 Kind = Literal["classes", "values"]
 
 
@@ -36,9 +37,9 @@ class Measure:
         Means over folds for labels that mean nothing.
     """
 
-    folds: Floats
-    chance: Floats
-    _shares: Floats = field(repr=False)  # samples of the folds, as parts of all
+    folds: Float64Array
+    chance: Float64Array
+    _shares: Float64Array = field(repr=False)  # samples of the folds, as parts of all
 
     @property
     def mean(self) -> float:
@@ -69,9 +70,9 @@ class Measure:
 
 
 def cross_validated(
-    X: Floats,
+    X: Float64Array,
     y: NDArray[Any],
-    groups: Integers,
+    groups: IntArray,
     kind: Kind,
     folds: int = 5,
     regularisation: float = 1.0,
@@ -94,14 +95,14 @@ def cross_validated(
         If all labels are the same, or there are too few groups to hold one out.
     """
     if len(np.unique(y)) < 2:
-        raise ValueError("All labels that count are the same; there is nothing to tell apart.")
+        raise InputError("All labels that count are the same; there is nothing to tell apart.")
     folds = min(folds, len(np.unique(groups)))
     if folds < 2:
-        raise ValueError("Held-out samples come from other inputs: two or more are needed, or groups= (block_groups).")
+        raise InputError("Held-out samples come from other inputs: two or more are needed, or groups= (block_groups).")
     if kind == "classes":
         few = [c for c in np.unique(y).tolist() if len(np.unique(groups[y == c])) < 2]
         if few:
-            raise ValueError(f"The label {few[0]} is in one input or group alone, so it cannot be held out.")
+            raise InputError(f"The label {few[0]} is in one input or group alone, so it cannot be held out.")
     rng = np.random.default_rng(seed)
     fitted = (kind, folds, regularisation, seed)
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # small fits, many times
@@ -113,14 +114,14 @@ def cross_validated(
     }
 
 
-def linear_directions(X: Floats, y: NDArray[Any], kind: Kind, regularisation: float = 1.0) -> Floats:
+def linear_directions(X: Float64Array, y: NDArray[Any], kind: Kind, regularisation: float = 1.0) -> Float64Array:
     """Return the unit directions (features, outputs) along which what is read changes fastest."""
     fitted = _fit(X, y, kind, regularisation)
     weights = np.atleast_2d(fitted[-1].coef_) / fitted[0].scale_
     return np.asarray((weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-300)).T)
 
 
-def _fit(X: Floats, y: NDArray[Any], kind: Kind, regularisation: float) -> Pipeline:
+def _fit(X: Float64Array, y: NDArray[Any], kind: Kind, regularisation: float) -> Pipeline:
     model = Ridge(regularisation) if kind == "values" else LogisticRegression(C=1 / regularisation, max_iter=300)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of weights that hardly change any more
@@ -128,8 +129,8 @@ def _fit(X: Floats, y: NDArray[Any], kind: Kind, regularisation: float) -> Pipel
 
 
 def _crossed(
-    X: Floats, y: NDArray[Any], groups: Integers, kind: Kind, folds: int, regularisation: float, seed: int
-) -> tuple[dict[str, list[float]], Floats]:
+    X: Float64Array, y: NDArray[Any], groups: IntArray, kind: Kind, folds: int, regularisation: float, seed: int
+) -> tuple[dict[str, list[float]], Float64Array]:
     """Return the figures of the folds, and what part of the samples each has."""
     split: Any = GroupKFold(folds, shuffle=True, random_state=seed)
     if kind == "classes":
@@ -162,6 +163,6 @@ def _crossed(
     return found, np.array(shares)
 
 
-def _mean(values: Sequence[float] | Floats) -> float:
+def _mean(values: Sequence[float] | Float64Array) -> float:
     finite = np.asarray(values)[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else float("nan")

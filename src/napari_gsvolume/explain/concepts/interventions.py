@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map  # of whatever modules give
 
-from ..decomposition.activations import Call, chosen, typed_modules
+from ...errors import InputError
 from ..decomposition.components import Decomposition
 from ..models.forward import Batch, call, first_tensor, hooked, undisturbed
 from ..models.hooks import check_direction, watched
+from ..models.outputs import ForwardCall, select_modules, typed_modules
 from .labels import onto_grid
 
 How = Literal["add", "scale", "remove"]
@@ -75,12 +76,12 @@ class Edit:
     ) -> None:
         array = np.asarray(direction, dtype=np.float64).copy()
         if array.ndim != 1 or not np.isfinite(array).all() or not array.any():
-            raise ValueError(f"A direction is a vector of finite numbers, not all 0; got the shape {array.shape}.")
+            raise InputError(f"A direction is a vector of finite numbers, not all 0; got the shape {array.shape}.")
         if how not in ("add", "scale", "remove"):
-            raise ValueError(f"An edit adds, scales or removes; got {how!r}.")
+            raise InputError(f"An edit adds, scales or removes; got {how!r}.")
         centre = None if mean is None else np.asarray(mean, dtype=np.float64).copy()
         if centre is not None and centre.shape != array.shape:
-            raise ValueError(f"The mean has the shape {centre.shape}, and the direction {array.shape}.")
+            raise InputError(f"The mean has the shape {centre.shape}, and the direction {array.shape}.")
         values = {"layer": layer, "direction": array, "amount": float(amount), "how": how, "mean": centre}
         values |= {"mask": None if mask is None else np.asarray(mask).astype(bool), "features_axis": features_axis}
         for name, value in values.items():
@@ -119,7 +120,7 @@ class Edit:
         if self.mask is not None:
             grid = tuple(rows.shape[1:-1])
             if self.mask.ndim != len(grid):
-                raise ValueError(f"The mask has {self.mask.ndim} axes, and the layer {self.layer!r} a grid of {grid}.")
+                raise InputError(f"The mask has {self.mask.ndim} axes, and the layer {self.layer!r} a grid of {grid}.")
             here = self.mask if self.mask.shape == grid else onto_grid(self.mask, grid)
             change = change * torch.from_numpy(np.ascontiguousarray(here)).to(rows.device)[..., None]
         rows += change
@@ -134,7 +135,7 @@ def spread(decomposition: Decomposition, mode: int) -> float:
         If there is no such mode.
     """
     if not 0 <= mode < decomposition.k:
-        raise ValueError(f"There is no mode {mode}; they are 0 to {decomposition.k - 1}.")
+        raise InputError(f"There is no mode {mode}; they are 0 to {decomposition.k - 1}.")
     return float(decomposition.values[mode] / np.sqrt(decomposition.samples))
 
 
@@ -182,12 +183,12 @@ class Counterfactual:
 
     def __init__(self, model: nn.Module, batch: Batch, layer: str, *, seed: int = 0) -> None:
         self._model, self._batch, self.layer, self._seed = model, batch, layer, seed
-        [module] = chosen(model, [layer]).values()
+        [module] = select_modules(model, [layer]).values()
         names = {m: name for name, m in model.named_modules()}
         done: list[tuple[nn.Module, Any]] = []  # outermost calls that ended before the layer's, in order
         started: list[int] = []
         ended = False
-        now = Call(batch, 0)
+        now = ForwardCall(batch, 0)
         typed = set(typed_modules(model))
         self._before: set[str] = set()
         self._axis: int | None = None
@@ -218,7 +219,7 @@ class Counterfactual:
                 self.unedited = tree_map(_copied, call(model, batch))
                 """What the model gives without an edit."""
         if not ended:
-            raise ValueError(f"The layer {layer!r} is never called by the model.")
+            raise InputError(f"The layer {layer!r} is never called by the model.")
         self._kept: dict[nn.Module, list[Any]] = {}
         for m, given in done:
             self._kept.setdefault(m, []).append(given)
@@ -233,7 +234,7 @@ class Counterfactual:
         """
         for edit in edits:
             if edit.layer in self._before - {self.layer}:
-                raise ValueError(f"The layer {edit.layer!r} comes before {self.layer!r}, whose activations are kept.")
+                raise InputError(f"The layer {edit.layer!r} comes before {self.layer!r}, whose activations are kept.")
         # Modules that would tell along which axis the layer's features are may not run again.
         edits = tuple(
             edit.moved(edit.amount, features_axis=self._axis)

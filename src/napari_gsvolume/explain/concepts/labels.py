@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...errors import InputError
+from ...types import Float64Array, IntArray
 from ..decomposition.components import Decomposition, Places
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 How = Literal["majority", "nearest", "mean"]
 
 
@@ -42,11 +42,11 @@ def labels_at(places: Places, labels: ArrayLike | Sequence[ArrayLike], how: How 
         no one input.
     """
     if (places.inputs < 0).any():
-        raise ValueError("This layer gives one thing for a whole batch, so its samples have no labels.")
+        raise InputError("This layer gives one thing for a whole batch, so its samples have no labels.")
     arrays = [np.asarray(one) for one in labels]  # type: ignore[union-attr]
     needed = int(places.inputs.max(initial=-1)) + 1
     if len(arrays) < needed:
-        raise ValueError(f"There are labels of {len(arrays)} inputs, and samples of {needed}.")
+        raise InputError(f"There are labels of {len(arrays)} inputs, and samples of {needed}.")
     if all(one.ndim == 0 for one in arrays):
         return np.array([one.item() for one in arrays])[places.input]
     here: list[NDArray[Any]] = []
@@ -55,7 +55,7 @@ def labels_at(places: Places, labels: ArrayLike | Sequence[ArrayLike], how: How 
         array = arrays[number]
         if array.ndim != len(grid) or not np.array_equal(np.round(grid * strides), array.shape):
             expected = " x ".join(f"{n:.0f}" for n in grid * strides) or "no axes"
-            raise ValueError(
+            raise InputError(
                 f"The labels of input {number} have the shape {array.shape}, and the input that of {expected} voxels."
             )
         here.append(onto_grid(array, tuple(grid), how).ravel())
@@ -86,13 +86,13 @@ def onto_grid(array: NDArray[Any], grid: tuple[int, ...], how: How = "majority")
     return np.asarray(values[label].reshape(grid))
 
 
-def rows_of(decomposition: Decomposition) -> Floats:
+def rows_of(decomposition: Decomposition) -> Float64Array:
     """Return A (samples, features) as far as its modes make it up: all of it, of a decomposition with all modes."""
     rows = (decomposition.scores * decomposition.values) @ decomposition.concepts.T
     return np.asarray(rows if decomposition.mean is None else rows + decomposition.mean)
 
 
-def block_groups(places: Places, blocks: int = 4) -> Integers:
+def block_groups(places: Places, blocks: int = 4) -> IntArray:
     """Return a group for each sample: blocks of the grid, so many along each axis, of each input by itself.
 
     For cross-validation within one painted volume. Samples on both sides of a face between blocks still see much the
@@ -104,13 +104,13 @@ def block_groups(places: Places, blocks: int = 4) -> Integers:
         If there is less than one block.
     """
     if blocks < 1:
-        raise ValueError(f"There are 1 or more blocks along an axis; got {blocks}.")
+        raise InputError(f"There are 1 or more blocks along an axis; got {blocks}.")
     which = places.index * blocks // np.maximum(places.grids[places.piece], blocks)
     keys = np.column_stack([places.inputs[places.piece], which])
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def permuted(labels: NDArray[Any], groups: Integers, rng: np.random.Generator) -> NDArray[Any]:
+def permuted(labels: NDArray[Any], groups: IntArray, rng: np.random.Generator) -> NDArray[Any]:
     """Return labels as they might lie if they had nothing to do with the samples, which keep their groups.
 
     Labels that are the same within every group are dealt out to the groups anew. Others are given to another group as a

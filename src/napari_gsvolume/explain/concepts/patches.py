@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
-from torch import Tensor, nn
 
+from ...errors import InputError
 from ...grid import Grid
+from ...types import Float64Array
 from ..decomposition.components import Decomposition
-from ..models.forward import Batch, Inputs, batches, call, tensors, undisturbed
-from ..models.hooks import check_direction, replaced, watched
-
-Floats = NDArray[np.float64]
+from ..models.forward import Inputs, batches
+from .attribution import real
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +34,9 @@ class ConceptMap:
     layer : str
     """
 
-    image: Floats
-    scale: Floats
-    translate: Floats
+    image: Float64Array
+    scale: Float64Array
+    translate: Float64Array
     mode: int
     input: int
     part: int
@@ -57,7 +54,7 @@ class ConceptMap:
         """
         extents = np.round(np.array(self.image.shape) * self.scale).astype(int)
         if source.ndim != self.image.ndim or tuple(extents) != source.shape:
-            raise ValueError(
+            raise InputError(
                 f"The map is of an input of {' x '.join(map(str, extents))} voxels, not of "
                 f"{' x '.join(map(str, source.shape))}."
             )
@@ -93,22 +90,22 @@ def concept_map(
     """
     places = decomposition.places
     if places is None:
-        raise ValueError("These samples have no places, so there is no map of them.")
+        raise InputError("These samples have no places, so there is no map of them.")
     found = np.flatnonzero((places.inputs == number) & (places.parts == part))
     if len(found) == 0:
-        raise ValueError(f"There is nothing of the input {number}, part {part}, in this decomposition.")
+        raise InputError(f"There is nothing of the input {number}, part {part}, in this decomposition.")
     piece = int(found[0])
     if places.grids.shape[1] == 0:
-        raise ValueError(f"The layer {decomposition.layer!r} gives one vector for an input, so there is no map.")
-    image: Floats = decomposition.map(mode, piece) * decomposition.values[mode]
+        raise InputError(f"The layer {decomposition.layer!r} gives one vector for an input, so there is no map.")
+    image: Float64Array = decomposition.map(mode, piece) * decomposition.values[mode]
     strides = places.strides[piece]
     if order is not None:
         if np.isnan(strides).any():
-            raise ValueError(f"The grid of the layer {decomposition.layer!r} has other axes than the input.")
+            raise InputError(f"The grid of the layer {decomposition.layer!r} has other axes than the input.")
         if np.isnan(image).any():
-            raise ValueError("Positions were left out of this decomposition; take all samples to resample its maps.")
+            raise InputError("Positions were left out of this decomposition; take all samples to resample its maps.")
         if order not in (0, 1):
-            raise ValueError(f"Maps are resampled by order 0, nearest, or 1, linear; got {order}.")
+            raise InputError(f"Maps are resampled by order 0, nearest, or 1, linear; got {order}.")
         lengths = [round(n * s) for n, s in zip(image.shape, strides, strict=True)]
         axes = [(np.arange(n) + 0.5) / s - 0.5 for n, s in zip(lengths, strides, strict=True)]
         points = np.stack(np.meshgrid(*axes, indexing="ij"))
@@ -183,15 +180,15 @@ def top_patches(
     """
     places = decomposition.places
     if places is None or np.isnan(places.strides).any() or places.grids.shape[1] == 0:
-        raise ValueError(f"Samples of {decomposition.layer or 'this decomposition'} have no places in the inputs.")
+        raise InputError(f"Samples of {decomposition.layer or 'this decomposition'} have no places in the inputs.")
     if not 0 <= mode < decomposition.k:
-        raise ValueError(f"There is no mode {mode}; they are 0 to {decomposition.k - 1}.")
+        raise InputError(f"There is no mode {mode}; they are 0 to {decomposition.k - 1}.")
     if min(count, size, per_input) < 1:
-        raise ValueError(f"Count, size and patches of an input are 1 or more; got {count}, {size} and {per_input}.")
+        raise InputError(f"Count, size and patches of an input are 1 or more; got {count}, {size} and {per_input}.")
     images = [image for batch in batches(inputs) for image in real(batch).detach()]
     whose, centres = places.input, places.coordinates
     if whose.max() >= len(images) or images[0].ndim != centres.shape[1] + 1:
-        raise ValueError(
+        raise InputError(
             f"The decomposition is of {whose.max() + 1} inputs of {centres.shape[1]} axes and channels; these are "
             f"{len(images)} of the shape {tuple(images[0].shape)}."
         )
@@ -216,82 +213,3 @@ def top_patches(
         return tuple(taken)
 
     return Patches(end(1), end(-1))
-
-
-def component_gradient(
-    model: nn.Module,
-    inputs: Batch,
-    layer: str,
-    concept: ArrayLike,
-    *,
-    position: Sequence[int] | None = None,
-    features_axis: int | None = None,
-    seed: int = 0,
-) -> NDArray[Any]:
-    """Return the gradient of the projection on a concept with respect to the input.
-
-    It says what an infinitely small change of each voxel does at these inputs: nothing of larger changes, nor how much
-    a voxel contributes. Where activation functions are flat it is 0, whatever matters there.
-
-    Parameters
-    ----------
-    model : nn.Module
-        It must treat the inputs of a batch by themselves, as in evaluation mode nearly all do.
-    inputs : Tensor, tuple or dict
-        One batch; the first tensor of real numbers in it is what is differentiated by.
-    layer : str
-    concept : array_like, (features,)
-        A column of ``Decomposition.concepts``, or any direction.
-    position : sequence of int, optional
-        Of the layer's grid: the projection there. The mean over the grid when omitted.
-    features_axis : int, optional
-        As of `activations`.
-    seed : int
-        For models that draw random numbers.
-
-    Returns
-    -------
-    ndarray
-        In the shape of the input; of each input its own gradient.
-
-    Raises
-    ------
-    ValueError
-        If the model cannot be called so, there is no such layer or position, or the concept is of another one.
-    """
-    direction = np.asarray(concept, dtype=np.float64)
-    projected: list[Tensor] = []
-
-    def see(tensor: Tensor, view: Callable[[Tensor], Tensor]) -> None:
-        rows = view(tensor)  # (pieces, *grid, features)
-        check_direction(direction.size, rows.shape[-1], layer)
-        along = rows @ torch.from_numpy(direction).to(rows)
-        if position is None:
-            projected.append(along.flatten(1).mean(1).sum() if along.ndim > 1 else along.sum())
-            return
-        grid = along.shape[1:]
-        if len(position) != len(grid) or not all(0 <= i < n for i, n in zip(position, grid, strict=True)):
-            raise ValueError(f"The layer {layer!r} has the grid {tuple(grid)}; there is no position {tuple(position)}.")
-        projected.append(along.flatten(1)[:, int(np.ravel_multi_index(tuple(position), tuple(grid)))].sum())
-
-    source = real(inputs)
-    point = source.detach().clone().requires_grad_()
-    with undisturbed(model, seed), torch.enable_grad(), watched(model, layer, see, features_axis):
-        call(model, replaced(inputs, source, point * 1))  # a leaf must not be changed in place
-    if not projected:
-        raise ValueError(f"The layer {layer!r} is never called by the model.")
-    total = torch.stack(projected).sum()
-    if not total.requires_grad:
-        raise ValueError(f"What the layer {layer!r} gives cannot be differentiated by the input.")
-    [gradient] = torch.autograd.grad(total, point, allow_unused=True)
-    return np.zeros(point.shape) if gradient is None else gradient.cpu().numpy()
-
-
-def real(batch: Batch) -> Tensor:
-    """Return the first tensor of real numbers in a batch; raise ValueError if there is none."""
-    for tensor in tensors(batch):
-        if tensor.is_floating_point() and tensor.ndim:
-            return tensor
-    raise ValueError(
-        "The inputs have no tensor of real numbers: there is no image of them, nothing to differentiate by."
-    )

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from ...errors import InputError
+from ...types import Float64Array
 from ..decomposition.activations import activation_steps
 from ..decomposition.components import Decomposition, Places
 from ..decomposition.streaming_svd import EXACT
 from ..models.forward import Inputs
 from .cross_validation import Kind, Measure, cross_validated, linear_directions
 from .labels import How, labels_at, rows_of
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Probe:
     kind: Kind
     measures: dict[str, Measure]
     selectivity: float | None
-    direction: Floats = field(repr=False)
+    direction: Float64Array = field(repr=False)
     classes: tuple[Any, ...]
     samples: int
     groups: int
@@ -119,14 +119,14 @@ def linear_probe(
     """
     places = decomposition.places
     if places is None:
-        raise ValueError("These samples have no places, so they have no labels.")
+        raise InputError("These samples have no places, so they have no labels.")
     kinds = {np.asarray(one).dtype.kind for one in labels}  # type: ignore[union-attr]
     if kind is None:
         kind = "values" if "f" in kinds else "classes"
     y = labels_at(places, labels, how or ("mean" if kind == "values" else "majority"))
     whose = places.input if groups is None else np.asarray(groups)
     if whose.shape != y.shape:
-        raise ValueError(f"There are {len(y)} samples, and groups of the shape {whose.shape}.")
+        raise InputError(f"There are {len(y)} samples, and groups of the shape {whose.shape}.")
     X = rows_of(decomposition) if of == "activations" else np.asarray(decomposition.scores, dtype=np.float64)
     if kind == "values":
         kept = np.isfinite(y.astype(np.float64))

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from ...grid import Grid
+from ...types import IntArray
 from ..decomposition.components import Decomposition
 from ..models.inputs import Images, Place
-from .concept_maps import _assembled, _covered, _spatial
-
-Integers = NDArray[np.int64]
+from .grids import assemble_maps, covered_voxels, to_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Positions:
     grid: Grid
 
     @cached_property
-    def _there(self) -> tuple[Integers, NDArray[np.int32]]:
+    def _there(self) -> tuple[IntArray, NDArray[np.int32]]:
         """The voxels where a sample lies, in C order, and which."""
         flat = self.samples.ravel()
         voxels = np.flatnonzero(flat >= 0)
@@ -83,7 +83,7 @@ def positions(decomposition: Decomposition, images: Images, volume: int) -> Posi
     places = decomposition.places
     nowhere = f"What the layer {decomposition.layer!r} says has no place in the image."
     if places is None or (places.inputs < 0).any() or places.parts.any():
-        raise ValueError(nowhere)
+        raise InputError(nowhere)
     taken = {}
     for number, at, samples in _pieces(decomposition):
         if images.places[number].volume != volume:
@@ -91,13 +91,13 @@ def positions(decomposition: Decomposition, images: Images, volume: int) -> Posi
         grid = tuple(int(n) for n in places.grids[at])
         rows = np.full((int(np.prod(grid)), 1), -1, dtype=np.float32)  # exact up to 2^24
         rows[places.position[samples], 0] = samples
-        spatial = _spatial(rows, grid, images.places[number].extent)
+        spatial = to_grid(rows, grid, images.places[number].extent)
         if spatial is None:
-            raise ValueError(nowhere)
+            raise InputError(nowhere)
         taken[number] = spatial
     if not taken:
-        raise ValueError(f"No sample of the layer {decomposition.layer!r} is of {images.volumes[volume].name}.")
-    maps = _assembled(decomposition.layer, volume, taken, images)
+        raise InputError(f"No sample of the layer {decomposition.layer!r} is of {images.volumes[volume].name}.")
+    maps = assemble_maps(decomposition.layer, volume, taken, images)
     return Positions(np.nan_to_num(maps.values[0], nan=-1).astype(np.int32), maps.grid)
 
 
@@ -120,12 +120,12 @@ def on_slab(piece: NDArray[Any], place: Place, images: Images) -> tuple[NDArray[
     order = layout.axes if layout.across is None else (layout.across, *layout.axes)
     view = values.transpose(order)
     plane = view if layout.across is None else view[0]
-    target, index = _covered(place, piece.shape, finer[list(layout.axes)], [shape[axis] for axis in layout.axes])
+    target, index = covered_voxels(place, piece.shape, finer[list(layout.axes)], [shape[axis] for axis in layout.axes])
     plane[tuple(target)] = piece[np.ix_(*index)]
     return values.reshape(grid.shape), grid
 
 
-def _pieces(decomposition: Decomposition) -> Iterator[tuple[int, int, Integers]]:
+def _pieces(decomposition: Decomposition) -> Iterator[tuple[int, int, IntArray]]:
     """Yield the input of each piece that has samples, its number, and which samples these are."""
     places = decomposition.places
     assert places is not None

@@ -11,17 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...errors import InputError
+from ...types import Float64Array
 from ..decomposition.activations import activations
 from ..decomposition.components import Decomposition
 from ..decomposition.streaming_svd import EXACT
 from ..models.forward import Inputs, batches
 from ..models.hooks import check_direction
 from .cav import Concept, Examples, Fit, concept_vector, random_direction, sensitivities, sorted_examples
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +50,13 @@ class TCAV:
     concept: Concept
     score: float
     sensitivity: float
-    random_scores: Floats = field(repr=False)
-    random_sensitivities: Floats = field(repr=False)
+    random_scores: Float64Array = field(repr=False)
+    random_sensitivities: Float64Array = field(repr=False)
     p: float
     p_sensitivity: float
     p_corrected: float
     alpha: float
-    cosines: Floats | None
+    cosines: Float64Array | None
     inputs: int
 
     @property
@@ -168,12 +167,12 @@ def tcav_steps(
     """Yield a step after each random concept of `run_tcav`; the last one has the result."""
     least = int(np.ceil(len(layers) / alpha)) - 1
     if randoms < least:
-        raise ValueError(
+        raise InputError(
             f"With {randoms} random concepts and {len(layers)} layers no score can be significant at {alpha:g}; take "
             f"{least} or more."
         )
     if iter(batches(inputs)) is inputs or iter(batches(examples.inputs)) is examples.inputs:
-        raise ValueError("Inputs and examples are needed several times; give lists of them.")
+        raise InputError("Inputs and examples are needed several times; give lists of them.")
     shared: dict[str, Any] = {"features_axis": features_axis, "seed": seed}
     taken = activations(model, examples.inputs, layers, EXACT, max_samples=max_samples, **shared)
     found: dict[str, TCAV] = {}
@@ -200,7 +199,11 @@ def tcav_steps(
 
 
 def judged(
-    concept: Concept, along: Floats, along_random: Floats, alpha: float = 0.05, cosines: Floats | None = None
+    concept: Concept,
+    along: Float64Array,
+    along_random: Float64Array,
+    alpha: float = 0.05,
+    cosines: Float64Array | None = None,
 ) -> TCAV:
     """Return the test of derivatives along a concept, (inputs,), against those along random ones, (randoms, inputs)."""
     score, scores = float(_score(along)), _score(along_random)
@@ -214,7 +217,7 @@ def judged(
     )  # fmt: skip
 
 
-def holm(p_values: Sequence[float]) -> Floats:
+def holm(p_values: Sequence[float]) -> Float64Array:
     """Return p-values corrected for being several (S. Holm, Scand. J. Statist. 6, 1979), in the order given."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
@@ -223,6 +226,6 @@ def holm(p_values: Sequence[float]) -> Floats:
     return corrected
 
 
-def _score(along: Floats) -> Any:
+def _score(along: Float64Array) -> Any:
     """Return the part of the inputs, along the last axis, whose derivative is positive; of 0 a half counts."""
     return ((along > 0) + 0.5 * (along == 0)).mean(-1)

@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import subspace_angles
 from scipy.optimize import linear_sum_assignment
 
-Floats = NDArray[np.float64]
+from ...errors import InputError
+from ...types import Float64Array
+
 NEAR = 0.05
 """Values of which each is less than this part below the one before are taken for equal."""
 
@@ -37,15 +39,15 @@ class Alignment:
     """
 
     order: NDArray[np.intp]
-    signs: Floats
-    rotation: Floats
-    cosines: Floats
+    signs: Float64Array
+    rotation: Float64Array
+    cosines: Float64Array
 
-    def columns(self, other: ArrayLike) -> Floats:
+    def columns(self, other: ArrayLike) -> Float64Array:
         """Return concepts or scores, (n, k), in the reference's order, (n, r)."""
         return np.asarray(np.asarray(other, dtype=np.float64) @ self.rotation)
 
-    def values(self, values: ArrayLike) -> Floats:
+    def values(self, values: ArrayLike) -> Float64Array:
         """Return singular values, (k,), in the reference's order, (r,): where rotated, the root mean squares there."""
         return np.asarray(np.sqrt(np.square(np.asarray(values, dtype=np.float64)) @ np.square(self.rotation)))
 
@@ -81,11 +83,11 @@ def aligned(
     """
     R, Q = (np.asarray(a, dtype=np.float64) for a in (reference, other))
     if R.ndim != 2 or Q.ndim != 2 or len(R) != len(Q):
-        raise ValueError(f"Two bases of the same features are compared; these have the shapes {R.shape} and {Q.shape}.")
+        raise InputError(f"Two bases of the same features are compared; these have the shapes {R.shape} and {Q.shape}.")
     r, k = R.shape[1], Q.shape[1]
     blocks = [np.array([j]) for j in range(k)] if values is None else near_equal(values, near)
     if sum(map(len, blocks)) != k:
-        raise ValueError(f"There are {k} components and {sum(map(len, blocks))} values.")
+        raise InputError(f"There are {k} components and {sum(map(len, blocks))} values.")
     overlap = Q.T @ R  # (k, r)
     likeness = np.abs(overlap)
     for block in blocks:
@@ -113,7 +115,7 @@ def near_equal(values: ArrayLike, near: float = NEAR) -> list[NDArray[np.intp]]:
     return np.split(np.arange(len(s)), np.flatnonzero(apart) + 1)
 
 
-def principal_angles(one: ArrayLike, other: ArrayLike) -> Floats:
+def principal_angles(one: ArrayLike, other: ArrayLike) -> Float64Array:
     """Return the principal angles between the spans of two bases, (min(r, k),), degrees, ascending (Jordan 1875).
 
     Parameters

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ...errors import InputError
+from ...types import Float64Array
 from ..models.forward import Inputs, RefusedError, batches, call, undisturbed
-from .activations import Call, chosen
+from ..models.outputs import ForwardCall, Pieces, select_modules
 from .components import Decomposition, check_modes
 from .metrics import redundant_heads
-from .sampling import BUDGET, Pieces, Samples, priorities, two_passes
-
-Floats = NDArray[np.float64]
+from .sampling import BUDGET, Samples, priorities, two_passes
 
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
 _IN_SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -50,8 +50,8 @@ class Attention:
 
     modes: Decomposition
     heads: tuple[tuple[str, int], ...]
-    similarity: Floats
-    entropy: Floats
+    similarity: Float64Array
+    entropy: Float64Array
 
     def redundant(self, threshold: float = 0.95) -> list[tuple[int, int, float]]:
         """Return pairs of columns whose similarity is at least that, the most similar first; see `redundant_heads`."""
@@ -93,8 +93,8 @@ def attention(
     """
     check_modes(k)
     if max_queries < 1:
-        raise ValueError(f"At least one query is needed; max_queries is {max_queries}.")
-    names = None if layers is None else list(chosen(model, layers))
+        raise InputError(f"At least one query is needed; max_queries is {max_queries}.")
+    names = None if layers is None else list(select_modules(model, layers))
     stacked = Samples("attention", k, False, None, seed)
     heads: list[tuple[str, int]] = []
     entropy = _Entropy()
@@ -102,7 +102,7 @@ def attention(
     def run(_: Collection[str], take: Callable[[Samples, Pieces], None]) -> Iterator[None]:
         first, first_pass = 0, stacked.samples == 0
         for number, batch in enumerate(batches(inputs)):
-            now = Call(batch, first)
+            now = ForwardCall(batch, first)
             with undisturbed(model, seed + number), torch.no_grad(), _Watch(model, names, max_queries, seed) as watch:
                 call(model, batch)
             heads[:] = [(layer, head) for layer, maps in watch.maps for head in range(maps.shape[1])]
@@ -131,7 +131,7 @@ class _Entropy:
     """The mean entropy of the weights of each head."""
 
     def __init__(self) -> None:
-        self._sum: Floats | float = 0.0
+        self._sum: Float64Array | float = 0.0
         self._queries = 0
 
     def take(self, maps: Tensor) -> None:
@@ -139,7 +139,7 @@ class _Entropy:
         self._sum = self._sum + torch.special.entr(maps.clamp_min(0)).sum((0, 2, 3)).double().cpu().numpy()
         self._queries += maps.shape[0] * maps.shape[2]
 
-    def mean(self) -> Floats:
+    def mean(self) -> Float64Array:
         """Return it, (heads,)."""
         return np.asarray(self._sum / self._queries)
 
@@ -194,10 +194,10 @@ class _Watch(TorchFunctionMode):
         """Return all maps, (B, heads of all layers, queries taken, keys)."""
         if not self.maps:
             where = "the model" if self._names is None else f"the layers {', '.join(map(repr, self._names))}"
-            raise ValueError(f"No attention was seen in {where}.")
+            raise InputError(f"No attention was seen in {where}.")
         if len(self._sizes) > 1:
             sizes = ", ".join(f"{q} x {s} ({name})" for (_, q, s), name in self._sizes.items())
-            raise ValueError(
+            raise InputError(
                 f"Attention maps of several sizes cannot be stacked; choose layers of one of them: {sizes}."
             )
         return torch.cat([maps for _, maps in self.maps], 1)

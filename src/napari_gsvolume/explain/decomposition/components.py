@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from ...svd.decomposition import canonical_signs, cumulative_energy
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from ...types import Float64Array, IntArray
 
 # Modes below this part of the first one are what rounding leaves of a matrix of a lower rank.
 ROUNDING = 1e-10
@@ -41,20 +40,20 @@ class Places:
         NaN where the input has other axes.
     """
 
-    piece: Integers
-    position: Integers
-    inputs: Integers
-    parts: Integers
-    grids: Integers
-    strides: Floats
+    piece: IntArray
+    position: IntArray
+    inputs: IntArray
+    parts: IntArray
+    grids: IntArray
+    strides: Float64Array
 
     @property
-    def input(self) -> Integers:
+    def input(self) -> IntArray:
         """Which input each sample belongs to, (samples,)."""
         return self.inputs[self.piece]
 
     @property
-    def index(self) -> Integers:
+    def index(self) -> IntArray:
         """Index of each sample in the grid of its piece, (samples, d)."""
         extents = self.grids[self.piece]
         index = np.empty_like(extents)
@@ -64,7 +63,7 @@ class Places:
         return index
 
     @property
-    def coordinates(self) -> Floats:
+    def coordinates(self) -> Float64Array:
         """Index of each sample in its input, (samples, d), voxel centres at integers; NaN where there is none."""
         return (self.index + 0.5) * self.strides[self.piece] - 0.5
 
@@ -101,14 +100,14 @@ class Decomposition:
         Of the tensors that a column of `concepts` and of `scores` is, where they are tensors (a Jacobian's).
     """
 
-    values: Floats
-    concepts: Floats
+    values: Float64Array
+    concepts: Float64Array
     scores: NDArray[Any]
-    energy: Floats
+    energy: Float64Array
     total: float
-    spectrum: Floats
+    spectrum: Float64Array
     layer: str = ""
-    mean: Floats | None = None
+    mean: Float64Array | None = None
     places: Places | None = None
     missed: float = 0.0
     feature_shape: tuple[int, ...] | None = None
@@ -134,7 +133,7 @@ class Decomposition:
         """Whether `spectrum` has all singular values that are not 0."""
         return bool(np.square(self.spectrum).sum() >= (1 - 1e-9) * self.total)
 
-    def map(self, mode: int, piece: int = 0) -> Floats:
+    def map(self, mode: int, piece: int = 0) -> Float64Array:
         """Return the scores of one mode as an image on the grid of one piece, NaN where no sample was taken.
 
         Raises
@@ -143,11 +142,11 @@ class Decomposition:
             If there is no such mode or piece, or the samples have no places.
         """
         if self.places is None:
-            raise ValueError("These samples have no places, so there is no map of them.")
+            raise InputError("These samples have no places, so there is no map of them.")
         if not 0 <= mode < self.k:
-            raise ValueError(f"There is no mode {mode}; they are 0 to {self.k - 1}.")
+            raise InputError(f"There is no mode {mode}; they are 0 to {self.k - 1}.")
         if not 0 <= piece < len(self.places.grids):
-            raise ValueError(f"There is no piece {piece}; they are 0 to {len(self.places.grids) - 1}.")
+            raise InputError(f"There is no piece {piece}; they are 0 to {len(self.places.grids) - 1}.")
         grid = tuple(self.places.grids[piece])
         image = np.full(int(np.prod(grid)), np.nan)
         here = self.places.piece == piece
@@ -167,14 +166,14 @@ class Decomposition:
             "scores": (self.scores, self.sample_shape),
         }[of]
         if shape is None:
-            raise ValueError(f"The {of} of this decomposition are vectors, not tensors of a shape.")
+            raise InputError(f"The {of} of this decomposition are vectors, not tensors of a shape.")
         if not 0 <= mode < self.k:
-            raise ValueError(f"There is no mode {mode}; they are 0 to {self.k - 1}.")
+            raise InputError(f"There is no mode {mode}; they are 0 to {self.k - 1}.")
         return np.asarray(columns[:, mode]).reshape(shape)
 
 
 def decomposition(
-    spectrum: Floats, V: Floats, U: NDArray[Any], total: float | None = None, **more: Any
+    spectrum: Float64Array, V: Float64Array, U: NDArray[Any], total: float | None = None, **more: Any
 ) -> Decomposition:
     """Return the decomposition of the modes in V (features, k) and U (samples, k), with canonical signs.
 
@@ -193,7 +192,7 @@ def decomposition(
     return Decomposition(values.copy(), V, U, energy, total, spectrum, **more)
 
 
-def lasting(spectrum: Floats, k: int) -> int:
+def lasting(spectrum: Float64Array, k: int) -> int:
     """Return how many of the first k modes are there: not mere rounding."""
     return int((spectrum[:k] > ROUNDING * spectrum[:1].max(initial=0.0)).sum())
 
@@ -201,4 +200,4 @@ def lasting(spectrum: Floats, k: int) -> int:
 def check_modes(k: int) -> None:
     """Raise ValueError if k modes cannot be asked for."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"The number of modes is 1 or more; got {k!r}.")
+        raise InputError(f"The number of modes is 1 or more; got {k!r}.")

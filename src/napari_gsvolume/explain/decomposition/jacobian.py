@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...errors import InputError
+from ...types import Float64Array
 from ..models.forward import (
     Batch,
     Inputs,
@@ -35,11 +37,10 @@ from ..models.forward import (
     tensors,
     undisturbed,
 )
-from .activations import chosen
+from ..models.outputs import select_modules
 from .components import Decomposition, check_modes, decomposition, lasting
 from .streaming_svd import Scores, StreamingSVD
 
-Floats = NDArray[np.float64]
 Products = Callable[[Tensor], Tensor]  # (b, ...) to (b, ...)
 
 _PROBES = 32  # for the energy beyond the modes
@@ -163,7 +164,7 @@ def gradients(
     """
     check_modes(k)
     if iter(batches(inputs)) is inputs:
-        raise ValueError("The inputs are needed twice; give a list of them.")
+        raise InputError("The inputs are needed twice; give a list of them.")
     shape: tuple[int, ...] = ()
 
     def rows() -> Iterator[NDArray[Any]]:
@@ -173,7 +174,7 @@ def gradients(
                 gradient = _gradient(model, batch, of, by)
             shape = tuple(gradient.shape[1:])
             if not bool(torch.isfinite(gradient).all()):
-                raise ValueError(f"The gradients of batch {number} are NaN or infinite.")
+                raise InputError(f"The gradients of batch {number} are NaN or infinite.")
             yield gradient.flatten(1).cpu().double().numpy()
 
     svd = StreamingSVD(k, centre=centre)
@@ -194,14 +195,14 @@ def _gradient(model: nn.Module, batch: Batch, of: Callable[[Any], Tensor], by: s
     with torch.enable_grad():
         given = of(run(point))
         if not isinstance(given, Tensor) or given.ndim > 1 or (given.ndim == 1 and len(given) != len(point)):
-            raise ValueError(
+            raise InputError(
                 f"One number a sample is differentiated; `of` gives {_shape(given)} of {len(point)} samples."
             )
         if not given.requires_grad:
-            raise ValueError("What `of` gives does not depend on what it is differentiated by.")
+            raise InputError("What `of` gives does not depend on what it is differentiated by.")
         [gradient] = torch.autograd.grad(given.sum(), point, allow_unused=True)
     if gradient is None:
-        raise ValueError("What `of` gives does not depend on what it is differentiated by.")
+        raise InputError("What `of` gives does not depend on what it is differentiated by.")
     return gradient
 
 
@@ -219,7 +220,7 @@ def _differentiable(model: nn.Module, seed: int) -> Iterator[None]:
 def _source(model: nn.Module, batch: Batch, by: str | None) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Return what is differentiated by, and the call of the model as a function of it."""
     if by is not None:
-        [(name, module)] = chosen(model, [by]).items()
+        [(name, module)] = select_modules(model, [by]).items()
         found: list[Tensor] = []
 
         def see(_: nn.Module, __: Any, given: Any) -> None:
@@ -229,7 +230,7 @@ def _source(model: nn.Module, batch: Batch, by: str | None) -> tuple[Tensor, Cal
         with hooked({module: see}):
             call(model, batch)
         if not found:
-            raise ValueError(f"The layer {name!r} is never called by the model.")
+            raise InputError(f"The layer {name!r} is never called by the model.")
 
         def run_by(point: Tensor) -> Any:
             rest = [point]
@@ -246,7 +247,7 @@ def _source(model: nn.Module, batch: Batch, by: str | None) -> tuple[Tensor, Cal
             return tensor.detach(), lambda point: call(
                 model, _with_first(batch, point.clone(), lambda t: t.is_floating_point())
             )
-    raise ValueError(
+    raise InputError(
         "The inputs have no tensor of real numbers to differentiate by; name a layer, as the embedding, with by=."
     )
 
@@ -256,7 +257,7 @@ def _map(
 ) -> _Map:
     """Return the function that is differentiated, at its point."""
     point, run = _source(model, batch, by)
-    module = None if layer is None else chosen(model, [layer])[layer]
+    module = None if layer is None else select_modules(model, [layer])[layer]
 
     def taken(given: Any) -> Tensor:
         whose = "The model" if layer is None else f"The layer {layer!r}"
@@ -275,11 +276,11 @@ def _map(
 
     result = function(point)
     if not result.is_floating_point() or result.numel() == 0:
-        raise ValueError(
+        raise InputError(
             f"Real numbers are differentiated; here {result.dtype} of shape {tuple(result.shape)} come out."
         )
     if not bool(torch.isfinite(result).all()):
-        raise ValueError("What comes out for these inputs is NaN or infinite, so it has no derivative.")
+        raise InputError("What comes out for these inputs is NaN or infinite, so it has no derivative.")
     return _Map(function, point, result.shape)
 
 
@@ -343,12 +344,12 @@ def _krylov(
     kind, device = of.point.dtype, of.point.device
     rounding = _ROUNDING * torch.finfo(kind).eps
 
-    def applied(product: Products, columns: Floats, shape: torch.Size) -> Floats:
+    def applied(product: Products, columns: Float64Array, shape: torch.Size) -> Float64Array:
         """Return the product of columns (elements, b), as columns."""
         block = torch.from_numpy(np.ascontiguousarray(columns.T)).to(device, kind)
         result = product(block.reshape(-1, *shape)).flatten(1).double().cpu().numpy().T
         if not np.isfinite(result).all():
-            raise ValueError("The derivative is NaN or infinite at these inputs.")
+            raise InputError("The derivative is NaN or infinite at these inputs.")
         return np.asarray(result)
 
     most = max(4 * k + 4 * _WIDTH, min(_BASIS_BYTES // (8 * (2 * n + m)), n))
@@ -375,7 +376,7 @@ def _krylov(
         s, Y = np.sqrt(np.maximum(squares[::-1], 0)), Y[:, ::-1]
         kept = lasting(s, k)
         if kept == 0:
-            raise ValueError("What comes out does not depend on what it is differentiated by: the Jacobian is 0 here.")
+            raise InputError("What comes out does not depend on what it is differentiated by: the Jacobian is 0 here.")
         # J v = s u by construction; what is left of J^T u - s v bounds the error of s, though it is about its root.
         residuals = np.linalg.norm(Z[:, :p] @ (Y[:, :kept] / s[:kept]) - Q[:, :p] @ (Y[:, :kept] * s[:kept]), axis=0)
         before = grown[max(count for count in grown if count <= 0.8 * used)]
@@ -410,7 +411,7 @@ def _krylov(
     )
 
 
-def _new_directions(columns: Floats, Q: Floats, least: float) -> Floats:
+def _new_directions(columns: Float64Array, Q: Float64Array, least: float) -> Float64Array:
     """Return an orthonormal basis of what the columns have beyond the orthonormal Q, if it is longer than `least`."""
     for _ in range(2):
         columns = columns - Q @ (Q.T @ columns)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from ...errors import InputError
 from ...svd.decomposition import effective_rank, stable_rank
-
-Floats = NDArray[np.float64]
+from ...types import Float64Array
 
 __all__ = ["effective_rank", "linear_cka", "participation_ratio", "rank_me", "redundant_heads", "stable_rank"]
 
 
-def participation_ratio(values: ArrayLike) -> Floats:
+def participation_ratio(values: ArrayLike) -> Float64Array:
     """Return the participation ratio ``sum(s^2)^2 / sum(s^4)``, (...), of singular values (..., r).
 
     The dimension of a cloud of samples by the eigenvalues s^2 of its covariance, when its mean has been taken away
@@ -25,7 +25,7 @@ def participation_ratio(values: ArrayLike) -> Floats:
     return np.where(fourth > 0, squares.sum(-1) ** 2 / np.where(fourth > 0, fourth, 1), 0.0)
 
 
-def rank_me(values: ArrayLike, epsilon: float = 1e-7) -> Floats:
+def rank_me(values: ArrayLike, epsilon: float = 1e-7) -> Float64Array:
     """Return RankMe, (...), of all singular values (..., r) of the embeddings of many samples.
 
     ``exp(-sum(p log p))`` with ``p = s / sum(s) + epsilon`` (Q. Garrido et al., "RankMe: assessing the downstream
@@ -64,20 +64,20 @@ def linear_cka(X: ArrayLike, Y: ArrayLike, *, debiased: bool = False) -> float:
     """
     a, b = (np.asarray(m, dtype=np.float64) for m in (X, Y))
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < (4 if debiased else 2):
-        raise ValueError(
+        raise InputError(
             f"Two representations of the same samples, at least {4 if debiased else 2}, one a row, are compared; got "
             f"the shapes {a.shape} and {b.shape}."
         )
     a, b = a - a.mean(0), b - b.mean(0)
     if not (a.any() and b.any()):
-        raise ValueError("A representation that is the same for all samples cannot be compared with anything.")
+        raise InputError("A representation that is the same for all samples cannot be compared with anything.")
     xy, xx, yy = (_hsic(p, q, debiased) for p, q in ((a, b), (a, a), (b, b)))
     if debiased and min(xx, yy) <= 0:
-        raise ValueError("The samples are too few for a debiased estimate.")
+        raise InputError("The samples are too few for a debiased estimate.")
     return float(xy / np.sqrt(xx * yy))
 
 
-def _hsic(a: Floats, b: Floats, debiased: bool) -> float:
+def _hsic(a: Float64Array, b: Float64Array, debiased: bool) -> float:
     n = len(a)
     whole = float(np.square(a.T @ b).sum())
     if not debiased:

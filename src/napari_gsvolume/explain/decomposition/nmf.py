@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
+from ...errors import InputError
+from ...types import Float64Array
 from ..models.forward import Inputs
 from .activations import captured
 from .components import Places, check_modes
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +36,9 @@ class Parts:
         Where the samples lie.
     """
 
-    values: Floats
-    concepts: Floats
-    scores: Floats
+    values: Float64Array
+    concepts: Float64Array
+    scores: Float64Array
     energy: float
     layer: str
     places: Places
@@ -85,12 +84,12 @@ def nmf(
     result = {}
     for name, (matrix, places) in captured(model, inputs, layers, max_samples, seed, **more).items():
         if matrix.min() < 0:
-            raise ValueError(
+            raise InputError(
                 f"The layer {name!r} has negative activations (down to {matrix.min():.3g}), of which there are no "
                 "non-negative parts; take the layer after its ReLU, or the SVD."
             )
         if not matrix.any():
-            raise ValueError(f"The layer {name!r} is 0 for all samples, so it has no parts.")
+            raise InputError(f"The layer {name!r} is 0 for all samples, so it has no parts.")
         model_of = NMF(min(k, *matrix.shape), init="nndsvda", max_iter=iterations, random_state=seed)
         with warnings.catch_warnings():  # that it ends by the number of iterations; `energy` says how well it fits
             warnings.simplefilter("ignore", ConvergenceWarning)

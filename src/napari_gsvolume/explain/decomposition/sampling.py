@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,30 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...errors import InputError
+from ...types import IntArray
 from ..models.forward import Inputs, RefusedError, batches
+from ..models.outputs import Pieces
 from .components import Decomposition, Places, decomposition
 from .streaming_svd import Scores, StreamingSVD
 
-Integers = NDArray[np.int64]
-
 BUDGET = 2**30  # bytes of activations that are kept for the scores, of all layers together
-
-
-@dataclass(frozen=True, eq=False)
-class Pieces:
-    """What a layer gave in one go."""
-
-    rows: Tensor  # (pieces, positions, features)
-    grid: tuple[int, ...]  # of the positions
-    strides: tuple[float, ...]
-    inputs: Integers  # (pieces,)
-    parts: Integers  # (pieces,)
-    positions: Integers | None = None  # which of the grid; all when None
-
-    @property
-    def taken(self) -> Integers:
-        """Which positions of the grid the rows are at."""
-        return np.arange(math.prod(self.grid)) if self.positions is None else self.positions
 
 
 class Samples:
@@ -143,7 +126,7 @@ class Samples:
 
     def _check_called(self) -> None:
         if self.samples == 0:
-            raise ValueError(f"The layer {self.name!r} is never called by the model, so it has no activations.")
+            raise InputError(f"The layer {self.name!r} is never called by the model, so it has no activations.")
 
     def _check(self, pieces: Pieces) -> None:
         features = pieces.rows.shape[-1]
@@ -203,7 +186,7 @@ def two_passes(
         done += 1
         yield CaptureStep(done, "Running the model")
     if done == 0:
-        raise ValueError("There are no inputs to run the model with.")
+        raise InputError("There are no inputs to run the model with.")
     if uncalled:
         taken = {name: layer for name, layer in taken.items() if layer.samples}
     for layer in taken.values():
@@ -211,7 +194,7 @@ def two_passes(
     again = [name for name, layer in taken.items() if not layer.complete]
     if again:
         if iter(batches(inputs)) is inputs:
-            raise ValueError(
+            raise InputError(
                 f"The activations take more than {budget / 2**20:.0f} MiB, so the inputs are needed twice; give a list "
                 "of them, or a larger budget, or fewer samples with max_samples=."
             )
@@ -227,7 +210,7 @@ class _Chosen:
     def __init__(self, most: int) -> None:
         self._most = most
         self._limit = np.iinfo(np.uint64).max  # no sample above it can be among the chosen ones
-        self._parts: list[tuple[NDArray[np.uint64], Integers, Integers, NDArray[Any]]] = []
+        self._parts: list[tuple[NDArray[np.uint64], IntArray, IntArray, NDArray[Any]]] = []
         self.piece = self.position = np.empty(0, dtype=np.int64)
 
     def take(self, rows: Tensor, drawn: NDArray[np.uint64], first: int) -> None:
@@ -258,7 +241,7 @@ class _Chosen:
         self._parts = [(columns[0], columns[1], columns[2], columns[3])]
 
 
-def priorities(seed: int, inputs: Integers, parts: Integers, positions: int) -> NDArray[np.uint64]:
+def priorities(seed: int, inputs: IntArray, parts: IntArray, positions: int) -> NDArray[np.uint64]:
     """Return random numbers that depend on the seed and the place of a sample alone, (pieces, positions)."""
 
     def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:  # SplitMix64 (Steele, Lea & Flood 2014)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lapack
 
+from ...errors import InputError
+from ...types import Float64Array
 from .components import Decomposition, check_modes, decomposition, lasting
-
-Floats = NDArray[np.float64]
 
 EXACT = 4096  # features
 _ROWS = 8192  # that are taken in at once, at least
@@ -54,8 +54,8 @@ class StreamingSVD:
         """By how much the squares of the values may be too small."""
         self._lost = 0.0  # of the sum of squares
         self._features = 0
-        self._factor: Floats = np.empty((0, 0))  # whose A^T A is that of all rows taken in
-        self._mean: Floats = np.empty(0)
+        self._factor: Float64Array = np.empty((0, 0))  # whose A^T A is that of all rows taken in
+        self._mean: Float64Array = np.empty(0)
         self._factored = 0  # rows in _factor
         self._pending: list[NDArray[Any]] = []
         self._waiting = 0  # rows in _pending
@@ -80,15 +80,15 @@ class StreamingSVD:
         """
         array = np.asarray(block)
         if array.ndim != 2 or array.dtype.kind not in "biuf":
-            raise ValueError(f"A block is a matrix of real numbers, one sample a row; got {array.dtype} {array.shape}.")
+            raise InputError(f"A block is a matrix of real numbers, one sample a row; got {array.dtype} {array.shape}.")
         if self._features == 0:
             self._features = array.shape[1]
             self._mean = np.zeros(self._features)
             self._factor = np.empty((0, self._features))
         if array.shape[1] != self._features:
-            raise ValueError(f"A block has {array.shape[1]} features, those before had {self._features}.")
+            raise InputError(f"A block has {array.shape[1]} features, those before had {self._features}.")
         if not np.isfinite(array).all():
-            raise ValueError("A block holds NaN or infinite numbers, which have no singular values.")
+            raise InputError("A block holds NaN or infinite numbers, which have no singular values.")
         step = self._step
         for first in range(0, len(array), step):
             # A copy: whoever gave the block may write into it before it is used.
@@ -99,7 +99,7 @@ class StreamingSVD:
             if self._waiting >= step:
                 self._take()
 
-    def result(self) -> tuple[Floats, Floats, Floats]:
+    def result(self) -> tuple[Float64Array, Float64Array, Float64Array]:
         """Return all values that are known (r,) descending, right vectors V (features, k'), and the mean (features,).
 
         k' is `k`, or less where there are no more modes. The mean is 0 unless the rows are centred.
@@ -110,7 +110,7 @@ class StreamingSVD:
             If no row has been taken in.
         """
         if self.rows == 0:
-            raise ValueError("There are no samples to decompose.")
+            raise InputError("There are no samples to decompose.")
         self._take()
         _, spectrum, Vh = np.linalg.svd(self._factor, full_matrices=False)
         return spectrum, np.ascontiguousarray(Vh[: lasting(spectrum, self.k)].T), self._mean.copy()
@@ -122,7 +122,7 @@ class StreamingSVD:
         return float(np.square(self._factor).sum()) + self._lost
 
     @property
-    def gram(self) -> Floats:
+    def gram(self) -> Float64Array:
         """A^T A of all rows so far, (features, features)."""
         self._take()
         return np.asarray(self._factor.T @ self._factor)
@@ -204,7 +204,7 @@ def streamed_svd(
 class Scores:
     """Scores U = (A - mean) V / S of rows that come again: (rows, k), float32."""
 
-    def __init__(self, spectrum: Floats, V: Floats, mean: Floats, rows: int) -> None:
+    def __init__(self, spectrum: Float64Array, V: Float64Array, mean: Float64Array, rows: int) -> None:
         self._onto = V / spectrum[: V.shape[1]]
         self._offset = mean @ self._onto
         self._scores = np.empty((rows, V.shape[1]), dtype=np.float32)
@@ -236,11 +236,11 @@ def _differs() -> ValueError:
 def _again(blocks: Iterable[ArrayLike]) -> Iterator[ArrayLike]:
     made = iter(blocks)
     if made is blocks:
-        raise ValueError("The blocks are needed twice; give a list of them, or a function that returns them anew.")
+        raise InputError("The blocks are needed twice; give a list of them, or a function that returns them anew.")
     return made
 
 
-def _triangle(rows: Floats) -> Floats:
+def _triangle(rows: Float64Array) -> Float64Array:
     """Return R (n, n) of the QR decomposition of rows (m, n), m > n, in Fortran order, which are overwritten."""
     work, _ = lapack.dgeqrf_lwork(*rows.shape)
     packed, _, _, info = lapack.dgeqrf(rows, lwork=int(work), overwrite_a=True)

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...errors import InputError
 from ...svd.decomposition import effective_rank
+from ...types import Float64Array
 from ..decomposition.alignment import principal_angles
 from .finding import Finding, Thresholds
 from .input_moments import PerInput
 from .layer_detectors import percent
 from .permutation_tests import associations, design, explained, familywise, permuted, standardised, swapped
 
-Floats = NDArray[np.float64]
 _STANDARD = Thresholds()
 
 
@@ -227,17 +228,17 @@ def sharpness(probe: PerInput, held_out: NDArray[np.bool_]) -> float:
     return float(_sharpness(probe, held_out, np.arange(len(held_out))[None])[0])
 
 
-def _sharpness(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp]) -> Floats:
+def _sharpness(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp]) -> Float64Array:
     trained, held = (_values(_spread(probe, mask, orders, side))[:, -1] for side in (False, True))
     return np.asarray(trained / np.maximum(held, 1e-12 * trained.max(initial=1e-300)) - 1)
 
 
-def _values(covariances: Floats) -> Floats:
+def _values(covariances: Float64Array) -> Float64Array:
     """Return the standard deviations, ascending, (..., k), along the principal axes of covariances (..., k, k)."""
     return np.asarray(np.sqrt(np.clip(np.linalg.eigvalsh(covariances), 0, None)))
 
 
-def _spread(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], side: bool) -> Floats:
+def _spread(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], side: bool) -> Float64Array:
     """Return the covariance of the samples of one side of a mask, in each order, (orders, k, k)."""
     k = probe.means.shape[1]
     weights = np.where(mask[orders] == side, 1 / (mask == side).sum(), 0.0)  # (P, n)
@@ -247,13 +248,13 @@ def _spread(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], 
     return np.asarray((weights @ centred.reshape(len(mask), -1)).reshape(-1, k, k) - mean[:, :, None] * mean[:, None])
 
 
-def _overlap(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], count: int) -> Floats:
+def _overlap(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], count: int) -> Float64Array:
     """Return the mean squared cosine of the leading directions of both sides of a mask, in each order, (orders,)."""
     one, other = (np.linalg.eigh(_spread(probe, mask, orders, side))[1][..., -count:] for side in (True, False))
     return np.asarray(np.square(one.transpose(0, 2, 1) @ other).sum((1, 2)) / count)
 
 
-def _bases(probe: PerInput, mask: NDArray[np.bool_], count: int) -> list[Floats]:
+def _bases(probe: PerInput, mask: NDArray[np.bool_], count: int) -> list[Float64Array]:
     here = np.arange(len(mask))[None]
     return [np.linalg.eigh(_spread(probe, mask, here, side))[1][0, :, -count:] for side in (True, False)]
 
@@ -263,9 +264,9 @@ def _leading(probe: PerInput, energy: float) -> int:
     return max(1, min(int((probe.shares >= energy).sum()), len(probe.shares) - 1))
 
 
-def _columns(probes: Mapping[str, PerInput], trace: float) -> tuple[Floats, list[tuple[str, int]]]:
+def _columns(probes: Mapping[str, PerInput], trace: float) -> tuple[Float64Array, list[tuple[str, int]]]:
     """Return the mean scores of all layers side by side, (inputs, m), and of which layer and component each is."""
     if not probes:
-        raise ValueError("There is no layer to test.")
+        raise InputError("There is no layer to test.")
     which = [(layer, int(k)) for layer, probe in probes.items() for k in np.flatnonzero(probe.shares >= trace)]
     return np.stack([probes[layer].means[:, k] for layer, k in which], axis=1), which

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from ...errors import InputError
+from ...types import Float64Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +25,12 @@ class PerInput:
         Part of the layer's variance that each component has.
     """
 
-    means: Floats
-    seconds: Floats
-    shares: Floats
+    means: Float64Array
+    seconds: Float64Array
+    shares: Float64Array
 
     @classmethod
-    def of(cls, coordinates: Floats, whose: NDArray[np.int64], inputs: int, shares: Floats) -> PerInput:
+    def of(cls, coordinates: Float64Array, whose: NDArray[np.int64], inputs: int, shares: Float64Array) -> PerInput:
         """Return the moments of samples.
 
         Parameters
@@ -49,7 +50,7 @@ class PerInput:
         k = coordinates.shape[1]
         ends = np.searchsorted(whose, np.arange(inputs + 1))
         if (np.diff(ends) == 0).any():
-            raise ValueError(
+            raise InputError(
                 f"{(np.diff(ends) == 0).sum()} of {inputs} inputs have none of the {len(whose)} samples; raise "
                 "max_samples, or give fewer inputs."
             )
@@ -63,7 +64,7 @@ class PerInput:
         """Return the moments of the first so many inputs."""
         return PerInput(self.means[:inputs], self.seconds[:inputs], self.shares)
 
-    def centred(self, labels: NDArray[np.intp]) -> Floats:
+    def centred(self, labels: NDArray[np.intp]) -> Float64Array:
         """Return the second moments about the mean of each group, (inputs, k, k)."""
         mean = np.stack([self.means[labels == g].mean(0) for g in range(labels.max() + 1)])[labels]
         cross = mean[:, :, None] * self.means[:, None]

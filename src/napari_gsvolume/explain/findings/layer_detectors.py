@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...svd.decomposition import effective_rank
+from ...types import Float64Array
 from .finding import Finding, Thresholds
 
-Floats = NDArray[np.float64]
 _STANDARD = Thresholds()
 _NAMED = 3  # units or pairs in a sentence
 
@@ -141,7 +141,7 @@ def duplicate_heads(
 
 
 def _redundant(
-    kind: Any, what: str, measure: str, layer: str, likeness: Floats, thresholds: Thresholds, epoch: float | None
+    kind: Any, what: str, measure: str, layer: str, likeness: Float64Array, thresholds: Thresholds, epoch: float | None
 ) -> list[Finding]:
     pairs = redundant_pairs(likeness, thresholds.redundancy)
     if not pairs:

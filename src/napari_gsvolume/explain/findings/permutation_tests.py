@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.stats import ncf
 
-Floats = NDArray[np.float64]
+from ...errors import InputError
+from ...types import Float64Array
+
 FEWEST = 8
 """Inputs below which nothing is tested."""
 _AT_ONCE = 2**22  # numbers of permuted designs
@@ -40,8 +42,8 @@ class Association:
     """
 
     measure: str
-    statistic: Floats
-    p_values: Floats
+    statistic: Float64Array
+    p_values: Float64Array
     reach: float
     inputs: int
     degrees: int
@@ -113,7 +115,7 @@ def permuted(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
         If there are fewer than 8 inputs.
     """
     if inputs < FEWEST:
-        raise ValueError(f"{inputs} inputs are too few to tell anything from chance; give {FEWEST} or more.")
+        raise InputError(f"{inputs} inputs are too few to tell anything from chance; give {FEWEST} or more.")
     rng = np.random.default_rng(seed)
     return np.stack([np.arange(inputs), *(rng.permutation(inputs) for _ in range(permutations))])
 
@@ -127,7 +129,7 @@ def swapped(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
         If there are fewer than 8 inputs, or they are no pairs.
     """
     if inputs < FEWEST or inputs % 2:
-        raise ValueError(f"{inputs} inputs are not 4 pairs or more; give pairs, or compare without pairing.")
+        raise InputError(f"{inputs} inputs are not 4 pairs or more; give pairs, or compare without pairing.")
     rng = np.random.default_rng(seed)
     swaps = rng.integers(2, size=(permutations, inputs // 2)).astype(bool)
     swaps = np.concatenate([np.zeros_like(swaps, shape=(1, inputs // 2)), swaps])
@@ -136,7 +138,7 @@ def swapped(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
     return np.concatenate([first, np.where(swaps, here, here + inputs // 2)], axis=1)
 
 
-def familywise(statistics: ArrayLike) -> Floats:
+def familywise(statistics: ArrayLike) -> Float64Array:
     """Return p-values of m statistics that large, (m,), corrected for how many they are.
 
     Parameters
@@ -158,7 +160,7 @@ def familywise(statistics: ArrayLike) -> Floats:
     return np.asarray((len(T) - np.searchsorted(largest, Z[0] - 1e-9)) / len(T))
 
 
-def standardised(columns: ArrayLike) -> Floats:
+def standardised(columns: ArrayLike) -> Float64Array:
     """Return columns, (inputs, m), of mean 0 and length 1; those that do not vary become 0."""
     X = np.asarray(columns, dtype=np.float64)
     X = X - X.mean(0)
@@ -166,7 +168,7 @@ def standardised(columns: ArrayLike) -> Floats:
     return np.asarray(X / np.where(norms > 1e-12 * norms.max(initial=1e-300), norms, np.inf))
 
 
-def explained(X: Floats, D: Floats, orders: NDArray[np.intp]) -> Floats:
+def explained(X: Float64Array, D: Float64Array, orders: NDArray[np.intp]) -> Float64Array:
     """Return the part of the variance of standardised columns X (n, m) that a design D (n, c) has in each order."""
     (n, c), found = D.shape, []
     for some in np.array_split(orders, -(-orders.size * c // _AT_ONCE)):
@@ -179,20 +181,20 @@ def checked_attribute(attribute: ArrayLike, inputs: int, name: str = "An attribu
     """Return an attribute, (inputs,); raise ValueError, in one sentence, if it cannot be used."""
     values = np.asarray(attribute)
     if values.shape != (inputs,):
-        raise ValueError(f"{name} has one value for each of the {inputs} inputs; this has the shape {values.shape}.")
+        raise InputError(f"{name} has one value for each of the {inputs} inputs; this has the shape {values.shape}.")
     if values.dtype.kind in "biuf":
         if not np.isfinite(values.astype(np.float64)).all():
-            raise ValueError(f"{name} holds NaN or infinite numbers; leave those inputs out.")
+            raise InputError(f"{name} holds NaN or infinite numbers; leave those inputs out.")
     elif values.dtype.kind == "O":
         values = values.astype(str)
     elif values.dtype.kind not in "US":
-        raise ValueError(f"{name} is numbers, booleans or texts, not {values.dtype}.")
+        raise InputError(f"{name} is numbers, booleans or texts, not {values.dtype}.")
     if len(np.unique(values)) < 2:
-        raise ValueError(f"{name} is the same for all inputs; nothing can depend on it.")
+        raise InputError(f"{name} is the same for all inputs; nothing can depend on it.")
     return values
 
 
-def design(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Floats:
+def design(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Float64Array:
     """Return orthonormal columns of mean 0 that span an attribute, (inputs, c): 1 of numbers, else categories - 1."""
     values = checked_attribute(attribute, inputs, name)
     if values.dtype.kind in "biuf":
@@ -202,7 +204,7 @@ def design(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Flo
     _, codes = np.unique(values, return_inverse=True)
     indicators = np.eye(codes.max() + 1)[codes]
     if indicators.shape[1] >= inputs - 1:
-        raise ValueError(f"{name} has {indicators.shape[1]} categories, too many for {inputs} inputs.")
+        raise InputError(f"{name} has {indicators.shape[1]} categories, too many for {inputs} inputs.")
     Q, _ = np.linalg.qr(indicators[:, 1:] - indicators[:, 1:].mean(0))
     return np.asarray(Q * np.sign((Q * indicators[:, 1:]).sum(0)))  # of two categories: r > 0, the second has more
 

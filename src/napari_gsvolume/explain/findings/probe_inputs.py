@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ...errors import InputError
+from ...types import Float64Array
 from ..decomposition.activations import activations
 from ..decomposition.components import Decomposition
 from ..models.forward import Batch, Inputs, batches, tensors
 from .input_moments import PerInput
 
-Floats = NDArray[np.float64]
 SAMPLES = 8192
 """Positions of a layer that are looked at, of all inputs together."""
 _MODES = 1024  # up to so many features, all modes are had, and so the covariance of units
@@ -37,9 +38,9 @@ class Principal:
         Sum of the squares of all values.
     """
 
-    spectrum: Floats
-    concepts: Floats
-    shares: Floats
+    spectrum: Float64Array
+    concepts: Float64Array
+    shares: Float64Array
     total: float
 
     @classmethod
@@ -84,7 +85,7 @@ class Probe:
         return activations(model, self, layers, _MODES, centre=True, **more)
 
 
-def moments(decomposition: Decomposition, concepts: Floats, shares: Floats, inputs: int) -> PerInput:
+def moments(decomposition: Decomposition, concepts: Float64Array, shares: Float64Array, inputs: int) -> PerInput:
     """Return the moments of each input along given directions, (features, k), in the span of the decomposition.
 
     Raises
@@ -95,17 +96,17 @@ def moments(decomposition: Decomposition, concepts: Floats, shares: Floats, inpu
     d = decomposition
     assert d.places is not None
     if (d.places.inputs < 0).any():
-        raise ValueError(f"Layer {d.layer} gives one thing for a whole batch, not one for each input; leave it out.")
+        raise InputError(f"Layer {d.layer} gives one thing for a whole batch, not one for each input; leave it out.")
     coordinates = d.scores @ (d.values[:, None] * (d.concepts.T @ concepts))
     whose = d.places.input
     order = np.argsort(whose, kind="stable")
     try:
         return PerInput.of(coordinates[order], whose[order], inputs, shares)
     except ValueError as error:
-        raise ValueError(f"Layer {d.layer}: {error}") from error
+        raise InputError(f"Layer {d.layer}: {error}") from error
 
 
-def covariance(decomposition: Decomposition) -> Floats | None:
+def covariance(decomposition: Decomposition) -> Float64Array | None:
     """Return the covariance of the units, (features, features), or None where it is not all known."""
     d = decomposition
     if d.total > 0 and float(np.square(d.values).sum()) < (1 - 1e-6) * d.total:
@@ -117,5 +118,5 @@ def labelled(labels: Mapping[str, Any] | Any, inputs: int, what: str) -> NDArray
     """Return one label for each input as an array; raise ValueError if they are not as many."""
     array = np.asarray(labels)
     if array.shape != (inputs,):
-        raise ValueError(f"{what} are one for each of the {inputs} inputs; these have the shape {array.shape}.")
+        raise InputError(f"{what} are one for each of the {inputs} inputs; these have the shape {array.shape}.")
     return array

@@ -13,16 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ...super_resolution.bspline import spline
 from ...super_resolution.model import SRModel
 from ...svd.decomposition import Decomposition as Modes
 from ...svd.decomposition import decompose
+from ...types import Float64Array
 from ..models.forward import first_tensor, undisturbed
 
-Floats = NDArray[np.float64]
 Fate = Literal["kept", "restored", "lost", "worsened"]
 
 CLOSE = 0.02  # values that differ less, relative to the first of them, are taken together
@@ -60,14 +61,14 @@ class ImageLens:
         all of P - S that restores nothing: in no mode of T - S, too much of one, or of the wrong sign; may be above 1.
     """
 
-    values: Floats
-    values_prediction: Floats
-    values_spline: Floats
-    ratio: Floats
-    alignment_u: Floats
-    alignment_v: Floats
-    amplitude: Floats
-    amplitude_spline: Floats
+    values: Float64Array
+    values_prediction: Float64Array
+    values_spline: Float64Array
+    ratio: Float64Array
+    alignment_u: Float64Array
+    alignment_v: Float64Array
+    amplitude: Float64Array
+    amplitude_spline: Float64Array
     fates: tuple[Fate, ...]
     invented: tuple[int, ...]
     beyond: float
@@ -105,7 +106,7 @@ class Lens:
         }
 
     @property
-    def amplitudes(self) -> Floats:
+    def amplitudes(self) -> Float64Array:
         """Mean over images of the amplitude of each mode, by its number, (m,), as far as all images have it."""
         shortest = min(len(one.amplitude) for one in self.images)
         return np.asarray(np.mean([one.amplitude[:shortest] for one in self.images], axis=0))
@@ -143,7 +144,7 @@ def image_lens(target: ArrayLike, prediction: ArrayLike, base: ArrayLike) -> Ima
     """
     T, P, S = decompose(target), decompose(prediction), decompose(base)
     if not T.shape == P.shape == S.shape:
-        raise ValueError(f"Target, prediction and base have one shape; got {T.shape}, {P.shape} and {S.shape}.")
+        raise InputError(f"Target, prediction and base have one shape; got {T.shape}, {P.shape} and {S.shape}.")
     full = {"T": np.asarray(target, float), "P": np.asarray(prediction, float), "S": np.asarray(base, float)}
     floor = FLOOR * T.values[0]
     m = int((T.values > floor).sum())
@@ -207,18 +208,18 @@ def sr_lens(
     return of_images(truth, predicted(model, low, truth), base)
 
 
-def of_images(truth: Floats, predictions: Floats, base: Floats, label: str = "") -> Lens:
+def of_images(truth: Float64Array, predictions: Float64Array, base: Float64Array, label: str = "") -> Lens:
     """Return the lens on predictions, all (B, H, W)."""
     return Lens(tuple(image_lens(t, p, s) for t, p, s in zip(truth, predictions, base, strict=True)), label)
 
 
 def checked_slices(
     lows: ArrayLike | Tensor, targets: ArrayLike | Tensor, factors: Sequence[float] | None
-) -> tuple[Tensor, Floats, Floats]:
+) -> tuple[Tensor, Float64Array, Float64Array]:
     """Return slices (B, C, h, w), targets (B, H, W) and splines."""
     low, target = (torch.as_tensor(np.asarray(a, dtype=np.float32)) for a in (lows, targets))
     if low.ndim != 4 or target.ndim != 3 or len(low) != len(target) or len(low) == 0:
-        raise ValueError(
+        raise InputError(
             f"Slices are (B, C, h, w) and targets (B, H, W); got {tuple(low.shape)} and {tuple(target.shape)}."
         )
     middle = low[:, low.shape[1] // 2]
@@ -226,11 +227,11 @@ def checked_slices(
         factors = [n / m for n, m in zip(target.shape[1:], low.shape[2:], strict=True)]
     base = spline(middle.double(), factors)
     if base.shape != target.shape:
-        raise ValueError(f"Finer slices are {tuple(base.shape[1:])}, and targets {tuple(target.shape[1:])}.")
+        raise InputError(f"Finer slices are {tuple(base.shape[1:])}, and targets {tuple(target.shape[1:])}.")
     return low, target.double().numpy(), base.numpy()
 
 
-def predicted(model: Predicts, low: Tensor, truth: Floats) -> Floats:
+def predicted(model: Predicts, low: Tensor, truth: Float64Array) -> Float64Array:
     """Return what a model makes of slices (B, C, h, w), in the shape of the truth."""
     made_of = model.scheme if isinstance(model, SRModel) else model
     with torch.no_grad():
@@ -242,16 +243,16 @@ def predicted(model: Predicts, low: Tensor, truth: Floats) -> Floats:
     image = given.image if hasattr(given, "image") else first_tensor(given, "The model")
     image = image[:, 0] if image.ndim == 4 and image.shape[1] == 1 else image
     if tuple(image.shape) != truth.shape:
-        raise ValueError(f"The model gives the shape {tuple(image.shape)}, and the targets have {truth.shape}.")
+        raise InputError(f"The model gives the shape {tuple(image.shape)}, and the targets have {truth.shape}.")
     return np.asarray(image.detach().double().cpu().numpy())
 
 
-def _svd(matrix: Floats) -> tuple[Floats, Floats, Floats]:
+def _svd(matrix: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
     U, values, Vh = np.linalg.svd(matrix, full_matrices=False)
     return U, values, Vh.T
 
 
-def _groups(values: Floats) -> list[slice]:
+def _groups(values: Float64Array) -> list[slice]:
     """Return the modes whose values are nearly equal: within `CLOSE` of the first of them."""
     groups, first = [], 0
     for k in range(1, len(values) + 1):
@@ -261,17 +262,17 @@ def _groups(values: Floats) -> list[slice]:
     return groups
 
 
-def _amplitudes(of: Modes, groups: list[slice], image: Floats) -> Floats:
+def _amplitudes(of: Modes, groups: list[slice], image: Float64Array) -> Float64Array:
     """Return how much of each group of modes is in an image, (groups,): <X, G> / |G|^2."""
     along = np.einsum("yk,yx,xk->k", of.U, image, of.V, optimize=True)
     return np.array([(along[g] @ of.values[g]) / (of.values[g] @ of.values[g]) for g in groups])
 
 
-def _spread(of_groups: Floats, groups: list[slice]) -> Floats:
+def _spread(of_groups: Float64Array, groups: list[slice]) -> Float64Array:
     """Return for each mode what its group has."""
     return np.repeat(of_groups, [g.stop - g.start for g in groups]) if groups else np.empty(0)
 
 
-def _cosine(A: Floats, B: Floats) -> float:
+def _cosine(A: Float64Array, B: Float64Array) -> float:
     """Return the cosine of the largest principal angle between the spans of orthonormal columns."""
     return float(min(1.0, np.linalg.svd(A.T @ B, compute_uv=False).min()))

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ...super_resolution.model import SRModel
+from ...types import Float64Array
 from ..concepts.labels import rows_of
 from ..decomposition.activations import activations
 from ..decomposition.components import Decomposition
@@ -23,8 +25,6 @@ from .restoration import Lens, Predicts, checked_slices, of_images, predicted
 
 if TYPE_CHECKING:
     from ...super_resolution.training import SRTraining
-
-Floats = NDArray[np.float64]
 
 
 def lens_over_layers(
@@ -64,7 +64,7 @@ def lens_over_layers(
     """
     low, truth, base = checked_slices(lows, targets, factors)
     if len(low) < 2:
-        raise ValueError("Decoders are judged by other slices than they learn from; two or more are needed.")
+        raise InputError("Decoders are judged by other slices than they learn from; two or more are needed.")
     made_of = model.scheme if isinstance(model, SRModel) else model
     found: dict[str, Lens] = {}
     for name, taken in activations(made_of, low, layers, EXACT).items():
@@ -72,7 +72,7 @@ def lens_over_layers(
         if blocks is None:
             if layers is None:
                 continue
-            raise ValueError(
+            raise InputError(
                 f"The grid of the layer {name!r} does not divide the target's {truth.shape[1]} x {truth.shape[2]} "
                 "pixels once a slice, so it cannot be decoded."
             )
@@ -89,7 +89,7 @@ def lens_over_layers(
     return found
 
 
-def _blocks(taken: Decomposition, truth: Floats) -> tuple[Floats, tuple[int, int]] | None:
+def _blocks(taken: Decomposition, truth: Float64Array) -> tuple[Float64Array, tuple[int, int]] | None:
     """Return activations (B, gy, gx, features), and the pixels of the target in a position, if that is possible."""
     places = taken.places
     assert places is not None

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import InputError
+
 # What a model is called with: x, (x, adjacency), {"input_ids": ids}.
 Batch = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Inputs = Batch | Iterable[Batch]
@@ -58,7 +60,7 @@ def batches(inputs: Inputs) -> Iterable[Batch]:
     if isinstance(inputs, (Tensor, tuple, Mapping)):
         return [inputs]
     if not isinstance(inputs, Iterable):
-        raise ValueError(
+        raise InputError(
             "Inputs are a tensor, a tuple of arguments, a dict of keyword arguments, or an iterable of these; "
             f"got {type(inputs).__name__}."
         )
@@ -81,13 +83,13 @@ def call(model: nn.Module, batch: Batch) -> Any:
         raise
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
         said = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
+        raise InputError(
             f"The model {type(model).__name__} cannot be called with these inputs ({described(batch)}): "
             f"{type(error).__name__}: {said}."
         ) from error
 
 
-class RefusedError(ValueError):
+class RefusedError(InputError):
     """What we found in a model's pass: not the model's own error."""
 
 

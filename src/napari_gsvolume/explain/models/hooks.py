@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..decomposition.activations import Call, chosen, typed_modules
 from .forward import RefusedError, changed, first_tensor, hooked
+from .outputs import ForwardCall, select_modules, typed_modules
 
 # Takes the tensor of a layer, and what makes a view of any tensor of that layout that is (pieces, *grid, features);
 # returns what the layer is to give instead, or None.
@@ -25,12 +25,12 @@ def watched(model: nn.Module, layer: str, see: See, features_axis: int | None = 
     ValueError
         If there is no such layer; and, of a call of the model, if the layer gives no activations.
     """
-    [module] = chosen(model, [layer]).values()
-    now = Call((), 0)
+    [module] = select_modules(model, [layer]).values()
+    now = ForwardCall((), 0)
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal now
-        now = Call((*args, *kwargs.values()), 0)
+        now = ForwardCall((*args, *kwargs.values()), 0)
 
     def note(typed: nn.Module, args: Any, given: Any) -> None:
         now.note(typed, args, given)

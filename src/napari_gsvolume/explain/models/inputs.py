@@ -13,13 +13,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ...grid import Grid
-from ...super_resolution.data import Intensities
+from ...super_resolution.intensities import Intensities
+from ...types import Float32Array
 from ..settings import InputSettings, Normalise
 from .forward import call, undisturbed
 from .loading import Loaded
-
-Floats = NDArray[np.float32]
 
 _PIXELS = 2**18  # of a batch
 _MULTIPLES = (1, 8, 16, 32)  # that networks with pooling need sides to be
@@ -41,7 +41,7 @@ class Volume:
     """
 
     name: str
-    data: Floats
+    data: Float32Array
     grid: Grid
 
     @classmethod
@@ -49,12 +49,12 @@ class Volume:
         """Return the volume in an array; raise ValueError if it holds no intensities, or nothing but one."""
         array = np.asarray(data)
         if array.ndim not in (2, 3) or array.dtype.kind not in "biuf":
-            raise ValueError(f"{name} has the shape {array.shape}; an image has 2 or 3 axes and one intensity a voxel.")
+            raise InputError(f"{name} has the shape {array.shape}; an image has 2 or 3 axes and one intensity a voxel.")
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds NaN or infinite intensities, which would spread; replace them first.")
+            raise InputError(f"{name} holds NaN or infinite intensities, which would spread; replace them first.")
         if array.size == 0 or array.min() == array.max():
-            raise ValueError(f"{name} is constant, so there is nothing in it to explain.")
+            raise InputError(f"{name} is constant, so there is nothing in it to explain.")
         return cls(name, array, Grid(array.shape) if grid is None else grid)
 
 
@@ -119,7 +119,7 @@ class Images:
     places: list[Place]
     layout: Layout
     device: str
-    _normal: list[Floats]  # (Z, Y, X), normalised
+    _normal: list[Float32Array]  # (Z, Y, X), normalised
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches:
@@ -145,7 +145,7 @@ class Images:
         channels = [self._cut(self._normal[v], place, shift) for v, shift in zip(which, shifts, strict=True)]
         return torch.from_numpy(np.stack(channels)[None]).to(self.device)
 
-    def shown(self, place: Place) -> Floats:
+    def shown(self, place: Place) -> Float32Array:
         """Return what an input shows, (*extent), in the intensities of its volume."""
         return self._cut(_three(self.volumes[place.volume].data), place, 0)
 
@@ -212,7 +212,7 @@ def images_for(loaded: Loaded, volumes: Sequence[Volume], settings: InputSetting
     from ...devices import available_device
 
     if not volumes:
-        raise ValueError("There are no images to run the model with.")
+        raise InputError("There are no images to run the model with.")
     device = available_device(settings.device)
     loaded.model.to(device)
     if loaded.settings is not None:
@@ -235,7 +235,7 @@ def images_for(loaded: Loaded, volumes: Sequence[Volume], settings: InputSetting
             said = str(error).rstrip(".")
             continue
         return images
-    raise ValueError(
+    raise InputError(
         f"The model {type(loaded.model).__name__} cannot be called with what is made of {volumes[0].name}; tried "
         f"{', '.join(tried)}; give the size it needs, or other channels; it says at last: {said.partition('): ')[2]}."
     )
@@ -258,7 +258,7 @@ def _of_super_resolution(loaded: Loaded, volumes: list[Volume], settings: InputS
         across, columns = _others(along)
         layout = Layout((along, columns), across, shifts)
     if any(volume.data.ndim == 2 for volume in volumes) and along != 0:
-        raise ValueError("An image of two axes is one slice along z; leave the axis at z.")
+        raise InputError("An image of two axes is one slice along z; leave the axis at z.")
     places = _places(volumes, layout, settings.slices, 1, settings.size)
     normal = []
     for volume in volumes:
@@ -271,18 +271,18 @@ def _layout(axes: int, channels: int, volumes: Sequence[Volume], settings: Input
     flat = [volume.name for volume in volumes if volume.data.ndim == 2]
     along = "zyx".index(settings.axis)
     if axes == 3 and flat:
-        raise ValueError(f"{flat[0]} is an image of two axes, and the model takes volumes.")
+        raise InputError(f"{flat[0]} is an image of two axes, and the model takes volumes.")
     if flat and along != 0:
-        raise ValueError(f"{flat[0]} is an image of two axes, one slice along z; leave the axis at z.")
+        raise InputError(f"{flat[0]} is an image of two axes, one slice along z; leave the axis at z.")
     one_each = settings.channels == "images"
     if one_each:
         if len(volumes) != channels:
-            raise ValueError(f"The model has {channels} channels, one image each; {len(volumes)} images are given.")
+            raise InputError(f"The model has {channels} channels, one image each; {len(volumes)} images are given.")
         if any(volume.data.shape != volumes[0].data.shape for volume in volumes):
-            raise ValueError("Images that are channels of one input have one shape; these have several.")
+            raise InputError("Images that are channels of one input have one shape; these have several.")
     half = channels // 2 if settings.channels == "neighbours" else 0
     if half and (axes == 3 or channels % 2 == 0):
-        raise ValueError(f"Neighbouring slices are an odd number of channels of 2D images; the model has {channels}.")
+        raise InputError(f"Neighbouring slices are an odd number of channels of 2D images; the model has {channels}.")
     shifts = tuple(range(-half, half + 1)) if half else (0,) * channels
     if axes == 3:
         return Layout((0, 1, 2), None, shifts, one_each)
@@ -332,7 +332,7 @@ def _places(
     return places
 
 
-def _normalised(volume: Floats, how: Normalise) -> Floats:
+def _normalised(volume: Float32Array, how: Normalise) -> Float32Array:
     if how == "none":
         return volume
     if how == "standard":
@@ -350,5 +350,5 @@ def _others(axis: int) -> tuple[int, int]:
     return first, second
 
 
-def _three(data: Floats) -> Floats:
+def _three(data: Float32Array) -> Float32Array:
     return data[None] if data.ndim == 2 else data

@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...io.gaussians import FileFormatError
+from ...errors import FileFormatError, InputError
 from ...super_resolution.model import SRModel
-from ...super_resolution.training_settings import TrainSRSettings
-from ..decomposition.activations import chosen
+from ...super_resolution.settings import TrainSRSettings
+from .outputs import select_modules
 
 SAFE, PICKLED = (".safetensors",), (".pt", ".pth", ".ckpt", ".bin")
 _NESTED = ("state_dict", "model_state_dict", "model")  # where checkpoints of trainings keep the weights
@@ -94,14 +94,14 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
     spec = os.fspath(spec)
     if spec.lower().endswith(SAFE):
         if weights is not None:
-            raise ValueError(
+            raise InputError(
                 f"{spec} has weights of its own; leave {Path(weights).name} out, or name a factory, "
                 "package.module:function, that they are for."
             )
         sr = SRModel.load(spec)
         return Loaded(sr.scheme.eval(), Path(spec).name, sr=sr)
     if spec.lower().endswith(PICKLED):
-        raise ValueError(
+        raise InputError(
             f"{spec} holds weights, or code, which is not executed; name the function that makes the model as "
             "package.module:function, and give the file as its weights."
         )
@@ -134,7 +134,7 @@ def state_of(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         elif suffix in PICKLED:
             state = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            raise ValueError(f"weights are in {', '.join(SAFE + PICKLED[:2])} files")
+            raise InputError(f"weights are in {', '.join(SAFE + PICKLED[:2])} files")
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}.") from error
     except pickle.UnpicklingError as error:
@@ -166,7 +166,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
         if keys
     ]
     if wrong:
-        raise ValueError(f"The weights in {name} do not fit the model {type(model).__name__}: {'; '.join(wrong)}.")
+        raise InputError(f"The weights in {name} do not fit the model {type(model).__name__}: {'; '.join(wrong)}.")
     model.load_state_dict(dict(state), strict=False)
 
 
@@ -198,7 +198,7 @@ def named_layers(model: nn.Module, patterns: Iterable[str]) -> list[str] | None:
     found: dict[str, None] = {}
     for pattern in patterns:
         matching = fnmatch.filter(called, pattern) if any(c in pattern for c in "*?[") else []
-        found |= dict.fromkeys(matching or chosen(model, [pattern]))
+        found |= dict.fromkeys(matching or select_modules(model, [pattern]))
     return list(found) or None
 
 
@@ -225,7 +225,7 @@ def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
 def _from_factory(spec: str) -> nn.Module:
     module_name, _, function_name = spec.partition(":")
     if not _dotted(module_name) or not _dotted(function_name):
-        raise ValueError(
+        raise InputError(
             f"{spec!r} is no model: give a .safetensors file of gsvolume train-sr, or a function that returns a model "
             "as package.module:function."
         )
@@ -233,23 +233,23 @@ def _from_factory(spec: str) -> nn.Module:
         try:
             thing: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            raise ValueError(
+            raise InputError(
                 f"{spec} cannot be imported from the environment or {here}: {str(error).rstrip('.')}."
             ) from error
         except (Exception, SystemExit) as error:
-            raise ValueError(f"Importing {module_name} failed: {_said(error)}.") from error
+            raise InputError(f"Importing {module_name} failed: {_said(error)}.") from error
         for part in function_name.split("."):
             if not hasattr(thing, part):
-                raise ValueError(f"The module {module_name} has no {function_name}.")
+                raise InputError(f"The module {module_name} has no {function_name}.")
             thing = getattr(thing, part)
         if not callable(thing) or isinstance(thing, nn.Module):
-            raise ValueError(f"{spec} is {type(thing).__name__}, not a function that returns a model.")
+            raise InputError(f"{spec} is {type(thing).__name__}, not a function that returns a model.")
         try:
             model = thing()
         except (Exception, SystemExit) as error:
-            raise ValueError(f"{spec}, called without arguments, failed: {_said(error)}.") from error
+            raise InputError(f"{spec}, called without arguments, failed: {_said(error)}.") from error
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module.")
+        raise InputError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module.")
     return model
 
 

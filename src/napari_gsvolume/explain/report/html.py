@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from ..concepts.concept_maps import ConceptMaps
+from ..concepts.grids import ConceptMaps
 from ..explanation import Explanation, layer_figures
 from ..findings.finding import Finding
 from ..models.inputs import Images

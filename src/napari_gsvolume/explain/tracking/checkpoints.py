@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from torch import nn
 
+from ...errors import InputError
 from ..findings.finding import Finding, Thresholds
 from ..findings.group_comparisons import drift
 from ..findings.probe_inputs import SAMPLES, Principal, Probe, moments
@@ -109,7 +110,7 @@ def track_checkpoints(
     """
     ordered = sorted({Path(path) for path in paths}, key=natural)
     if not ordered:
-        raise ValueError("There are no checkpoints to track.")
+        raise InputError("There are no checkpoints to track.")
     tracker: Tracker | None = None
     for done, (path, epoch) in enumerate(zip(ordered, epochs_of(ordered), strict=True), 1):
         model = load(path)
@@ -174,7 +175,7 @@ def compare(
     decomposed = probe.decomposed(model, layers, max_samples=max_samples, seed=seed, **more)
     a, b = probe.counts
     if paired and a != b:
-        raise ValueError(f"There are {a} and {b} inputs, which are no pairs.")
+        raise InputError(f"There are {a} and {b} inputs, which are no pairs.")
     probes = {}
     for layer, d in decomposed.items():
         principal = Principal.of(d, k)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...io.gaussians import FileFormatError
+from ...errors import FileFormatError, InputError
 from .tracker import COLUMNS, Evolution
 
 
@@ -27,7 +27,7 @@ def read_evolutions(path: str | Path) -> dict[str, Evolution]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise ValueError(f"it lacks the columns of a tracked training ({', '.join(COLUMNS[:4])}, ...)")
+                raise InputError(f"it lacks the columns of a tracked training ({', '.join(COLUMNS[:4])}, ...)")
             for row in reader:
                 if row["group"]:
                     continue

@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from ...errors import InputError
 from ...io.atomic import replaced
 from ...svd.decomposition import effective_rank, stable_rank
+from ...types import Float64Array
 from ..decomposition.alignment import aligned, principal_angles
-from ..decomposition.attention import attention as attention_maps
 from ..decomposition.components import Decomposition, check_modes
+from ..findings.attention_heads import heads_alike
 from ..findings.finding import Finding, Thresholds
 from ..findings.group_comparisons import attributes, drift, sharpening, sharpness
 from ..findings.input_moments import PerInput
-from ..findings.layer_detectors import collapse, dead_units, duplicate_heads, new_concepts, redundant_units
+from ..findings.layer_detectors import collapse, dead_units, new_concepts, redundant_units
 from ..findings.permutation_tests import FEWEST, checked_attribute
 from ..findings.probe_inputs import SAMPLES, Principal, Probe, covariance, labelled, moments
 from ..models.forward import Inputs
 
-Floats = NDArray[np.float64]
 Given = Inputs | Callable[[], Inputs]
-_ALL_HEADS = 2**16
 COLUMNS = (
     "epoch", "layer", "group", "component", "place", "value", "share", "cosine_to_previous", "cosine_to_first", "angle",
     "effective_rank", "stable_rank", "sharpness",
@@ -70,12 +70,12 @@ class LayerRecord:
     epoch: float
     layer: str
     group: str
-    values: Floats
-    shares: Floats
+    values: Float64Array
+    shares: Float64Array
     concepts: NDArray[np.float32]
     means: NDArray[np.float32]
-    to_previous: Floats
-    to_first: Floats
+    to_previous: Float64Array
+    to_first: Float64Array
     angle: float
     effective_rank: float
     stable_rank: float
@@ -95,16 +95,16 @@ class Evolution:
     angles, effective_ranks, stable_ranks, sharpness : ndarray, (epochs,)
     """
 
-    epochs: Floats
-    values: Floats
-    shares: Floats
-    to_previous: Floats
-    to_first: Floats
+    epochs: Float64Array
+    values: Float64Array
+    shares: Float64Array
+    to_previous: Float64Array
+    to_first: Float64Array
     concepts: NDArray[np.float32]
-    angles: Floats
-    effective_ranks: Floats
-    stable_ranks: Floats
-    sharpness: Floats
+    angles: Float64Array
+    effective_ranks: Float64Array
+    stable_ranks: Float64Array
+    sharpness: Float64Array
 
 
 class Tracker:
@@ -201,7 +201,7 @@ class Tracker:
             `activations`: activations that are not finite among others. Nothing is recorded then.
         """
         if self._history and epoch <= self._history[-1].epoch:
-            raise ValueError(f"Epochs ascend: {epoch:g} cannot be recorded after {self._history[-1].epoch:g}.")
+            raise InputError(f"Epochs ascend: {epoch:g} cannot be recorded after {self._history[-1].epoch:g}.")
         model = self.model if model is None else model
         decomposed = self._probe.decomposed(model, self.layers, **self._more)
         inputs, held = self._probe.counts[0], sum(self._probe.counts[1:])
@@ -210,7 +210,7 @@ class Tracker:
         for name, values in self._attributes.items():
             checked_attribute(values, inputs, name)
         if (self._attributes or held or self._groups is not None) and inputs + held < FEWEST:
-            raise ValueError(f"{inputs + held} inputs are too few to tell anything from chance; give {FEWEST} or more.")
+            raise InputError(f"{inputs + held} inputs are too few to tell anything from chance; give {FEWEST} or more.")
         added: list[LayerRecord] = []
         latest = {}
         for layer, d in decomposed.items():
@@ -276,7 +276,7 @@ class Tracker:
         records = self._records(layer, group)
         if not records:
             known = sorted({f"{r.layer} {r.group}".strip() for r in self._history})
-            raise ValueError(
+            raise InputError(
                 f"Nothing is recorded of {f'{layer} {group}'.strip()}; there is {', '.join(known) or 'nothing yet'}."
             )
         columns = ("epoch", "values", "shares", "to_previous", "to_first", "concepts", "angle", "effective_rank")
@@ -368,25 +368,6 @@ class Tracker:
 
     def _records(self, layer: str, group: str = "") -> list[LayerRecord]:
         return [r for r in self._history if r.layer == layer and r.group == group]
-
-
-def heads_alike(
-    model: nn.Module, inputs: Inputs, layers: Sequence[str] | None, thresholds: Thresholds, *, seed: int = 0
-) -> list[Finding]:
-    """Return the heads of each layer that attend alike; see `detectors.duplicate_heads`."""
-    seen = attention_maps(model, inputs, _ALL_HEADS, layers=layers, seed=seed)
-    # Weights of all heads are alike in that they are not negative and add up to 1: compared is what is left of
-    # them without the 1 / keys that each has on average.
-    d = seen.modes
-    assert d.places is not None
-    gram = (d.concepts * np.square(d.values)) @ d.concepts.T - d.samples / float(d.places.grids[0, 1]) ** 2
-    norms = np.sqrt(np.clip(gram.diagonal(), 1e-12 * d.samples, None))
-    likeness = gram / np.outer(norms, norms)
-    found: list[Finding] = []
-    for layer in dict.fromkeys(name for name, _ in seen.heads):
-        of_layer = [column for column, (name, _) in enumerate(seen.heads) if name == layer]
-        found += duplicate_heads(layer, likeness[np.ix_(of_layer, of_layer)], thresholds)
-    return found
 
 
 def _since(epochs: Sequence[float], found: Sequence[bool]) -> float:

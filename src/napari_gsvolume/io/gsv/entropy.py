@@ -11,12 +11,12 @@ from typing import Any
 
 import constriction
 import numpy as np
-from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...types import Float64Array, IntArray
 
 _Categorical, _Uniform = constriction.stream.model.Categorical, constriction.stream.model.Uniform
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 _LARGEST_UNIFORM = 1 << 23
 _MOST_SYMBOLS = 1 << 12
@@ -41,31 +41,31 @@ class Writer:
         rest = [(abs(value) >> shift) & 255 for shift in range(0, digits, 8)]
         self.uniform(np.array([*rest, value < 0]), np.array([256] * len(rest) + [2]))
 
-    def uniform(self, values: Ints, sizes: Ints) -> None:
+    def uniform(self, values: IntArray, sizes: IntArray) -> None:
         """Write integers each of which may be anything from 0 to its size - 1."""
         several = sizes > 1
         self._coder.encode(values[several].astype(np.int32), _Uniform(), sizes[several].astype(np.int32))
 
-    def table(self, values: Ints, probabilities: Floats) -> None:
+    def table(self, values: IntArray, probabilities: Float64Array) -> None:
         """Write integers from 0 on with given probabilities, in proportion."""
         if len(values) and len(probabilities) > 1:
             self._coder.encode(values.astype(np.int32), _Categorical(probabilities, perfect=False))
 
-    def counted(self, values: Ints, size: int) -> None:
+    def counted(self, values: IntArray, size: int) -> None:
         """Write integers from 0 to size - 1 by how often each occurs; the counts go first, coarsely."""
         counts = np.bincount(values, minlength=size)
         levels = _level_of(counts)
         self.uniform(levels, np.full(size, _LEVELS))
         self.table(values, _count_of(levels))
 
-    def centred(self, values: Ints, *, from_zero: bool = False) -> None:
+    def centred(self, values: IntArray, *, from_zero: bool = False) -> None:
         """Write integers that gather around a middle (or around zero and never below), by the fitting bell."""
         if not len(values):
             return
         low = 0 if from_zero else int(values.min())
         span = int(values.max()) - low + 1
         if span > _MOST_SYMBOLS:
-            raise ValueError("the numbers differ too much to be coded")
+            raise InputError("the numbers differ too much to be coded")
         if not from_zero:
             self.number(low)
         self.number(span)
@@ -77,7 +77,7 @@ class Writer:
         self.uniform(np.array([best]), np.array([_SHAPES]))
         self.table(values - low, _bell(span, middle, best))
 
-    def split(self, left: Ints, totals: Ints) -> None:
+    def split(self, left: IntArray, totals: IntArray) -> None:
         """Write how many of each of `totals` go left, by the beta-binomial distribution that fits all of them best."""
         groups = [(int(total), left[totals == total]) for total in np.unique(totals)]
         costs = [
@@ -104,27 +104,27 @@ class Reader:
         size = sum(int(byte) << (8 * i) for i, byte in enumerate(values[:-1]))
         return -size if values[-1] else size
 
-    def uniform(self, sizes: Ints) -> Ints:
+    def uniform(self, sizes: IntArray) -> IntArray:
         """Read as many integers as there are sizes."""
         if len(sizes) and sizes.max() > _LARGEST_UNIFORM:
-            raise ValueError("a range is too large")
+            raise InputError("a range is too large")
         out = np.zeros(len(sizes), np.int64)
         several = sizes > 1
         out[several] = self._decode(_Uniform(), sizes[several].astype(np.int32))
         return out
 
-    def table(self, count: int, probabilities: Floats) -> Ints:
+    def table(self, count: int, probabilities: Float64Array) -> IntArray:
         """Read `count` integers with given probabilities."""
         if not count or len(probabilities) == 1:
             return np.zeros(count, np.int64)
         return self._decode(_Categorical(probabilities, perfect=False), count)
 
-    def counted(self, count: int, size: int) -> Ints:
+    def counted(self, count: int, size: int) -> IntArray:
         """Read `count` integers from 0 to size - 1."""
         levels = self.uniform(np.full(size, _LEVELS))
         return self.table(count, _count_of(levels))
 
-    def centred(self, count: int, *, from_zero: bool = False) -> Ints:
+    def centred(self, count: int, *, from_zero: bool = False) -> IntArray:
         """Read `count` integers that gather around a middle."""
         if not count:
             return np.zeros(0, np.int64)
@@ -132,11 +132,11 @@ class Reader:
         span = self.number()
         middle = 0 if from_zero else self.number()
         if not (0 < span <= _MOST_SYMBOLS and 0 <= middle < span):
-            raise ValueError("a model is out of range")
+            raise InputError("a model is out of range")
         shape = int(self.uniform(np.array([_SHAPES]))[0])
         return low + self.table(count, _bell(span, middle, shape))
 
-    def split(self, totals: Ints) -> Ints:
+    def split(self, totals: IntArray) -> IntArray:
         """Read how many of each of `totals` go left."""
         concentration = int(self.uniform(np.array([_CONCENTRATIONS]))[0])
         left = np.zeros_like(totals)
@@ -145,36 +145,36 @@ class Reader:
             left[mine] = self.table(int(mine.sum()), _beta_binomial(int(total), concentration))
         return left
 
-    def _decode(self, *model: Any) -> Ints:
+    def _decode(self, *model: Any) -> IntArray:
         try:
             return np.asarray(self._coder.decode(*model), np.int64)
         except AssertionError as error:  # what constriction raises where no data can have led
-            raise ValueError("the coded numbers are damaged") from error
+            raise InputError("the coded numbers are damaged") from error
 
 
 _LEVELS = 16
 
 
-def _level_of(counts: Ints) -> Ints:
+def _level_of(counts: IntArray) -> IntArray:
     """Return levels of counts: 0 for none, 15 for the largest, and half octaves between."""
     half_octaves = 2 * np.log2(np.maximum(counts, 1) / max(int(counts.max()), 1))
     levels = np.clip(np.rint(half_octaves + _LEVELS - 1), 1, _LEVELS - 1)
     return np.where(counts > 0, levels, 0).astype(np.int64)
 
 
-def _count_of(levels: Ints) -> Floats:
+def _count_of(levels: IntArray) -> Float64Array:
     half_octaves = np.array([1.0, 1.4142135623730951])
     sizes = half_octaves[levels % 2] * 2.0 ** (levels // 2)
     return np.where(levels > 0, sizes, 1e-3)
 
 
-def _cost(values: Ints, probabilities: Floats) -> float:
+def _cost(values: IntArray, probabilities: Float64Array) -> float:
     """Return the bits that the values take."""
     p = probabilities[values] / probabilities.sum()
     return float(-np.log2(np.maximum(p, 2.0**-23)).sum())
 
 
-def _bell(span: int, middle: int, shape: int) -> Floats:
+def _bell(span: int, middle: int, shape: int) -> Float64Array:
     """Return probabilities of 0 .. span - 1 that fall from `middle` to both sides, in proportion.
 
     Half of the shapes fall as Gaussians do, half as exponentials; each falls less than the one before.
@@ -193,7 +193,7 @@ def _bell(span: int, middle: int, shape: int) -> Floats:
 
 
 @lru_cache(4096)
-def _beta_binomial(total: int, concentration: int) -> Floats:
+def _beta_binomial(total: int, concentration: int) -> Float64Array:
     """Return the probabilities of 0 .. total, symmetric; the larger the concentration the nearer to the binomial."""
     a = 0.25 * 4.0**concentration
     k = np.arange(total)

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...errors import FileFormatError, InputError
 from ...gaussians import GaussianVolume
 from ...grid import Grid
 from ...kernels import n_monomials
+from ...types import Float64Array, IntArray
 from ..atomic import replaced
-from ..gaussians import FileFormatError
-from .entropy import Floats, Ints, Reader, Writer
+from .entropy import Reader, Writer
 from .quantization import LARGEST_CLASS, Codes, classes, dequantise, fraction_levels, orientation_sizes, quantise
 
 MAGIC = b"GSV1"
@@ -60,7 +61,7 @@ def write_gsv(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
     """
     path = Path(path)
     if path.suffix.lower() != ".gsv":
-        raise ValueError(f"The name of a compact file of Gaussians ends in .gsv; got {path.name}.")
+        raise InputError(f"The name of a compact file of Gaussians ends in .gsv; got {path.name}.")
     content = encode(gaussians)
     with replaced(path) as temporary:
         temporary.write_bytes(content)
@@ -103,11 +104,11 @@ def pack(codes: Codes, step: float, like: GaussianVolume) -> bytes:
     try:
         text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The metadata of the Gaussians cannot be written as JSON: {error}.") from error
+        raise InputError(f"The metadata of the Gaussians cannot be written as JSON: {error}.") from error
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=_DICTIONARY)
     head = deflate.compress(text) + deflate.flush()
     if len(head) > 65535:
-        raise ValueError(f"The metadata of the Gaussians take {len(head):,} bytes; a .gsv file has room for 65,535.")
+        raise InputError(f"The metadata of the Gaussians take {len(head):,} bytes; a .gsv file has room for 65,535.")
     body = head + _coded(codes)
     rest = struct.pack("<H", len(head)) + body
     return MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
@@ -116,21 +117,21 @@ def pack(codes: Codes, step: float, like: GaussianVolume) -> bytes:
 def decode(content: bytes) -> GaussianVolume:
     """Return the Gaussians of a file's content; a ValueError says what is wrong with it."""
     if len(content) < _PREFIX.size or content[:3] != MAGIC[:3]:
-        raise ValueError("it is no .gsv file")
+        raise InputError("it is no .gsv file")
     if content[:4] != MAGIC:
-        raise ValueError("its version is not one that this version reads; try a newer napari-gsvolume")
+        raise InputError("its version is not one that this version reads; try a newer napari-gsvolume")
     _, checksum, length = _PREFIX.unpack_from(content)
     if zlib.crc32(content[8:]) != checksum:
-        raise ValueError("it is damaged (its checksum does not fit)")
+        raise InputError("it is damaged (its checksum does not fit)")
     header = _header(content[_PREFIX.size : _PREFIX.size + length])
     coded = content[_PREFIX.size + length :]
     try:
         grid, n, step = Grid.from_dict(header), int(header["n"]), float(header["step"])
         background, metadata = float(header["background"]), dict(header["metadata"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"its header is damaged ({error!r})") from error
+        raise InputError(f"its header is damaged ({error!r})") from error
     if not 0 <= n <= MOST_GAUSSIANS_A_BYTE * len(coded) or not (math.isfinite(step) and step > 0) or len(coded) % 4:
-        raise ValueError("its header is damaged")
+        raise InputError("its header is damaged")
     if not n:
         codes = Codes(*(np.zeros((0, grid.ndim), np.int64) for _ in range(5)))
         means, factors, weights = np.zeros((0, grid.ndim)), np.zeros((0, grid.ndim, grid.ndim)), np.zeros(0)
@@ -176,7 +177,7 @@ def rounded(gaussians: GaussianVolume, step: float) -> tuple[Codes, NDArray[np.i
     return quantise(floats(means), floats(factors), floats(weights), step, CELL)
 
 
-def floats(tensor: torch.Tensor) -> Floats:
+def floats(tensor: torch.Tensor) -> Float64Array:
     """Return a tensor's numbers, float64."""
     return tensor.detach().cpu().double().numpy()
 
@@ -187,7 +188,11 @@ def decoded(codes: Codes, step: float, like: GaussianVolume) -> GaussianVolume:
 
 
 def _model(
-    numbers: tuple[Floats, Floats, Floats], step: float, grid: Grid, background: float, metadata: dict[str, Any]
+    numbers: tuple[Float64Array, Float64Array, Float64Array],
+    step: float,
+    grid: Grid,
+    background: float,
+    metadata: dict[str, Any],
 ) -> GaussianVolume:
     means, factors, weights = (torch.from_numpy(array.astype(np.float32)) for array in numbers)
     return GaussianVolume(means, factors, weights, grid, background, {**metadata, "gsv": {"step": step}})
@@ -199,9 +204,9 @@ def _header(deflated: bytes) -> dict[str, Any]:
         text = inflate.decompress(deflated, 1 << 22)  # a damaged one could unpack without end
         header = json.loads(text)
     except (zlib.error, ValueError, RecursionError) as error:
-        raise ValueError("its header is damaged") from error
+        raise InputError("its header is damaged") from error
     if not isinstance(header, dict):
-        raise ValueError("its header is damaged")
+        raise InputError("its header is damaged")
     return header
 
 
@@ -216,7 +221,7 @@ def _coded(codes: Codes) -> bytes:
     low = codes.cells.min(0)
     bits = max(int((codes.cells - low).max()).bit_length(), 1)
     if bits * codes.cells.shape[1] > 62:
-        raise ValueError("A Gaussian lies too far outside of its grid to be written to a .gsv file.")
+        raise InputError("A Gaussian lies too far outside of its grid to be written to a .gsv file.")
     for number in (*low.tolist(), bits):
         writer.number(number)
     morton = _interleaved(codes.cells - low, bits)
@@ -244,7 +249,7 @@ def _decoded(content: bytes, n: int, ndim: int) -> Codes:
     low = np.array([reader.number() for _ in range(ndim)])
     bits = reader.number()
     if not 1 <= bits * ndim <= 62 or np.abs(low).max() > 1 << 31:
-        raise ValueError("its positions are damaged")
+        raise InputError("its positions are damaged")
     cells = low + _separated(_read_positions(reader, n, bits * ndim), bits, ndim)
     kind = reader.counted(n, LARGEST_CLASS + 1)
     negative = reader.counted(n, 2)
@@ -268,7 +273,7 @@ def _decoded(content: bytes, n: int, ndim: int) -> Codes:
     return replace(codes, fractions=reader.uniform(levels.ravel()).reshape(levels.shape))
 
 
-def _interleaved(cells: Ints, bits: int) -> Ints:
+def _interleaved(cells: IntArray, bits: int) -> IntArray:
     """Return Morton codes ``(N,)``: the bits of the axes in turn, the highest first."""
     ndim = cells.shape[1]
     code = np.zeros(len(cells), np.int64)
@@ -278,7 +283,7 @@ def _interleaved(cells: Ints, bits: int) -> Ints:
     return code
 
 
-def _separated(code: Ints, bits: int, ndim: int) -> Ints:
+def _separated(code: IntArray, bits: int, ndim: int) -> IntArray:
     """Return the cells ``(N, D)`` of Morton codes."""
     cells = np.zeros((len(code), ndim), np.int64)
     for bit in range(bits):
@@ -287,14 +292,14 @@ def _separated(code: Ints, bits: int, ndim: int) -> Ints:
     return cells
 
 
-def _write_positions(writer: Writer, morton: Ints, depth: int) -> None:
+def _write_positions(writer: Writer, morton: IntArray, depth: int) -> None:
     """Write sorted Morton codes: how many are in the first half of each part of the curve, from all of it to cells."""
     for bit in reversed(range(depth)):
         _, starts, totals = np.unique(morton >> (bit + 1), return_index=True, return_counts=True)
         writer.split(np.add.reduceat(1 - ((morton >> bit) & 1), starts), totals)
 
 
-def _read_positions(reader: Reader, n: int, depth: int) -> Ints:
+def _read_positions(reader: Reader, n: int, depth: int) -> IntArray:
     prefix, totals = np.zeros(1, np.int64), np.array([n])
     for _ in range(depth):
         left = reader.split(totals)

@@ -26,8 +26,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from ...errors import InputError
+from ...types import Float64Array, IntArray
 
 MOST_LEVELS = 1 << 12
 """Of an angle or of a fraction of a cell."""
@@ -56,24 +56,26 @@ class Codes:
         Where in its cell the centre is.
     """
 
-    cells: Ints
-    amplitudes: Ints
-    radii: Ints
-    orientations: Ints
-    fractions: Ints
+    cells: IntArray
+    amplitudes: IntArray
+    radii: IntArray
+    orientations: IntArray
+    fractions: IntArray
 
 
-def classes(amplitudes: Ints) -> Ints:
+def classes(amplitudes: IntArray) -> IntArray:
     """Return floor(log2 |m|)."""
     return np.frexp(np.abs(amplitudes).astype(np.float64))[1].astype(np.int64) - 1
 
 
-def _fineness(amplitudes: Ints) -> Floats:
+def _fineness(amplitudes: IntArray) -> Float64Array:
     """Return one over the step of log radii and, in radii, of positions: a power of two."""
     return np.exp2(np.minimum(classes(amplitudes), FINEST))
 
 
-def quantise(means: Floats, factors: Floats, weights: Floats, step: float, cell: int) -> tuple[Codes, NDArray[np.intp]]:
+def quantise(
+    means: Float64Array, factors: Float64Array, weights: Float64Array, step: float, cell: int
+) -> tuple[Codes, NDArray[np.intp]]:
     """Return the codes of Gaussians, and which ones they are: those whose amplitude rounds to zero are left out.
 
     Parameters
@@ -103,7 +105,7 @@ def quantise(means: Floats, factors: Floats, weights: Floats, step: float, cell:
     return _with_positions(codes, means[kept], cell), kept
 
 
-def with_amplitudes(codes: Codes, weights: Floats, step: float) -> Codes:
+def with_amplitudes(codes: Codes, weights: Float64Array, step: float) -> Codes:
     """Return the codes with the amplitudes of other weights, as near as their classes, which fix all steps, allow."""
     old = codes.amplitudes
     low = np.exp2(classes(old)).astype(np.int64)
@@ -112,20 +114,20 @@ def with_amplitudes(codes: Codes, weights: Floats, step: float) -> Codes:
     return Codes(codes.cells, m, codes.radii, codes.orientations, codes.fractions)
 
 
-def with_means(codes: Codes, means: Floats, cell: int) -> Codes:
+def with_means(codes: Codes, means: Float64Array, cell: int) -> Codes:
     """Return the codes with other centres."""
     return _with_positions(codes, means, cell)
 
 
-def unit_weights(codes: Codes, step: float) -> Floats:
+def unit_weights(codes: Codes, step: float) -> Float64Array:
     """Return the weight that the amplitude 1 stands for, ``(N,)``."""
     ndim = codes.radii.shape[1]
     logs = codes.radii / _fineness(codes.amplitudes)[:, None]
-    size: Floats = math.pi ** (ndim / 4) * np.exp(logs.sum(1) / 2)
+    size: Float64Array = math.pi ** (ndim / 4) * np.exp(logs.sum(1) / 2)
     return step / size
 
 
-def dequantise(codes: Codes, step: float, cell: int) -> tuple[Floats, Floats, Floats]:
+def dequantise(codes: Codes, step: float, cell: int) -> tuple[Float64Array, Float64Array, Float64Array]:
     """Return means, factors and weights; raises ValueError where the codes are out of their ranges."""
     fineness = _fineness(codes.amplitudes)[:, None]
     logs = codes.radii / fineness
@@ -136,7 +138,7 @@ def dequantise(codes: Codes, step: float, cell: int) -> tuple[Floats, Floats, Fl
     return means, factors, codes.amplitudes * unit_weights(codes, step)
 
 
-def rotations(codes: Codes) -> Floats:
+def rotations(codes: Codes) -> Float64Array:
     """Return the principal axes as columns, in the order of the radii, ``(N, D, D)``."""
     fineness = _fineness(codes.amplitudes)
     logs = codes.radii / fineness[:, None]
@@ -155,7 +157,7 @@ def rotations(codes: Codes) -> Floats:
     return np.where(disc, np.stack([direction, second, third], 2), np.stack([second, third, direction], 2))
 
 
-def orientation_sizes(codes: Codes) -> Ints:
+def orientation_sizes(codes: Codes) -> IntArray:
     """Return how many values each of `Codes.orientations` can have, ``(N, 1 or 2)``; needs radii and amplitudes."""
     fineness = _fineness(codes.amplitudes)
     logs = codes.radii / fineness[:, None]
@@ -166,7 +168,7 @@ def orientation_sizes(codes: Codes) -> Ints:
     return np.stack([directions[place], _twists(logs, fineness)], 1)
 
 
-def fraction_levels(codes: Codes, cell: int) -> Ints:
+def fraction_levels(codes: Codes, cell: int) -> IntArray:
     """Return into how many parts a cell is divided along each axis, ``(N, D)``; needs all but cells and fractions."""
     return _levels(_cholesky(codes), codes.amplitudes, cell)
 
@@ -176,28 +178,28 @@ def fraction_levels(codes: Codes, cell: int) -> Ints:
 MOST_RINGS = 768
 
 
-def _mixing(low: Floats, high: Floats) -> Floats:
+def _mixing(low: Float64Array, high: Float64Array) -> Float64Array:
     """Return ``r - 1 / r``: how much a small rotation of two axes of log radii low <= high changes the shape."""
     return 2 * np.sinh(high - low)
 
 
-def _angles(mixing: Floats, fineness: Floats) -> Ints:
+def _angles(mixing: Float64Array, fineness: Float64Array) -> IntArray:
     """Return into how many angles a half turn is divided."""
     levels = np.ceil(np.pi * mixing * fineness / math.sqrt(2) - 1)
     return np.clip(levels, 1, MOST_LEVELS).astype(np.int64)
 
 
-def _is_disc(logs: Floats) -> NDArray[np.bool_]:
+def _is_disc(logs: Float64Array) -> NDArray[np.bool_]:
     """Whether the shortest axis stands out more than the longest."""
     return logs[:, 1] - logs[:, 0] >= logs[:, 2] - logs[:, 1]
 
 
-def _rings(logs: Floats, fineness: Floats) -> Ints:
+def _rings(logs: Float64Array, fineness: Float64Array) -> IntArray:
     """Return into how many rings the hemisphere of directions is divided; 0 for one direction only."""
     return np.clip(_angles(_mixing(logs[:, 0], logs[:, 2]), fineness) // 2, 0, MOST_RINGS)
 
 
-def _twists(logs: Floats, fineness: Floats) -> Ints:
+def _twists(logs: Float64Array, fineness: Float64Array) -> IntArray:
     """Return into how many angles the half turn about the distinct axis is divided."""
     disc = _is_disc(logs)
     low, high = np.where(disc, logs[:, 1], logs[:, 0]), np.where(disc, logs[:, 2], logs[:, 1])
@@ -205,7 +207,7 @@ def _twists(logs: Floats, fineness: Floats) -> Ints:
 
 
 @lru_cache(MOST_RINGS + 1)
-def _sphere(rings: int) -> tuple[Ints, Ints]:
+def _sphere(rings: int) -> tuple[IntArray, IntArray]:
     """Return where each ring's directions end in the list of all, and how many each has; rings about the first axis."""
     if rings == 0:
         return np.ones(1, np.int64), np.ones(1, np.int64)
@@ -214,7 +216,7 @@ def _sphere(rings: int) -> tuple[Ints, Ints]:
     return np.cumsum(counts), counts
 
 
-def _directions(index: Ints, rings: Ints) -> Floats:
+def _directions(index: IntArray, rings: IntArray) -> Float64Array:
     """Return unit vectors ``(N, 3)`` of the hemisphere of positive first component."""
     out = np.zeros((len(index), 3))
     for number in np.unique(rings):
@@ -225,14 +227,14 @@ def _directions(index: Ints, rings: Ints) -> Floats:
         ends, counts = _sphere(int(number))
         ring = np.searchsorted(ends, index[mine], side="right")
         if len(ring) and ring.max() >= number:
-            raise ValueError("an orientation is out of range")
+            raise InputError("an orientation is out of range")
         polar = (ring + 0.5) * np.pi / 2 / number
         turn = (index[mine] - (ends - counts)[ring] + 0.5) * 2 * np.pi / counts[ring]
         out[mine] = np.stack([np.cos(polar), np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn)], 1)
     return out
 
 
-def _direction_code(direction: Floats, rings: Ints) -> Ints:
+def _direction_code(direction: Float64Array, rings: IntArray) -> IntArray:
     """Return the index of the nearest direction in the ring of the nearest polar angle."""
     d = np.where(direction[:, :1] < 0, -direction, direction)
     polar = np.arccos(np.clip(d[:, 0], 0, 1))
@@ -247,7 +249,7 @@ def _direction_code(direction: Floats, rings: Ints) -> Ints:
     return out
 
 
-def _frame(direction: Floats) -> tuple[Floats, Floats]:
+def _frame(direction: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Return two unit vectors normal to each direction and to each other (Duff et al. 2017)."""
     x, y, z = direction.T  # x >= 0
     a = -1 / (1 + x)
@@ -255,7 +257,7 @@ def _frame(direction: Floats) -> tuple[Floats, Floats]:
     return np.stack([-y, 1 + y * y * a, b], 1), np.stack([-z, b, 1 + z * z * a], 1)
 
 
-def _orientation_codes(axes: Floats, logs: Floats, fineness: Floats) -> Ints:
+def _orientation_codes(axes: Float64Array, logs: Float64Array, fineness: Float64Array) -> IntArray:
     disc = _is_disc(logs)
     rings = _rings(logs, fineness)
     index = _direction_code(np.where(disc[:, None], axes[:, :, 0], axes[:, :, 2]), rings)
@@ -265,7 +267,7 @@ def _orientation_codes(axes: Floats, logs: Floats, fineness: Floats) -> Ints:
     return np.stack([index, _angle_code(across, _twists(logs, fineness))], 1)
 
 
-def _angle_code(vector: Floats, levels: Ints) -> Ints:
+def _angle_code(vector: Float64Array, levels: IntArray) -> IntArray:
     """Return the nearest of `levels` angles of a half turn to the line along a 2D vector."""
     angle = np.arctan2(vector[:, 1], vector[:, 0]) % np.pi
     return (angle / np.pi * levels).astype(np.int64) % levels
@@ -274,21 +276,21 @@ def _angle_code(vector: Floats, levels: Ints) -> Ints:
 # Position -------------------------------------------------------------------------------------------------------------
 
 
-def _cholesky(codes: Codes) -> Floats:
+def _cholesky(codes: Codes) -> Float64Array:
     """Return the lower triangular factor of each covariance, ``(N, D, D)``."""
     logs = codes.radii / _fineness(codes.amplitudes)[:, None]
     half = rotations(codes) * np.exp(logs)[:, None, :]
     # S = half half^T = (Q R)^T (Q R) with Q R = half^T: R^T is the factor, and S itself need not be formed.
-    R: Floats = np.asarray(np.linalg.qr(half.transpose(0, 2, 1), mode="r"))
+    R: Float64Array = np.asarray(np.linalg.qr(half.transpose(0, 2, 1), mode="r"))
     return np.asarray(R.transpose(0, 2, 1) * np.sign(np.diagonal(R, axis1=1, axis2=2))[:, None, :])
 
 
-def _levels(L: Floats, amplitudes: Ints, cell: int) -> Ints:
+def _levels(L: Float64Array, amplitudes: IntArray, cell: int) -> IntArray:
     steps = np.diagonal(L, axis1=1, axis2=2) / _fineness(amplitudes)[:, None]
     return np.clip(np.rint(cell / steps), 1, MOST_LEVELS).astype(np.int64)
 
 
-def _with_positions(codes: Codes, means: Floats, cell: int) -> Codes:
+def _with_positions(codes: Codes, means: Float64Array, cell: int) -> Codes:
     """Return the codes with the positions nearest to `means` in each Gaussian's own metric, axis after axis."""
     L = _cholesky(codes)
     levels = _levels(L, codes.amplitudes, cell)

@@ -10,6 +10,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from ...errors import InputError
 from ..cameras import Cameras
 from ..scene import Scene
 from . import spherical_harmonics
@@ -72,7 +73,7 @@ def _places(
     if scene.mask is not None:
         opacity *= np.asarray(scene.mask) != 0
     if not opacity.max() > 0:
-        raise ValueError("The transfer function makes all of this volume transparent; choose another, or its points.")
+        raise InputError("The transfer function makes all of this volume transparent; choose another, or its points.")
     slopes = np.stack(np.gradient(np.pad(gaussian_filter(opacity, 0.7), 1), *size))[:, 1:-1, 1:-1, 1:-1]
     jumps = np.sqrt(np.square(slopes).sum(0)) * size.min()
     weight = (np.minimum(jumps, 4 * opacity) + _CLOUD * opacity).ravel().astype(np.float64)

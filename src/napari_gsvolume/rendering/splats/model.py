@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...devices import available_device, gsplat_problem
+from ...errors import InputError
 from ..cameras import Cameras
 from . import reference, spherical_harmonics
 from .projection import BLUR, NEAR, project
@@ -41,7 +42,7 @@ class View(NamedTuple):
     def pulls(self) -> Tensor:
         """Return the lengths of the gradients by the places in the image, ``(N,)``, after the backward pass."""
         if self.means.grad is None:
-            raise ValueError("There are no gradients by the places in the image before the backward pass.")
+            raise InputError("There are no gradients by the places in the image before the backward pass.")
         pulls: Tensor = self.means.grad.reshape(-1, 2).norm(dim=1)
         return pulls
 
@@ -81,11 +82,11 @@ class Splats:
         expected = {"means": (n, 3), "log_scales": (n, 3), "quaternions": (n, 4), "logits": (n,), "sh": (n, K, 3)}
         for name, shape in expected.items():
             if (found := tuple(getattr(self, name).shape)) != shape:
-                raise ValueError(f"The {name} of {n} splats have the shape {shape}; got {found}.")
+                raise InputError(f"The {name} of {n} splats have the shape {shape}; got {found}.")
             if not getattr(self, name).detach().isfinite().all():
-                raise ValueError(f"The {name} of splats hold NaN or infinite numbers.")
+                raise InputError(f"The {name} of splats hold NaN or infinite numbers.")
         if K not in (1, 4, 9, 16):
-            raise ValueError(f"Splats have 1, 4, 9 or 16 coefficients of spherical harmonics; got {K}.")
+            raise InputError(f"Splats have 1, 4, 9 or 16 coefficients of spherical harmonics; got {K}.")
 
     def __len__(self) -> int:
         return len(self.means)
@@ -115,7 +116,7 @@ class Splats:
             If there is none.
         """
         if not parts:
-            raise ValueError("There are no splats to join.")
+            raise InputError("There are no splats to join.")
         most = max(part.sh.shape[1] for part in parts)
         sh = [torch.nn.functional.pad(part.sh, (0, 0, 0, most - part.sh.shape[1])) for part in parts]
         others = {name: torch.cat([getattr(part, name) for part in parts]) for name in _ALL_BUT_SH}
@@ -168,9 +169,9 @@ class Splats:
     ) -> View:
         """Return the image of one camera, with its cover, places and visibility; see `render`."""
         if len(camera) != 1:
-            raise ValueError(f"A view is that of one camera; got {len(camera)}.")
+            raise InputError(f"A view is that of one camera; got {len(camera)}.")
         if len(background) != 3:
-            raise ValueError(f"A background has red, green and blue; got {len(background)} numbers.")
+            raise InputError(f"A background has red, green and blue; got {len(background)} numbers.")
         ground = (float(background[0]), float(background[1]), float(background[2]))
         draw = _DRAW[_usable(backend, self.means.device)]
         view = draw(self, self.colours(camera, sh_degree), self.logits.sigmoid(), camera, ground)
@@ -196,7 +197,7 @@ def drawing_device(wanted: str) -> str:
         return "cpu"
     device = available_device(wanted)
     if problem := gsplat_problem():
-        raise ValueError(problem)
+        raise InputError(problem)
     return device
 
 
@@ -205,11 +206,11 @@ def _usable(backend: Backend, device: torch.device) -> str:
     if backend == "auto":
         backend = "gsplat" if device.type == "cuda" else "cpu"
     if backend not in _DRAW:
-        raise ValueError(f"The backend is 'auto', 'cpu', 'reference' or 'gsplat'; got {backend!r}.")
+        raise InputError(f"The backend is 'auto', 'cpu', 'reference' or 'gsplat'; got {backend!r}.")
     if backend == "gsplat" and (problem := gsplat_problem()):
-        raise ValueError(problem)
+        raise InputError(problem)
     if device.type != {"cpu": "cpu", "gsplat": "cuda"}.get(backend, device.type):
-        raise ValueError(f"The backend {backend!r} does not draw splats that are on the device {str(device)!r}.")
+        raise InputError(f"The backend {backend!r} does not draw splats that are on the device {str(device)!r}.")
     return backend
 
 

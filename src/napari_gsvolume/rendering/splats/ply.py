@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...io.gaussians import FileFormatError
+from ...errors import FileFormatError, InputError
 from ...io.ply import ply_path, read_vertices, write_vertices
 from .model import Splats
 from .spherical_harmonics import MAX_DEGREE, n_harmonics
@@ -46,7 +46,7 @@ def write_splats(path: str | os.PathLike[str], splats: Splats) -> None:
     """
     path = ply_path(path)
     if not len(splats):
-        raise ValueError("There are no splats to write to a PLY file, and viewers need one at least.")
+        raise InputError("There are no splats to write to a PLY file, and viewers need one at least.")
     names = [*_PLACE, *_NORMAL, *_CONSTANT, *_rest(splats.degree), "opacity", *_SCALES, *_ROTATION]
     parts = [
         splats.means,
@@ -59,9 +59,9 @@ def write_splats(path: str | os.PathLike[str], splats: Splats) -> None:
     ]
     table = torch.cat([part.detach().cpu().float() for part in parts], 1).numpy()
     if not np.isfinite(table).all():
-        raise ValueError("A number of the splats is beyond float32, which is what a PLY file holds.")
+        raise InputError("A number of the splats is beyond float32, which is what a PLY file holds.")
     if not table[:, -len(_ROTATION) :].any(1).all():
-        raise ValueError("A quaternion of the splats is 0, which is no rotation.")
+        raise InputError("A quaternion of the splats is 0, which is no rotation.")
     write_vertices(path, names, table)
 
 
@@ -108,10 +108,10 @@ def _splats(vertices: NDArray[Any]) -> Splats:
     n_rest = sum(name.startswith("f_rest_") for name in found)
     n_rests = [len(_rest(degree)) for degree in range(MAX_DEGREE + 1)]
     if n_rest not in n_rests:
-        raise ValueError(f"it has {n_rest} f_rest, and harmonics of degree 0 to {MAX_DEGREE} have {n_rests}")
+        raise InputError(f"it has {n_rest} f_rest, and harmonics of degree 0 to {MAX_DEGREE} have {n_rests}")
     rest = _rest(n_rests.index(n_rest))
     if missing := [n for n in (*_PLACE, *_CONSTANT, *rest, "opacity", *_SCALES, *_ROTATION) if n not in found]:
-        raise ValueError(f"its vertices are no splats, they lack {', '.join(missing)}")
+        raise InputError(f"its vertices are no splats, they lack {', '.join(missing)}")
 
     def columns(*names: str) -> NDArray[np.float32]:
         values = np.empty((len(vertices), len(names)), np.float32)
@@ -119,12 +119,12 @@ def _splats(vertices: NDArray[Any]) -> Splats:
             for i, name in enumerate(names):
                 values[:, i] = vertices[name]
         if not (finite := np.isfinite(values).all(0)).all():
-            raise ValueError(f"its {names[finite.argmin()]} has numbers that are NaN, infinite or beyond float32")
+            raise InputError(f"its {names[finite.argmin()]} has numbers that are NaN, infinite or beyond float32")
         return values
 
     quaternions = columns(*_ROTATION)
     if not quaternions.any(1).all():
-        raise ValueError("a quaternion is 0, which is no rotation")
+        raise InputError("a quaternion is 0, which is no rotation")
     others = columns(*rest).reshape(len(vertices), 3, n_rest // 3).transpose(0, 2, 1)
     tensors = {
         "means": columns(*_PLACE),

@@ -22,7 +22,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels.cpu import _FAST, _launch
+from ...kernels.numba_support import FAST_MATH, launch_lock
 from .projection import MIN_ALPHA, Projected
 
 MAX_ALPHA = 0.999
@@ -32,7 +32,7 @@ MIN_LEFT = 1e-4
 LANES = 16  # also the rows of a tile
 _RED, _GREEN, _BLUE, _REST = (np.uint64(k * LANES * LANES) for k in (1, 2, 3, 4))  # the planes of a tile's state
 _LANES_U = np.uint64(LANES)
-_f4 = np.float32
+f4 = np.float32
 _CUT = log(MIN_ALPHA)
 
 
@@ -84,7 +84,7 @@ class _Rasterise(torch.autograd.Function):
         image, alpha = np.empty((*size, 3), np.float32), np.empty(size, np.float32)
         lists = _lists(records, *size)
         turns = _turns(lists[0])
-        with _launch:
+        with launch_lock:
             _compose(records, paints, *lists, turns, np.array(background, np.float32), image, alpha)
         ctx.rest = order, records, paints, lists, turns
         shown, cover = torch.from_numpy(image), torch.from_numpy(alpha)
@@ -100,7 +100,7 @@ class _Rasterise(torch.autograd.Function):
         whole = (by_image * shown).sum(2) - by_alpha * (1 - cover)
         light = torch.cat([by_image, whole[:, :, None]], 2).float().contiguous()  # (H, W, 4)
         entries = np.zeros((len(lists[1]), 9), np.float32)
-        with _launch:
+        with launch_lock:
             _trace(records, paints, *lists, turns, light.numpy(), entries)
         sums = np.zeros((len(conics), 9))
         _add_up(lists[1], order, entries, sums)
@@ -203,23 +203,23 @@ _Q0 = exp(-_MIDDLE)
 _Q2, _Q3, _Q4, _Q5 = _Q0 / 2, _Q0 / 6, _Q0 / 24, _Q0 / 120
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
-def _exp16(t):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always")
+def exp16(t):  # type: ignore[no-untyped-def]
     """Return exp(16 t) for 16 t in [ln MIN_ALPHA, 0], relative error 2e-6: a quintic, squared four times."""
-    s = t + _f4(_MIDDLE)
-    p = _f4(_Q5)
-    p = _f4(_Q4) + s * p
-    p = _f4(_Q3) + s * p
-    p = _f4(_Q2) + s * p
-    p = _f4(_Q0) + s * p
-    p = _f4(_Q0) + s * p
+    s = t + f4(_MIDDLE)
+    p = f4(_Q5)
+    p = f4(_Q4) + s * p
+    p = f4(_Q3) + s * p
+    p = f4(_Q2) + s * p
+    p = f4(_Q0) + s * p
+    p = f4(_Q0) + s * p
     p = p * p
     p = p * p
     p = p * p
     return p * p
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always")
 def _exponent(record, y, x0):  # type: ignore[no-untyped-def]
     """Return a, u, b, y - v with ln(alpha) = 16 (a (u + j)^2 + b) at the pixels j of the row at y from x0 on.
 
@@ -230,11 +230,11 @@ def _exponent(record, y, x0):  # type: ignore[no-untyped-def]
     b = record[5] - record[4] * dy * dy / 2
     nearest = max(u, -(u + (LANES - 1)), 0.0)
     if b - record[2] * nearest * nearest / 2 < _CUT:
-        return _f4(0), _f4(0), _f4(1), _f4(0)
-    return _f4(record[2] / -32), _f4(u), _f4(b / 16), _f4(dy)
+        return f4(0), f4(0), f4(1), f4(0)
+    return f4(record[2] / -32), f4(u), f4(b / 16), f4(dy)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always")
 def _compose_row(state, start, a, u0, b, red, green, blue):  # type: ignore[no-untyped-def]
     """Lay a Gaussian under `LANES` pixels and return how many of these are still open.
 
@@ -243,16 +243,16 @@ def _compose_row(state, start, a, u0, b, red, green, blue):  # type: ignore[no-u
     n = np.int32(0)
     for j in range(_LANES_U):
         k = start + j
-        u = u0 + _f4(np.int32(j))
+        u = u0 + f4(np.int32(j))
         t = a * u * u + b
-        reached = t >= _f4(_CUT / 16)
-        e = _exp16(t if reached else _f4(_CUT / 16))
-        e = e if e < _f4(MAX_ALPHA) else _f4(MAX_ALPHA)
-        alpha = e if reached else _f4(0)
+        reached = t >= f4(_CUT / 16)
+        e = exp16(t if reached else f4(_CUT / 16))
+        e = e if e < f4(MAX_ALPHA) else f4(MAX_ALPHA)
+        alpha = e if reached else f4(0)
         light = state[k]
-        left = light * (_f4(1) - alpha)
-        open_ = left > _f4(MIN_LEFT)
-        weight = alpha * light if open_ else _f4(0)
+        left = light * (f4(1) - alpha)
+        open_ = left > f4(MIN_LEFT)
+        weight = alpha * light if open_ else f4(0)
         state[k] = left if open_ else -abs(light)
         state[k + _RED] += weight * red
         state[k + _GREEN] += weight * green
@@ -261,7 +261,7 @@ def _compose_row(state, start, a, u0, b, red, green, blue):  # type: ignore[no-u
     return n
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always")
 def _trace_row(state, start, a, u0, b, red, green, blue):  # type: ignore[no-untyped-def]
     """Return the sums of one Gaussian over `LANES` pixels, and how many of these are still open.
 
@@ -270,21 +270,21 @@ def _trace_row(state, start, a, u0, b, red, green, blue):  # type: ignore[no-unt
     sums are those of p, p u, p u^2, and of w times the gradients by the colour.
     """
     n = np.int32(0)
-    p0, p1, p2, r, g, b_ = _f4(0), _f4(0), _f4(0), _f4(0), _f4(0), _f4(0)
+    p0, p1, p2, r, g, b_ = f4(0), f4(0), f4(0), f4(0), f4(0), f4(0)
     for j in range(_LANES_U):
         k = start + j
-        u = u0 + _f4(np.int32(j))
+        u = u0 + f4(np.int32(j))
         t = a * u * u + b
-        reached = t >= _f4(_CUT / 16)
-        e = _exp16(t if reached else _f4(_CUT / 16))
-        free = e < _f4(MAX_ALPHA)
-        e = e if free else _f4(MAX_ALPHA)
-        alpha = e if reached else _f4(0)
+        reached = t >= f4(_CUT / 16)
+        e = exp16(t if reached else f4(_CUT / 16))
+        free = e < f4(MAX_ALPHA)
+        e = e if free else f4(MAX_ALPHA)
+        alpha = e if reached else f4(0)
         light = state[k]
-        through = _f4(1) - alpha
+        through = f4(1) - alpha
         left = light * through
-        open_ = left > _f4(MIN_LEFT)
-        weight = alpha * light if open_ else _f4(0)
+        open_ = left > f4(MIN_LEFT)
+        weight = alpha * light if open_ else f4(0)
         state[k] = left if open_ else -abs(light)
         n += np.int32(1) if open_ else np.int32(0)
         by_red, by_green, by_blue = state[k + _RED], state[k + _GREEN], state[k + _BLUE]
@@ -292,7 +292,7 @@ def _trace_row(state, start, a, u0, b, red, green, blue):  # type: ignore[no-unt
         behind = state[k + _REST] - own
         state[k + _REST] = behind
         p = own - behind * alpha / through
-        p = p if open_ and free else _f4(0)
+        p = p if open_ and free else f4(0)
         p0 += p
         p1 += p * u
         p2 += p * u * u
@@ -302,7 +302,7 @@ def _trace_row(state, start, a, u0, b, red, green, blue):  # type: ignore[no-unt
     return p0, p1, p2, r, g, b_, n
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, inline="always")
 def _place(tile, height, width):  # type: ignore[no-untyped-def]
     """Return the first row and column of a tile, and how many of both are inside the image."""
     columns = (width + LANES - 1) // LANES
@@ -310,7 +310,7 @@ def _place(tile, height, width):  # type: ignore[no-untyped-def]
     return top, left, min(LANES, height - top), min(LANES, width - left)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, parallel=True)
 def _compose(records, paints, starts, members, turns, background, image, alpha):  # type: ignore[no-untyped-def]
     height, width = alpha.shape
     for thread in prange(len(turns)):
@@ -347,7 +347,7 @@ def _compose(records, paints, starts, members, turns, background, image, alpha):
                         image[top + y, left + x, c] = state[k + (c + 1) * LANES * LANES] + light * background[c]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, parallel=True)
 def _trace(records, paints, starts, members, turns, light, entries):  # type: ignore[no-untyped-def]
     """Write for every entry of the lists the sums of p, p u, p y, p u^2, p u y, p y^2, and of the colours."""
     height, width = light.shape[:2]

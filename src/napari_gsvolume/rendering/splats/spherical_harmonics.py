@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...errors import InputError
+
 MAX_DEGREE = 3
 C0 = 0.28209479177387814
 """The constant harmonic, 1 / (2 sqrt(pi)): a colour c that is the same from everywhere has sh_0 = (c - 0.5) / C0."""
@@ -17,7 +19,7 @@ _C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.373176332590
 def n_harmonics(degree: int) -> int:
     """Return the number of harmonics up to a degree, ``(degree + 1)^2``; raise ValueError unless it is 0 to 3."""
     if degree not in range(MAX_DEGREE + 1):
-        raise ValueError(f"The degree of spherical harmonics is 0 to {MAX_DEGREE}; got {degree}.")
+        raise InputError(f"The degree of spherical harmonics is 0 to {MAX_DEGREE}; got {degree}.")
     return (degree + 1) ** 2
 
 

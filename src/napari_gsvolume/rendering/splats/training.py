@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ...errors import InputError
 from ...memory import require
 from ...metrics import psnr_between
-from ...settings import Budget, made
+from ...progress import Budget
+from ...settings import made
+from ...types import Float32Array
 from ..cameras import Cameras
 from ..scene import Scene
 from ..settings import ITERATIONS, TrainSettings
@@ -29,7 +31,6 @@ from .initialization import contributions, seeds
 from .losses import Penalties, image_loss, structural_similarity
 from .model import Splats, drawing_device
 
-Floats = NDArray[np.float32]
 _RATES = {"shapes": 0.03, "quaternions": 0.008, "logits": 0.1, "constant": 0.02, "harmonics": 0.004}
 _PLACE_RATE = 0.06  # pixels an iteration
 _LEAST_SCALE = 0.3
@@ -85,8 +86,8 @@ class TrainStep:
     seconds: float
     history: tuple[TrainPoint, ...] = field(repr=False)
     splats: Splats | None = field(repr=False)
-    reference: Floats | None = field(repr=False)
-    image: Floats | None = field(repr=False)
+    reference: Float32Array | None = field(repr=False)
+    image: Float32Array | None = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +184,7 @@ class Training:
     def result(self, step: TrainStep) -> Trained:
         """Return what is worth keeping of a training that ended with this step."""
         if step.splats is None:
-            raise ValueError("There are no splats yet.")
+            raise InputError("There are no splats yet.")
         psnr, ssim = self._judged(step.splats)
         began = time.perf_counter()
         for camera in self.judges:

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ...devices import available_device
-from ...kernels.cpu import _launch
+from ...errors import InputError
+from ...kernels.numba_support import launch_lock
 from ..cameras import Cameras, radius_of
 from ..settings import RenderMode
 from . import ray_marching_torch
@@ -114,21 +115,21 @@ def render_views(
     """Return an iterator over images ``(H, W, C)``, float32, each rendered when it is asked for; else as `render`."""
     array = np.ascontiguousarray(volume, np.float32)
     if array.ndim != 3 or not array.size:
-        raise ValueError(f"A volume to render has three axes (z, y, x) and at least one voxel; got {array.shape}.")
+        raise InputError(f"A volume to render has three axes (z, y, x) and at least one voxel; got {array.shape}.")
     if not np.isfinite(array).all():
-        raise ValueError("The volume holds NaN or infinite voxels; replace them before rendering it.")
+        raise InputError("The volume holds NaN or infinite voxels; replace them before rendering it.")
     size, behind = (_three(a, name) for a, name in ((voxel_size, "size of a voxel"), (background, "background")))
     if not (size > 0).all():
-        raise ValueError("The size of a voxel has to be positive.")
+        raise InputError("The size of a voxel has to be positive.")
     if not ((behind >= 0) & (behind <= 1)).all():
-        raise ValueError("The colour of the background has to be from 0 to 1.")
+        raise InputError("The colour of the background has to be from 0 to 1.")
     if not 0 < step < np.inf:
-        raise ValueError(f"The step has to be positive; got {step:g}.")
+        raise InputError(f"The step has to be positive; got {step:g}.")
     if mode not in get_args(RenderMode):
-        raise ValueError(f"There is no mode {mode!r}; there are {', '.join(get_args(RenderMode))}.")
+        raise InputError(f"There is no mode {mode!r}; there are {', '.join(get_args(RenderMode))}.")
     inside = np.zeros((0, 0, 0), np.bool_) if mask is None else np.ascontiguousarray(np.asarray(mask) != 0)
     if mask is not None and inside.shape != array.shape:
-        raise ValueError(f"The mask has to be of the volume's shape {array.shape}, it is {inside.shape}.")
+        raise InputError(f"The mask has to be of the volume's shape {array.shape}, it is {inside.shape}.")
     if mode == "dvr" and transfer is None:
         transfer = preset("gray", array)
     return _images(
@@ -150,7 +151,7 @@ def _images(
     device: str,
 ) -> Iterator[NDArray[np.float32]]:
     flat = cameras.orthographic
-    with _launch:
+    with launch_lock:
         least, most = ranges(volume)
         masked = ranges(mask.astype(np.float32))[1] == 0 if mask.size else np.zeros(least.shape, np.bool_)
     if mode < 0 and transfer is not None:
@@ -173,7 +174,7 @@ def _images(
         return
     for matrix in _rays(cameras, volume.shape, size):
         image = np.empty((*cameras.size, 3 if mode < 0 else 1), np.float32)
-        with _launch:  # for one view at a time: others that wait for it get their turn
+        with launch_lock:  # for one view at a time: others that wait for it get their turn
             if mode < 0:
                 compose(
                     volume, mask, empty, image, matrix, flat, size, step, table, low, scale, tiny, lit, behind
@@ -186,7 +187,7 @@ def _images(
 def _three(numbers: ArrayLike, name: str) -> NDArray[np.float64]:
     array = np.asarray(numbers, np.float64)
     if array.shape not in ((), (3,)) or not np.isfinite(array).all():
-        raise ValueError(f"The {name} has to be three finite numbers.")
+        raise InputError(f"The {name} has to be three finite numbers.")
     return np.broadcast_to(array, 3).copy()
 
 

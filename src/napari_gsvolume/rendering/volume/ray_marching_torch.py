@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from ...types import Float64Array
 from .ray_marching import AMBIENT, DIFFUSE, ENTRIES, OPAQUE, SHININESS, SPECULAR
-
-Doubles = NDArray[np.float64]
 
 
 class Rays:
@@ -35,10 +33,10 @@ class Rays:
         self,
         volume: Tensor,
         mask: Tensor,
-        matrix: Doubles,
+        matrix: Float64Array,
         pixels: tuple[int, int],
         orthographic: bool,
-        size: Doubles,
+        size: Float64Array,
         step: float,
     ) -> None:
         self.volume, self.mask, self.pixels = volume, mask, pixels
@@ -59,7 +57,7 @@ class Rays:
         distance = np.where(n > 0, (leave - enter) / np.maximum(n, 1), 0)
         enter = np.where(n > 0, enter, 0)
 
-        def tensor(array: Doubles) -> Tensor:
+        def tensor(array: Float64Array) -> Tensor:
             return torch.as_tensor(array, dtype=torch.float32, device=volume.device)
 
         self.start, self.way = tensor(start + enter[:, None] * way), tensor(way * distance[:, None])  # (P, 3)
@@ -105,7 +103,9 @@ def project(rays: Rays, mode: int, nothing: float) -> Tensor:
     return image.reshape(*rays.pixels, 1)
 
 
-def compose(rays: Rays, lookup: Doubles, low: float, scale: float, tiny: float, lit: bool, behind: Doubles) -> Tensor:
+def compose(
+    rays: Rays, lookup: Float64Array, low: float, scale: float, tiny: float, lit: bool, behind: Float64Array
+) -> Tensor:
     """Return what `march.compose` fills an image with, ``(H, W, 3)``; `lookup` is `dvr`'s table, (ENTRIES, 8)."""
     table, background = (torch.as_tensor(a, dtype=torch.float32, device=rays.n.device) for a in (lookup, behind))
     light = torch.zeros(len(rays.n), 3, device=table.device)

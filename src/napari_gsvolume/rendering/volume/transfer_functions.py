@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ...errors import InputError
 from ...io.atomic import replaced
 from ...settings import Positive, one_sentence
 
@@ -97,17 +98,17 @@ class TransferFunction:
         values, colours, opacities = (np.array(a, np.float64) for a in (self.values, self.colours, self.opacities))
         n = values.size
         if not n or values.shape != (n,) or colours.shape != (n, 3) or opacities.shape != (n,):
-            raise ValueError(
+            raise InputError(
                 "A transfer function has P intensities, colours of shape (P, 3) and P opacities, P at least 1; got "
                 f"shapes {values.shape}, {colours.shape} and {opacities.shape}."
             )
         if not np.isfinite(values).all() or (np.diff(values) < 0).any():
-            raise ValueError("The intensities of a transfer function have to be finite and ascending.")
+            raise InputError("The intensities of a transfer function have to be finite and ascending.")
         for name, array in (("colours", colours), ("opacities", opacities)):
             if not ((array >= 0) & (array <= 1)).all():
-                raise ValueError(f"The {name} of a transfer function have to be from 0 to 1.")
+                raise InputError(f"The {name} of a transfer function have to be from 0 to 1.")
         if self.unit_mm is not None and not 0 < self.unit_mm < np.inf:
-            raise ValueError(f"The thickness that opacities are of has to be positive; got {self.unit_mm:g} mm.")
+            raise InputError(f"The thickness that opacities are of has to be positive; got {self.unit_mm:g} mm.")
         for name, array in (("values", values), ("colours", colours), ("opacities", opacities)):
             object.__setattr__(self, name, array)
 
@@ -147,11 +148,11 @@ class TransferFunction:
         """
         stops, (low, high) = np.asarray(colors, np.float64), contrast_limits
         if stops.ndim != 2 or stops.shape[1] not in (3, 4) or not len(stops):
-            raise ValueError(f"The colours of a colormap have to be of shape (n, 3) or (n, 4); got {stops.shape}.")
+            raise InputError(f"The colours of a colormap have to be of shape (n, 3) or (n, 4); got {stops.shape}.")
         if not (np.isfinite([low, high]).all() and low < high):
-            raise ValueError(f"The contrast limits have to be finite and ascending; got {low:g} and {high:g}.")
+            raise InputError(f"The contrast limits have to be finite and ascending; got {low:g} and {high:g}.")
         if not 0 < gamma < np.inf:
-            raise ValueError(f"Gamma has to be positive; got {gamma:g}.")
+            raise InputError(f"Gamma has to be positive; got {gamma:g}.")
         t = np.linspace(0, 1, _SAMPLES)
         way = t**gamma
         at = [np.interp(way, np.linspace(0, 1, len(stops)), column) for column in stops.T]
@@ -180,7 +181,7 @@ class TransferFunction:
         try:
             file = _File.model_validate(data)
         except ValidationError as error:
-            raise ValueError(one_sentence(error)) from error
+            raise InputError(one_sentence(error)) from error
         return _of([(p.value, p.colour, p.opacity) for p in file.points], file.unit_mm, file.shading)
 
     @classmethod
@@ -190,11 +191,11 @@ class TransferFunction:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{name} is not JSON ({str(error).rstrip('.')}).") from error
+            raise InputError(f"{name} is not JSON ({str(error).rstrip('.')}).") from error
         try:
             return cls.from_dict(data)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise InputError(f"{name}: {error}") from error
 
 
 def preset(name: Preset, volume: ArrayLike) -> TransferFunction:
@@ -216,9 +217,9 @@ def preset(name: Preset, volume: ArrayLike) -> TransferFunction:
     """
     array = np.asarray(volume)
     if name not in PRESETS:
-        raise ValueError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
+        raise InputError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
     if not array.size or not np.isfinite(array).all():
-        raise ValueError("A preset needs a volume of finite voxels.")
+        raise InputError("A preset needs a volume of finite voxels.")
     if name == "gray":
         low, high = _ascending(np.percentile(array, (1, 99)))
         return _of([(low, (0.0, 0.0, 0.0), 0.0), (high, (1.0, 1.0, 1.0), _RAMP)])
@@ -228,7 +229,7 @@ def preset(name: Preset, volume: ArrayLike) -> TransferFunction:
         return _of([(low + part * (high - low), colour, opacity) for part, colour, opacity in _MR], shading=True)
     points, brightest = _CT[name], float(array.max())
     if brightest <= max(_FLAT, points[0][0]):
-        raise ValueError(
+        raise InputError(
             f"The preset {name} is for CT in HU and shows nothing here, where no voxel is brighter than {brightest:g}."
         )
     return _of(points, shading=True)
@@ -261,7 +262,7 @@ def together(parts: Sequence[TransferFunction]) -> TransferFunction:
     """
     ordered = sorted(parts, key=lambda part: float(part.values[0]))
     if any(a.values[-1] > b.values[0] for a, b in pairwise(ordered)):
-        raise ValueError("Intervals that are shown together must not overlap.")
+        raise InputError("Intervals that are shown together must not overlap.")
     values, colours, opacities = (
         np.concatenate([getattr(part, name) for part in ordered]) for name in ("values", "colours", "opacities")
     )
@@ -270,7 +271,7 @@ def together(parts: Sequence[TransferFunction]) -> TransferFunction:
 
 def _within(transfer: TransferFunction, name: str, low: float, high: float) -> TransferFunction:
     if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"The interval {name} has to be finite and ascending; got {low:g} and {high:g}.")
+        raise InputError(f"The interval {name} has to be finite and ascending; got {low:g} and {high:g}.")
     inner = (transfer.values > low) & (transfer.values < high)
     first, last = transfer.at([low, np.nextafter(high, low)])
     colours = np.stack([first[:3], first[:3], *transfer.colours[inner], last[:3], last[:3]])
@@ -319,5 +320,5 @@ class _File(_Model):
     @model_validator(mode="after")
     def _ascend(self) -> _File:
         if any(a.value > b.value for a, b in zip(self.points, self.points[1:], strict=False)):
-            raise ValueError("the points of a transfer function have to ascend")
+            raise InputError("the points of a transfer function have to ascend")
         return self

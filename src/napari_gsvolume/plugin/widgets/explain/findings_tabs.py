@@ -13,8 +13,8 @@ from qtpy.QtWidgets import QFileDialog, QLabel, QPlainTextEdit
 
 from ....explain.tracking.evolution_csv import read_evolutions
 from ...layers.conversion import label_array
-from ..svd.tabs import Tab
-from ..tomography.base import LayerChoice
+from ..shared.layer_choice import LayerChoice
+from ..shared.tabs import Tab
 from .painted_concept import PaintedConcept, run_painted
 from .plots import CosinePlot, EvolutionPlot
 from .sample_tabs import Stage

@@ -8,7 +8,7 @@ import numpy as np
 from magicgui.widgets import Container, FloatSlider, PushButton, SpinBox
 from qtpy.QtWidgets import QLabel
 
-from ....explain.concepts.concept_maps import ConceptMaps
+from ....explain.concepts.grids import ConceptMaps
 from ....explain.concepts.patches import Patch, Patches, top_patches
 from ....explain.models.inputs import Place
 from ...layers.conversion import made_before
@@ -16,7 +16,7 @@ from ...layers.explanation import CHANGE, PATCHES, WHAT_IF, concept_layer, conce
 from ..shared.dims import move_to
 from ..shared.latest_task import Latest
 from ..shared.layer_updater import ShownLayers
-from ..svd.tabs import Tab
+from ..shared.tabs import Tab
 from .plots import PatchPlot
 from .sample_tabs import Stage
 from .worker import ALONE, Explained, Outcome, WhatIf, patch_box, run_maps

@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
 from torch import nn
 
 from ....devices import devices
+from ....errors import InputError
 from ....explain.models.loading import Loaded, load_model
 from ....explain.settings import ExplainSettings
 from ..shared.form import SettingsForm
@@ -117,7 +118,7 @@ class ModelTab(QWidget):
         names = [item.data(0, _NAME) for item in self._items() if item.checkState(0) == Qt.CheckState.Checked]
         chosen = tuple(name for name in names if name)
         if not chosen:
-            raise ValueError("No layer is checked; check one or more in the tree of layers.")
+            raise InputError("No layer is checked; check one or more in the tree of layers.")
         return chosen
 
     def settings(self) -> ExplainSettings:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ....errors import InputError
 from ....explain.concepts.cav import Examples
 from ....explain.concepts.probing import Probe, linear_probe
 from ....explain.concepts.tcav import TCAV, tcav_steps
@@ -19,7 +20,7 @@ from ....explain.explanation import Explanation
 from ....explain.models.forward import first_tensor
 from ....explain.models.inputs import Images, Place
 from ....super_resolution.schemes import Prediction
-from .worker import News, beside_the_viewer
+from .worker import Progress, run_in_background
 
 _SAMPLES = 2000  # positions that a concept is told by, at most
 _RANDOMS = 39  # random concepts, and permutations for chance: p is 0.025 at least
@@ -66,20 +67,20 @@ class PaintedConcept:
 
 def run_painted(
     of: Explanation, volume: int, layer: str, labels: NDArray[Any], output: int, stop: Callable[[], bool]
-) -> Iterator[News]:
+) -> Iterator[Progress]:
     """Find a painted concept in a layer; last comes the `PaintedConcept`."""
-    yield from beside_the_viewer(_painted(of, volume, layer, labels, output, stop))
+    yield from run_in_background(_painted(of, volume, layer, labels, output, stop))
 
 
 def _painted(
     of: Explanation, volume: int, layer: str, labels: NDArray[Any], output: int, stop: Callable[[], bool]
-) -> Iterator[News]:
+) -> Iterator[Progress]:
     if not of.layers[layer].k:
-        raise ValueError(f"The layer {layer} gives 0 for all of these images; there is no concept in it.")
+        raise InputError(f"The layer {layer} gives 0 for all of these images; there is no concept in it.")
     places, examples = painted_inputs(of.images, volume, labels)
     others = [place for place in of.images.some(2 * _ASKED) if place not in places] or places
     asked = of.images.of(others[:: -(-len(others) // _ASKED)])
-    yield News(0.0, "Looking at what is painted")
+    yield Progress(0.0, "Looking at what is painted")
     inputs = of.images.of(places)
     seed, model = of.settings.seed, of.loaded.model
     taken = activations(model, inputs, [layer], EXACT, max_samples=_SAMPLES, seed=seed)[layer]
@@ -91,13 +92,13 @@ def _painted(
     for step in tcav_steps(
         model, asked, [layer], Examples(inputs, examples), function, max_samples=_SAMPLES, **more
     ):  # fmt: skip
-        yield News(0.3 + 0.7 * step.progress, step.message)
+        yield Progress(0.3 + 0.7 * step.progress, step.message)
         if stop():
             return
     assert step.result is not None
     test = step.result[layer]
     assert test.cosines is not None
-    yield News(1.0, "Done", PaintedConcept(layer, probe, test, len(places), about, test.cosines))
+    yield Progress(1.0, "Done", PaintedConcept(layer, probe, test, len(places), about, test.cosines))
 
 
 def painted_inputs(images: Images, volume: int, labels: NDArray[Any]) -> tuple[list[Place], list[NDArray[np.int64]]]:
@@ -113,7 +114,7 @@ def painted_inputs(images: Images, volume: int, labels: NDArray[Any]) -> tuple[l
     """
     shape = images.volumes[volume].data.shape
     if labels.shape != shape:
-        raise ValueError(
+        raise InputError(
             f"The labels have {' x '.join(map(str, labels.shape))} voxels, the image has "
             f"{' x '.join(map(str, shape))}; they have to be of the same."
         )
@@ -130,7 +131,7 @@ def painted_inputs(images: Images, volume: int, labels: NDArray[Any]) -> tuple[l
         meant = np.where(cut == 1, 1, np.where(cut > 0, 0, -1)) if several else (cut > 0).astype(np.int64)
         examples.append(meant.astype(np.int64))
     if len(places) < 2:
-        raise ValueError(
+        raise InputError(
             f"{len(places)} of the slices (or tiles) that the model was given are painted; paint the concept in two or "
             "more, so that one can be held out."
         )
@@ -146,7 +147,7 @@ def asked_about(of: Explanation, output: int) -> tuple[Callable[[Any], Tensor], 
     def number(given: Any) -> Tensor:
         tensor = first_tensor(given, "The model")
         if tensor.ndim < 2 or not 0 <= output < tensor.shape[1]:
-            raise ValueError(
+            raise InputError(
                 f"The output has {tensor.shape[1] if tensor.ndim > 1 else 1} channels; there is no {output}."
             )
         return tensor[:, output].flatten(1).mean(1) if tensor.ndim > 2 else tensor[:, output]

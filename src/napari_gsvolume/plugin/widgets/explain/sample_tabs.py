@@ -20,9 +20,9 @@ from ....explain.models.inputs import Place
 from ...layers.conversion import made_before
 from ...layers.explanation import SELECTED, selected_layer
 from ..shared.dims import index_at
+from ..shared.layer_choice import LayerChoice
 from ..shared.layer_updater import ShownLayers
-from ..svd.tabs import Tab
-from ..tomography.base import LayerChoice
+from ..shared.tabs import Tab
 from .plots import LayerPlot, SamplesPlot
 from .worker import Explained, place_at
 

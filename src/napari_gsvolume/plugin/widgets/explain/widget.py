@@ -12,18 +12,19 @@ from napari.viewer import Viewer
 from qtpy.QtWidgets import QFileDialog, QTabWidget
 from superqt import QCollapsible
 
+from ....errors import InputError
 from ....explain.settings import InputSettings, TrackSettings
 from ...layers.conversion import SourceVolume, source_volume
 from ...layers.explanation import is_part_of_explanation
 from ..shared.base import RunWidget
+from ..shared.layer_choice import LayerChoice
 from ..shared.visibility import Presence
-from ..tomography.base import LayerChoice
 from .findings_tabs import ConceptsTab, FindingsTab
 from .map_tabs import MapsTab, WhatIfTab
 from .model_tab import ModelTab
 from .painted_concept import PaintedConcept
 from .sample_tabs import SamplesTab, SpectraTab, Stage
-from .worker import Explained, Exported, Followed, News, run_explain, run_export, run_follow
+from .worker import Explained, Exported, Followed, Progress, run_explain, run_export, run_follow
 
 
 class ExplainWidget(RunWidget):
@@ -142,7 +143,7 @@ class ExplainWidget(RunWidget):
         sources = [*self._volumes(), *(source_volume(layer) for layer in self.more.value)]
         for source in sources:
             if len(source.grid.shape) != len(sources[0].grid.shape):
-                raise ValueError(f"'{source.name}' has another number of axes than '{sources[0].name}'.")
+                raise InputError(f"'{source.name}' has another number of axes than '{sources[0].name}'.")
         return sources
 
     def _on_model(self) -> None:
@@ -154,7 +155,7 @@ class ExplainWidget(RunWidget):
         loaded = self.model.loaded
         if loaded is None:
             self.tabs.setCurrentWidget(self.model)
-            raise ValueError("There is no model; load one first, in the tab Model.")
+            raise InputError("There is no model; load one first, in the tab Model.")
         sources, settings = self._chosen(), self.model.settings()
         self._run(run_explain, loaded, sources, settings)
 
@@ -166,7 +167,7 @@ class ExplainWidget(RunWidget):
         self._done = False
         self._start(run, *args)
 
-    def _show(self, news: News) -> None:
+    def _show(self, news: Progress) -> None:
         self.progress.value = round(1000 * news.progress)
         if news.made is None:
             self._say(news.message)

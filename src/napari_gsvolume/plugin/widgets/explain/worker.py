@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....explain.concepts.concept_maps import ConceptMaps, concept_maps
+from ....errors import InputError
+from ....explain.concepts.concept_maps import concept_maps
+from ....explain.concepts.grids import ConceptMaps
 from ....explain.concepts.interventions import Counterfactual, Edit
 from ....explain.concepts.sample_positions import on_slab
 from ....explain.explanation import Explanation, explain_steps
@@ -27,13 +29,13 @@ from ....explain.tracking.checkpoints import natural, track_checkpoints
 from ....explain.tracking.tracker import Evolution, Tracker
 from ....grid import Grid
 from ....io.atomic import replaced
-from ....super_resolution.data import Intensities
+from ....super_resolution.intensities import Intensities
 from ....super_resolution.schemes import Prediction
+from ....types import Float32Array
 from ...layers.conversion import SourceVolume
-from ..fit.worker import beside_the_viewer as _beside_the_viewer
+from ..shared.worker import run_in_background as _run_in_background
 
 Stop = Callable[[], bool]
-Floats = NDArray[np.float32]
 _COMPARED = 8  # inputs, at least, that domains are compared by
 _CHECKPOINTS = ("*.safetensors", "*.pt", "*.pth")
 
@@ -41,10 +43,10 @@ ALONE = threading.Lock()
 """Held by whatever runs a model: its layers are hooked meanwhile, and others' calls must not pass there."""
 
 
-def beside_the_viewer(news: Iterator[Any]) -> Iterator[Any]:
-    """Pass news on as `job.beside_the_viewer` does, while nothing else runs a model."""
+def run_in_background(news: Iterator[Any]) -> Iterator[Any]:
+    """Pass news on as `shared.worker.run_in_background` does, while nothing else runs a model."""
     with ALONE:
-        yield from _beside_the_viewer(news)
+        yield from _run_in_background(news)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class Explained:
 
 
 @dataclass(frozen=True, eq=False)
-class News:
+class Progress:
     """How far a run is, 0 to 1; with the last news what it came to."""
 
     progress: float
@@ -76,26 +78,26 @@ class News:
 
 def run_explain(
     loaded: Loaded, sources: Sequence[SourceVolume], settings: ExplainSettings, stop: Stop
-) -> Iterator[News]:
+) -> Iterator[Progress]:
     """Explain a model by images; last comes the `Explained`, if there is anything."""
-    yield from beside_the_viewer(_explained(loaded, sources, settings, stop))
+    yield from run_in_background(_explained(loaded, sources, settings, stop))
 
 
 def _explained(
     loaded: Loaded, sources: Sequence[SourceVolume], settings: ExplainSettings, stop: Stop
-) -> Iterator[News]:
+) -> Iterator[Progress]:
     volumes = [Volume.of(f"'{source.name}'", np.asarray(source.array), source.grid) for source in sources]
     volumes = [replace(volume, name=source.name) for volume, source in zip(volumes, sources, strict=True)]
     for step in explain_steps(loaded, volumes, settings, stop):
-        yield News(0.9 * step.progress, step.message)
+        yield Progress(0.9 * step.progress, step.message)
     result = step.result
     if result is None or result.empty:
         return
     found = list(result.findings)
     if len(volumes) > 1 and result.layers and not stop():
-        yield News(0.9, "Comparing the images")
+        yield Progress(0.9, "Comparing the images")
         found += _drift(result)
-    yield News(1.0, "Done", Explained(result, tuple(sources), tuple(found)))
+    yield Progress(1.0, "Done", Explained(result, tuple(sources), tuple(found)))
 
 
 def _drift(of: Explanation) -> list[Finding]:
@@ -114,12 +116,12 @@ def _drift(of: Explanation) -> list[Finding]:
 # Maps and the report --------------------------------------------------------------------------------------------------
 
 
-def run_maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> Iterator[News]:
+def run_maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> Iterator[Progress]:
     """Map the first concepts of layers over all images; last comes the list of `ConceptMaps`."""
-    yield from beside_the_viewer(_maps(of, layers, count, stop))
+    yield from run_in_background(_maps(of, layers, count, stop))
 
 
-def _maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> Iterator[News]:
+def _maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> Iterator[Progress]:
     made: list[ConceptMaps] = []
     chosen = {layer: of.layers[layer] for layer in layers}
     every = of.settings.model_copy(update={"slices": None})  # also slices that were not decomposed
@@ -128,12 +130,12 @@ def _maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> Ite
         made += step.maps
         if stop():
             return
-        yield News(step.done / step.total, "Mapping concepts")
+        yield Progress(step.done / step.total, "Mapping concepts")
     if not made:
-        raise ValueError(
+        raise InputError(
             f"What the layer {', '.join(layers)} says has no place in the image, so there is no map of it."
         )
-    yield News(1.0, "Done", made)
+    yield Progress(1.0, "Done", made)
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,19 @@ class Exported:
     files: tuple[str, ...]
 
 
-def run_export(explained: Explained, folder: Path, stop: Stop) -> Iterator[News]:
+def run_export(explained: Explained, folder: Path, stop: Stop) -> Iterator[Progress]:
     """Write the report, which needs nothing besides itself, and the tables."""
-    yield from beside_the_viewer(_exported(explained, folder, stop))
+    yield from run_in_background(_exported(explained, folder, stop))
 
 
-def _exported(explained: Explained, folder: Path, stop: Stop) -> Iterator[News]:
+def _exported(explained: Explained, folder: Path, stop: Stop) -> Iterator[Progress]:
     of = replace(explained.of, findings=explained.findings)
     views = []
     for step in concept_maps(of.loaded.model, of.images, of.layers, of.settings.maps, seed=of.settings.seed):
         views += [view(maps, of.images) for maps in step.maps]
         if stop():
             return
-        yield News(0.9 * step.done / step.total, "Drawing concept maps")
+        yield Progress(0.9 * step.done / step.total, "Drawing concept maps")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = tables(of)
@@ -167,7 +169,7 @@ def _exported(explained: Explained, folder: Path, stop: Stop) -> Iterator[News]:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise type(error)(f"{folder} cannot be written to: {error.strerror or error}.") from error
-    yield News(1.0, "Done", Exported(folder, tuple(files)))
+    yield Progress(1.0, "Done", Exported(folder, tuple(files)))
 
 
 # Following a training -------------------------------------------------------------------------------------------------
@@ -183,17 +185,17 @@ class Followed:
 
 def run_follow(
     folder: Path, loaded: Loaded | None, sources: Sequence[SourceVolume], settings: TrackSettings, stop: Stop
-) -> Iterator[News]:
+) -> Iterator[Progress]:
     """Follow the checkpoints in a folder; after each comes what there is so far."""
-    yield from beside_the_viewer(_followed(folder, loaded, sources, settings, stop))
+    yield from run_in_background(_followed(folder, loaded, sources, settings, stop))
 
 
 def _followed(
     folder: Path, loaded: Loaded | None, sources: Sequence[SourceVolume], settings: TrackSettings, stop: Stop
-) -> Iterator[News]:
+) -> Iterator[Progress]:
     paths = sorted({path for pattern in _CHECKPOINTS for path in folder.glob(pattern)}, key=natural)
     if not paths:
-        raise ValueError(f"There are no checkpoints ({', '.join(_CHECKPOINTS)}) in {folder}.")
+        raise InputError(f"There are no checkpoints ({', '.join(_CHECKPOINTS)}) in {folder}.")
     volumes = [Volume.of(source.name, np.asarray(source.array), source.grid) for source in sources]
     factory = None if loaded is None or loaded.sr is not None else load_model(loaded.name)  # a copy to be filled
     load = checkpoint_loader(factory)
@@ -206,7 +208,7 @@ def _followed(
         tracker = step.tracker
         layers = {layer: tracker.evolution(layer) for layer in dict.fromkeys(r.layer for r in tracker.history)}
         message = f"{step.path.name}: {step.done} of {step.total} checkpoints"
-        yield News(step.done / step.total, message, Followed(layers, tuple(tracker.findings())))
+        yield Progress(step.done / step.total, message, Followed(layers, tuple(tracker.findings())))
         if stop():
             return
 
@@ -231,8 +233,8 @@ class Outcome:
     mode: int
     amount: float
     place: Place
-    image: Floats | None = field(default=None, repr=False)
-    change: Floats | None = field(default=None, repr=False)
+    image: Float32Array | None = field(default=None, repr=False)
+    change: Float32Array | None = field(default=None, repr=False)
     grid: Grid | None = None
     numbers: NDArray[np.float64] | None = field(default=None, repr=False)
 
@@ -271,7 +273,7 @@ class WhatIf:
         return Outcome(self.layer, mode, amount, self._place, image, change, grid)
 
 
-def output_of(given: Any, of: Explanation, place: Place, channel: int = 0) -> Floats:
+def output_of(given: Any, of: Explanation, place: Place, channel: int = 0) -> Float32Array:
     """Return what a model gave for one input: an image along the input's axes, in its intensities, or numbers (m,).
 
     Raises
@@ -288,7 +290,7 @@ def output_of(given: Any, of: Explanation, place: Place, channel: int = 0) -> Fl
     if tensor.ndim != axes + 2 or len(tensor) != 1:
         return np.asarray(tensor.ravel())
     if not 0 <= channel < tensor.shape[1]:
-        raise ValueError(f"The output has {tensor.shape[1]} channels; there is no {channel}.")
+        raise InputError(f"The output has {tensor.shape[1]} channels; there is no {channel}.")
     return np.asarray(tensor[0, channel])
 
 
@@ -296,7 +298,7 @@ def place_at(images: Images, volume: int, index: int | None, point: NDArray[np.f
     """Return the input of one image at a slice, and of its tiles the one whose middle is nearest to a point of it."""
     own = [place for place in images.places if place.volume == volume]
     if not own:
-        raise ValueError("No input is of this image, as the images are channels of one input.")
+        raise InputError("No input is of this image, as the images are channels of one input.")
     layout = images.layout
     if index is not None and layout.across is not None:
         nearest = min(own, key=lambda place: abs((place.slice or 0) - index)).slice

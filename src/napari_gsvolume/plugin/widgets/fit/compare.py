@@ -17,7 +17,8 @@ from qtpy.QtWidgets import QApplication, QFileDialog
 from ....ablation import STUDIES, Outcome, StudyStep, as_csv, as_markdown, cases
 from ....fitting import FitSettings
 from ....fitting.settings import Study
-from ...layers.conversion import SourceVolume, artefact_layer, case_layer, made_before
+from ...layers.conversion import SourceVolume, made_before
+from ...layers.gaussians import artefact_layer, case_layer
 from ..shared.base import RunWidget, time_left
 from ..shared.form import SettingsForm
 from ..shared.layer_updater import ShownLayers

@@ -17,19 +17,14 @@ from ....devices import devices, gpu_problem
 from ....fitting import FitResult, FitSettings
 from ....gaussians import GaussianVolume
 from ....grid import Grid
-from ...layers.conversion import (
-    SourceVolume,
-    density_layer,
-    points_layer,
-    residual_layer,
-    residual_limit,
-    series_placement,
-)
+from ...layers.conversion import SourceVolume, density_layer, residual_layer, residual_limit, series_placement
+from ...layers.gaussians import points_layer
 from ..shared.base import time_left
 from ..shared.form import Found, Late, SettingsForm
 from ..shared.gaussian_base import GaussianWidget
 from ..shared.layer_updater import ShownLayers
 from ..shared.plots import HistoryPlot
+from ..shared.worker import PreviewThrottle
 from . import worker
 from .worker import Preview
 
@@ -104,7 +99,7 @@ class FitWidget(GaussianWidget):
         if self._series is not None:  # the Gaussians of one volume would not go with the layers of all
             self._shown.forget("gaussians", "centres")
         self.save.enabled = False
-        self._pace = worker.Pace()
+        self._pace = PreviewThrottle()
         self._start(worker.run, sources, settings, self._pace)
 
     def _end(self) -> None:

@@ -15,8 +15,10 @@ from qtpy.QtCore import QEvent, QObject, QSize, Qt, QThreadPool, QTimer
 from qtpy.QtWidgets import QFrame, QScrollArea, QSizePolicy, QWidget
 from superqt.utils import create_worker
 
+from ....errors import InputError
 from ....fitting.target import check_volume
 from ...layers.conversion import SourceVolume, level_shapes, source_volume
+from .visibility import CloseFilter
 
 ALL = "all"
 _NARROWEST = 300  # pixels; the title of the dock needs about as many
@@ -79,9 +81,9 @@ class RunWidget(Container[Any]):
 
         self.image.changed.connect(self._on_image)
         self.button.changed.connect(self._on_button)
-        self._closing = _Closing(self.stop)
+        self._closing = CloseFilter(self.stop)
         self.native.installEventFilter(self._closing)
-        self._window_closing = _Closing(self._leave)
+        self._window_closing = CloseFilter(self._leave)
         self.native.destroyed.connect(self._leave)
         self._on_image(self.image.value)
         # napari tells docks of its menu when layers come and go, and those that a script has added nothing.
@@ -135,7 +137,7 @@ class RunWidget(Container[Any]):
         """Return the chosen volumes; raise if there are none."""
         layer = self.image.value
         if layer is None:
-            raise ValueError("There is no image layer; open an image first (File > Open Sample has some).")
+            raise InputError("There is no image layer; open an image first (File > Open Sample has some).")
         level = self.level.value if layer.multiscale else 0
         points: Sequence[int | None] = [None]
         if not layer.rgb and len(level_shapes(layer)[0]) == 4:
@@ -213,21 +215,6 @@ class RunWidget(Container[Any]):
         self._viewer.status = text
         if notify is not None:
             notify(text)
-
-
-class _Closing(QObject):
-    """Calls back when a widget is closed or taken out of its dock: napari itself does not stop workers then."""
-
-    def __init__(self, callback: Any) -> None:
-        super().__init__()
-        self._callback = callback
-
-    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Let everything pass."""
-        gone = event.type() == QEvent.Type.ParentChange and watched.parent() is None
-        if gone or event.type() == QEvent.Type.Close:
-            self._callback()
-        return False
 
 
 class _Scroll(QScrollArea):

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ....grid import Grid
 from ....rendering.cameras import Cameras
-from ....tomography.scan import Scan, along, voxel_size_mm
+from ....tomography.scan import Scan, along
+from ....units import voxel_size_mm
 
 
 @dataclass(frozen=True, eq=False)

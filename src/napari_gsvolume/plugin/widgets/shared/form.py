@@ -15,6 +15,7 @@ from qtpy.QtCore import QSettings
 from qtpy.QtWidgets import QAbstractSpinBox
 from superqt import QCollapsible
 
+from ....errors import InputError
 from ....settings import one_sentence
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -201,7 +202,7 @@ class SettingsForm(Generic[Model]):
         try:
             settings = self.model(**values)
         except ValidationError as error:
-            raise ValueError(one_sentence(error, _label)) from error
+            raise InputError(one_sentence(error, _label)) from error
         _store().setValue(self.model.__name__, json.dumps(settings.model_dump()))
         return settings
 

@@ -17,7 +17,8 @@ from rich.filesize import decimal as file_size
 
 from ....gaussians import GaussianVolume
 from ....io.gaussians import EXPORTS, GAUSSIAN_FILES
-from ...layers.conversion import MOST_ELLIPSOIDS, LayerData, gaussian_layer, made_before, points_layer
+from ...layers.conversion import LayerData, made_before
+from ...layers.gaussians import MOST_ELLIPSOIDS, gaussian_layer, points_layer
 from .base import RunWidget, row_of
 from .form import SettingsForm
 from .layer_updater import ShownLayers

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 from napari.viewer import Viewer
-from numpy.typing import NDArray
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import QLabel
 
+from ....types import Float32Array
 from .latest_task import Latest, Task
-
-Picture = NDArray[np.float32]
 
 _PAUSE = 30  # ms between the first change of the view and the picture, so that a turn does not become a queue
 SIDE = 260  # pixels on the screen
@@ -39,10 +37,10 @@ class PictureLabel(QLabel):
         self.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.setStyleSheet("background: black")
         self.setMinimumWidth(1)  # a picture does not make the dock wider
-        self.picture: Picture | None = None
+        self.picture: Float32Array | None = None
         self._width = width
 
-    def show_picture(self, picture: Picture) -> None:
+    def show_picture(self, picture: Float32Array) -> None:
         """Show another picture."""
         self.picture = picture
         if picture.ndim == 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from qtpy.QtCore import QEvent, QObject
 
@@ -26,4 +27,19 @@ class Presence(QObject):
         ):
             self.hidden = True
             self._gone()
+        return False
+
+
+class CloseFilter(QObject):
+    """Calls back when a widget is closed or taken out of its dock: napari itself does not stop workers then."""
+
+    def __init__(self, callback: Any) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Let everything pass."""
+        gone = event.type() == QEvent.Type.ParentChange and watched.parent() is None
+        if gone or event.type() == QEvent.Type.Close:
+            self._callback()
         return False

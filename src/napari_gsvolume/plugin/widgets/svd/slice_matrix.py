@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from ....memory import require
 from ....metrics import psnr_db
-from ....super_resolution.settings import BasisKind
 from ....svd import decomposition as spectra
-from ....svd.continuous_basis import ContinuousBasis
+from ....svd.continuous_basis import BasisKind, ContinuousBasis
 from ....svd.decomposition import Decomposition
+from ....types import Float64Array
 from ...layers.conversion import SourceVolume
 
-Floats = NDArray[np.float64]
 MatrixKind = Literal["slice", "unfolding"]
 
 ALL_MODES_UP_TO = 1024  # pixels of the shorter side; of larger images the first eighth of the modes are found
@@ -116,10 +115,10 @@ class Analysed:
     """
 
     matrix: Matrix
-    image: Floats = field(repr=False)
+    image: Float64Array = field(repr=False)
     decomposition: Decomposition
-    energy: Floats
-    best_psnr: Floats
+    energy: Float64Array
+    best_psnr: Float64Array
     stable: float
     effective: float | None
     threshold: float | None
@@ -201,12 +200,12 @@ class Curve:
     """Samples of a singular vector, and the function made of them."""
 
     label: str
-    samples: Floats
-    x: Floats
-    function: Floats
+    samples: Float64Array
+    x: Float64Array
+    function: Float64Array
 
 
-def curve(vector: Floats, label: str, basis: BasisChoice) -> Curve:
+def curve(vector: Float64Array, label: str, basis: BasisChoice) -> Curve:
     """Return a vector and its function, over all of its pixels."""
     n = len(vector)
     made = ContinuousBasis.fitted(vector[:, None], basis.kind, order=basis.order, smoothing=basis.smoothing)

@@ -13,8 +13,8 @@ from ...layers.svd import is_part_of_svd
 from ..shared.base import RunWidget, row_of
 from ..shared.dims import axis_shown, index_at, look_along
 from ..shared.latest_task import Latest
+from ..shared.layer_choice import LayerChoice
 from ..shared.visibility import Presence
-from ..tomography.base import LayerChoice
 from .plots import SpectrumPlot
 from .rank_layers import RankLayers
 from .slice_matrix import Analysed, Matrix, MatrixKind, analysed, figures, truncated

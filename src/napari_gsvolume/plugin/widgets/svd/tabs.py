@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from magicgui.widgets import ComboBox, Container, FloatSpinBox, Label, PushButton, SpinBox
+from magicgui.widgets import ComboBox, Container, FloatSpinBox, PushButton, SpinBox
 from napari.utils.notifications import show_warning
 from napari.viewer import Viewer
-from qtpy.QtWidgets import QSizePolicy, QTabBar, QVBoxLayout, QWidget
 
 from ..shared.form import SettingsForm
+from ..shared.tabs import Tab, sentences
 from .plots import HeatMap, ModePlot
 from .rank_layers import put_mode
 from .slice_matrix import Analysed, BasisChoice, curve
 from .worker import Spectra
 
 _BASES = ("bspline", "legendre", "periodic", "mirrored", "rbf")
-
-
-class Tabs(QWidget):
-    """Tabs that take the height of the one that is shown; a QTabWidget takes that of the highest.
-
-    Attributes
-    ----------
-    bar : QTabBar
-    """
-
-    def __init__(self, tabs: Mapping[str, QWidget]) -> None:
-        super().__init__()
-        self.bar, self._tabs = QTabBar(), list(tabs.values())
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(0)
-        layout.addWidget(self.bar)
-        for title, tab in tabs.items():
-            self.bar.addTab(title)
-            layout.addWidget(tab)
-        self.bar.currentChanged.connect(self._show)
-        self._show(0)
-
-    def _show(self, current: int) -> None:
-        for index, tab in enumerate(self._tabs):
-            tab.setVisible(index == current)
-
-    def currentWidget(self) -> QWidget:
-        """Return the tab that is shown."""
-        return self._tabs[self.bar.currentIndex()]
-
-    def setCurrentWidget(self, tab: QWidget) -> None:
-        """Show a tab."""
-        self.bar.setCurrentIndex(self._tabs.index(tab))
-
-
-def sentences(text: str) -> Label:
-    """Return a label of text that takes the width there is."""
-    label = Label(value=text)
-    label.native.setWordWrap(True)
-    label.native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
-    return label
-
-
-class Tab(QWidget):
-    """Widgets below each other."""
-
-    def __init__(self, *widgets: Any) -> None:
-        super().__init__()
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 4, 0, 0)
-        for widget in widgets:
-            layout.addWidget(widget)
-        layout.addStretch()
 
 
 class ModeTab(Tab):

@@ -14,13 +14,13 @@ from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
 from rich.filesize import decimal as file_size
 
 from ....super_resolution.model import SRModel
+from ....super_resolution.settings import ITERATIONS, PATCH, TrainSRSettings
 from ....super_resolution.training import SRPoint
-from ....super_resolution.training_settings import ITERATIONS, PATCH, TrainSRSettings
 from ...layers.conversion import SourceVolume, source_volume
 from ...layers.svd import is_part_of_svd
 from ..shared.form import SettingsForm
 from ..shared.tables import PSNRTable
-from .tabs import Tab, sentences
+from ..shared.tabs import Tab, sentences
 from .training_plots import ExplainedPlot, SRTrainingPlot
 from .training_worker import Explained, Learning, SliceSpectra, TrainOrder
 

@@ -13,21 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ....errors import FileFormatError, InputError
 from ....grid import Grid
-from ....io.gaussians import FileFormatError
 from ....io.nifti import read_nifti
 from ....metrics import psnr_between
 from ....super_resolution.analysis import loss_gradients, mode_contributions
 from ....super_resolution.bspline import factors_of, spline
-from ....super_resolution.data import Intensities, Planes, checked_volume
+from ....super_resolution.data import Planes, checked_volume
+from ....super_resolution.intensities import Intensities
 from ....super_resolution.model import SRModel, superresolve
+from ....super_resolution.settings import TrainSRSettings
 from ....super_resolution.training import SRStep, SRTraining, TrainedSR
-from ....super_resolution.training_settings import TrainSRSettings
+from ....types import Float32Array
 from ...layers.conversion import SourceVolume
-from ..fit.worker import Pace, beside_the_viewer
+from ..shared.worker import PreviewThrottle, run_in_background
 from .slice_matrix import check_memory
 
-Floats = NDArray[np.float32]
 _BYTES_A_VOXEL = 16  # of a volume that is learnt from: the source's own, float32, normalised, and some of its slices
 _NEWS_EVERY = 0.25
 _AROUND = 5  # slices on either side that a preview of finer slices is made from
@@ -73,9 +74,9 @@ class TrainOrder:
         """Raise ValueError or MemoryError if it cannot be done."""
         for source in (self.source, *self.others):
             if source.grid.ndim != 3:
-                raise ValueError(f"'{source.name}' is flat; what is learnt from is a volume, with slices to hold out.")
+                raise InputError(f"'{source.name}' is flat; what is learnt from is a volume, with slices to hold out.")
         if not self.sources and self.folder is None:
-            raise ValueError("There is nothing to learn from; choose the image itself, others, or a folder.")
+            raise InputError("There is nothing to learn from; choose the image itself, others, or a folder.")
         if self.folder is not None:
             self.files()
         _check_memory(sum(source.grid.size for source in self.sources))
@@ -85,10 +86,10 @@ class TrainOrder:
         if self.folder is None:
             return []
         if not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is no folder; choose one with NIfTI files, or none.")
+            raise InputError(f"{self.folder} is no folder; choose one with NIfTI files, or none.")
         files = [path for path in sorted(self.folder.iterdir()) if path.name.lower().endswith(_VOLUMES)]
         if not files:
-            raise ValueError(f"There is no NIfTI file (.nii, .nii.gz) in {self.folder}; choose another folder.")
+            raise InputError(f"There is no NIfTI file (.nii, .nii.gz) in {self.folder}; choose another folder.")
         return files
 
     def load(self, stop: Callable[[], bool]) -> tuple[list[NDArray[Any]], list[list[float]]]:
@@ -124,9 +125,9 @@ class SliceSpectra:
         finer grid, which they began as.
     """
 
-    target: Floats
-    prediction: Floats
-    spline: Floats
+    target: Float32Array
+    prediction: Float32Array
+    spline: Float32Array
     amplitudes: NDArray[np.float64] | None = None
     scaled: NDArray[np.float64] | None = None
 
@@ -135,7 +136,7 @@ class SliceSpectra:
 class Sight:
     """What a model makes of the slice that the viewer shows, and where it lies."""
 
-    image: Floats = field(repr=False)
+    image: Float32Array = field(repr=False)
     grid: Grid
 
 
@@ -150,7 +151,7 @@ class Learning:
     baselines : dict of float
         What it has to beat: `SRTraining.baselines`.
     spectra : SliceSpectra or None
-        News of them.
+        Progress of them.
     sight : Sight or None
         Of the best model so far.
     trained : TrainedSR or None
@@ -165,15 +166,19 @@ class Learning:
     trained: TrainedSR | None = None
 
 
-def run_learning(order: TrainOrder, look: Look, pace: Pace, stop: Callable[[], bool]) -> Iterator[Learning | str]:
+def run_learning(
+    order: TrainOrder, look: Look, pace: PreviewThrottle, stop: Callable[[], bool]
+) -> Iterator[Learning | str]:
     """Train, and yield where it stands a few times a second; the last has the result, also if it was stopped.
 
     Before the first iteration it is said in words.
     """
-    yield from beside_the_viewer(_learning(order, look, pace, stop))
+    yield from run_in_background(_learning(order, look, pace, stop))
 
 
-def _learning(order: TrainOrder, look: Look, pace: Pace, stop: Callable[[], bool]) -> Iterator[Learning | str]:
+def _learning(
+    order: TrainOrder, look: Look, pace: PreviewThrottle, stop: Callable[[], bool]
+) -> Iterator[Learning | str]:
     volumes, sizes = order.load(stop)
     yield "Choosing slices to hold out"
     training = SRTraining(volumes, sizes, **order.settings.model_dump())
@@ -241,9 +246,9 @@ def _spectra(settings: TrainSRSettings, step: SRStep, model: SRModel) -> SliceSp
 
 def _spectra_of(
     settings: TrainSRSettings,
-    low: Floats,
-    prediction: Floats,
-    target: Floats,
+    low: Float32Array,
+    prediction: Float32Array,
+    target: Float32Array,
     a: dict[str, NDArray[np.float64]] | None,
 ) -> SliceSpectra:
     images = target, prediction, spline(low, settings.factors)
@@ -267,7 +272,7 @@ class ExplainOrder:
     def check(self) -> None:
         """Raise ValueError or MemoryError if it cannot be done."""
         if self.source.grid.ndim != 3:
-            raise ValueError(f"'{self.source.name}' is flat; a model is explained on a volume's slices held out.")
+            raise InputError(f"'{self.source.name}' is flat; a model is explained on a volume's slices held out.")
         _check_memory(self.source.grid.size)
 
 
@@ -293,8 +298,8 @@ class Explained:
 
     order: ExplainOrder
     index: int
-    gradients: dict[str, Floats] = field(repr=False)
-    residual: Floats = field(repr=False)
+    gradients: dict[str, Float32Array] = field(repr=False)
+    residual: Float32Array = field(repr=False)
     psnr_db: dict[str, float]
     spectra: SliceSpectra = field(repr=False)
     reached_db: NDArray[np.float64] | None = field(repr=False)
@@ -302,7 +307,7 @@ class Explained:
 
 def run_explaining(order: ExplainOrder, stop: Callable[[], bool]) -> Iterator[Explained]:
     """Explain a model; yield once."""
-    yield from beside_the_viewer(_explaining(order, stop))
+    yield from run_in_background(_explaining(order, stop))
 
 
 def _explaining(order: ExplainOrder, stop: Callable[[], bool]) -> Iterator[Explained]:

@@ -9,19 +9,21 @@ from napari.layers import Layer
 from napari.utils.notifications import show_warning
 from napari.viewer import Viewer
 
+from ....errors import InputError
 from ....grid import Grid
 from ....super_resolution.model import SRModel
 from ....super_resolution.settings import SuperResolveSettings
 from ...layers.conversion import LayerData, made_before
 from ...layers.svd import FINER, PREVIEW, explained_layer, finer_layer, slab_placement
-from ..fit.worker import Pace
 from ..shared.base import time_left
 from ..shared.dims import index_at, move_to
 from ..shared.form import SettingsForm
 from ..shared.layer_updater import ShownLayers
+from ..shared.tabs import Tabs
+from ..shared.worker import PreviewThrottle
 from .slice_matrix import Analysed, Matrix, MatrixKind
 from .slice_panel import SliceWidget
-from .tabs import AllSlicesTab, FinerTab, ModeTab, Tabs
+from .tabs import AllSlicesTab, FinerTab, ModeTab
 from .training_tabs import LearnTab, LearnView, UnderstandTab, about_model
 from .training_worker import Explained, ExplainOrder, Learning, Look, Sight, TrainOrder, run_explaining, run_learning
 from .worker import Finer, FinerOrder, Spectra, run_finer, run_spectra
@@ -44,7 +46,7 @@ class SVDWidget(SliceWidget):
     def __init__(self, napari_viewer: Viewer) -> None:
         self._spectra: Spectra | None = None
         self._order: TrainOrder | None = None
-        self._look, self._pace = Look(0), Pace()
+        self._look, self._pace = Look(0), PreviewThrottle()
         self._shown: ShownLayers[str] = ShownLayers(napari_viewer)
         self._seen_at: Grid | None = None
         self.form = SettingsForm(SuperResolveSettings, (*_OF_A_MODEL, "project", "ensemble"), {}, {}, without=("axis",))
@@ -160,7 +162,7 @@ class SVDWidget(SliceWidget):
     def _begin_spectra(self) -> None:
         source = self._volumes()[0]
         if source.grid.ndim != 3:
-            raise ValueError(f"'{source.name}' is flat; there is one slice.")
+            raise InputError(f"'{source.name}' is flat; there is one slice.")
         self._run(run_spectra, source, self.axis.value, self._key)
 
     def _begin(self) -> None:
@@ -176,7 +178,7 @@ class SVDWidget(SliceWidget):
         self._run(run_finer, order)
 
     def _begin_learning(self, order: TrainOrder) -> None:
-        self._order, self._pace = order, Pace()
+        self._order, self._pace = order, PreviewThrottle()
         self._look = Look(index_at(self._viewer, order.source.grid, self.axis.value))
         name = f"{order.source.name} · {PREVIEW}"
         self._shown = ShownLayers(self._viewer, {PREVIEW: made_before(self._viewer.layers, name)})

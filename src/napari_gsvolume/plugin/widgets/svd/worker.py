@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ....errors import GSVolumeError, InputError
 from ....grid import Grid
 from ....super_resolution.bspline import factors_of, spline
 from ....super_resolution.degradation import Degradation
 from ....super_resolution.model import SRModel, superresolve
 from ....super_resolution.settings import SuperResolveSettings
 from ....svd import decomposition
+from ....types import Float64Array
 from ...layers.conversion import SourceVolume
-from ..fit.worker import beside_the_viewer
-from .slice_matrix import BYTES_A_PIXEL, Floats, Matrix, MatrixKind, check_memory
+from ..shared.worker import run_in_background
+from .slice_matrix import BYTES_A_PIXEL, Matrix, MatrixKind, check_memory
 
 _BYTES_A_FINE_VOXEL = 8  # the result, and what the viewer makes of it
 _BYTES_OF_A_MODEL = 20  # a finer voxel, at the peak of the projection of all of it
@@ -38,7 +40,7 @@ class Spectra:
     source: SourceVolume
     axis: int
     key: Any
-    values: Floats = field(repr=False)
+    values: Float64Array = field(repr=False)
     done: int
 
     @property
@@ -49,7 +51,7 @@ class Spectra:
 
 def run_spectra(source: SourceVolume, axis: int, key: Any, stop: Callable[[], bool]) -> Iterator[Spectra]:
     """Decompose all slices of a volume; yield what there is a few times a second, and at the end."""
-    yield from beside_the_viewer(_spectra(source, axis, key, stop))
+    yield from run_in_background(_spectra(source, axis, key, stop))
 
 
 def _spectra(source: SourceVolume, axis: int, key: Any, stop: Callable[[], bool]) -> Iterator[Spectra]:
@@ -101,7 +103,7 @@ class FinerOrder:
         learned = self.settings.scheme != "spline"
         if learned:
             if self.model is None:
-                raise ValueError(
+                raise InputError(
                     f"Scheme {self.settings.scheme} needs a model; train one in the tab Learn, or load one there."
                 )
             self.model.check(self.settings)
@@ -137,14 +139,14 @@ class Finer:
 
 def run_finer(order: FinerOrder, stop: Callable[[], bool]) -> Iterator[Finer]:
     """Make a volume finer, a part at a time; yield how far it is, and last the volume if it was not stopped."""
-    yield from beside_the_viewer(_finer(order, stop))
+    yield from run_in_background(_finer(order, stop))
 
 
 def _finer(order: FinerOrder, stop: Callable[[], bool]) -> Iterator[Finer]:
     began, due = time.perf_counter(), 0.0
     volume = np.asarray(order.source.array)
     if volume.dtype.kind not in "biuf" or not np.isfinite(volume).all():
-        raise ValueError("There are NaN or infinite intensities, which would spread; replace them first.")
+        raise InputError("There are NaN or infinite intensities, which would spread; replace them first.")
     measured = volume.astype(np.float32)
     shown = measured
     share = 0.0
@@ -195,7 +197,7 @@ def _by_spline(
     yield 1.0, out, worst
 
 
-class _StoppedError(Exception):
+class _StoppedError(GSVolumeError):
     """Stop was pressed."""
 
 

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from magicgui.widgets import ComboBox
 from napari.layers import Image, Layer
 from napari.viewer import Viewer
 
+from ....errors import InputError
 from ....reconstruction.problem import Problem, limits_of
 from ....reconstruction.reconstruct import Recovered
 from ....reconstruction.settings import RecoverSettings
-from ...layers.conversion import (
-    LayerData,
-    SourceVolume,
-    grid_placement,
-    projection_kind,
-    recovered_layer,
-    reprojected_layers,
-    scan_of,
-)
-from ..fit import worker
+from ...layers.conversion import LayerData, SourceVolume, grid_placement
+from ...layers.projections import projection_kind, recovered_layer, reprojected_layers, scan_of
 from ..shared.base import time_left
 from ..shared.form import SettingsForm
 from ..shared.gaussian_base import GaussianWidget, Turn
 from ..shared.layer_updater import ShownLayers
 from ..shared.plots import MisfitPlot
-from .recover_worker import Sight, run_recovery
+from ..shared.worker import PreviewThrottle
+from .worker import Sight, run_recovery
 
 _MAIN = ("gaussians", "time_limit", "prior")
 _SUGGESTIONS = {"gaussians": 2000, "time_limit": 60.0}
@@ -52,39 +44,6 @@ class Asked:
     problem: Problem
     views: SourceVolume | None = None
     limits: tuple[float, float] | None = None
-
-
-class LayerChoice(ComboBox):
-    """A choice among the viewer's layers of a kind, or none of them.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    label, tooltip : str
-    accepts : callable
-        Whether a layer is offered.
-    none : str, optional
-        What it is called that no layer is chosen; if not given, one has to be.
-    prefers : callable, optional
-        Which layers come before the others.
-    """
-
-    def __init__(
-        self,
-        viewer: Viewer,
-        label: str,
-        accepts: Callable[[Layer], bool],
-        tooltip: str,
-        *,
-        none: str | None = None,
-        prefers: Callable[[Layer], bool] = lambda _: True,
-    ) -> None:
-        def offered(_: ComboBox) -> list[Layer]:
-            return sorted(filter(accepts, viewer.layers), key=lambda layer: not prefers(layer))
-
-        if none is not None:
-            self.null_string = none
-        super().__init__(label=label, tooltip=tooltip, nullable=none is not None, choices=offered)
 
 
 class RecoverWidget(GaussianWidget):
@@ -123,7 +82,7 @@ class RecoverWidget(GaussianWidget):
     def _begin(self) -> None:
         settings, source = self.form.settings(), self._volumes()[0]
         if source.grid.ndim != 3:
-            raise ValueError(f"'{source.name}' is flat; slices and projections are stacks, with three axes.")
+            raise InputError(f"'{source.name}' is flat; slices and projections are stacks, with three axes.")
         self._of = self._asked(source)
         self._of.problem.check()
         self._source, self._limits, self._recovered = source, self._of.limits, None
@@ -131,7 +90,7 @@ class RecoverWidget(GaussianWidget):
         if self._of.views is None:
             self._shown.forget(*_VIEWS)
         self.save.enabled = False
-        self._pace = worker.Pace()
+        self._pace = PreviewThrottle()
         self._start(run_recovery, self._of.problem, settings, self._pace)
 
     def _end(self) -> None:

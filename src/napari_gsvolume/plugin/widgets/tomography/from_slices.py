@@ -9,9 +9,11 @@ from napari.viewer import Viewer
 from pydantic import BaseModel, Field
 
 from ....reconstruction.problem import Problem, Stack, isotropic, longest_step
-from ...layers.conversion import SourceVolume, scan_of, source_volume
+from ...layers.conversion import SourceVolume, source_volume
+from ...layers.projections import scan_of
 from ..shared.form import SettingsForm
-from .base import Asked, LayerChoice, RecoverWidget, has_geometry, is_volume
+from ..shared.layer_choice import LayerChoice
+from .base import Asked, RecoverWidget, has_geometry, is_volume
 
 Known = Literal["whole stack", "every k-th", "not NaN"]
 _STACK: Known = "whole stack"

@@ -10,19 +10,25 @@ from napari.layers import Image, Layer
 from napari.viewer import Viewer
 from pydantic import BaseModel, Field
 
+from ....errors import InputError
 from ....gaussians import GaussianVolume
 from ....grid import Grid
-from ....tomography.projections import DEPTH, project
-from ....tomography.scan import VIEWS, Beam, Mode, Preset, Scan, preset, voxel_size_mm
-from ...layers.conversion import PROJECTION_KINDS, SourceVolume, gaussians_of, made_before, projection_layer, scan_of
-from ..fit import worker
-from ..fit.worker import Finish, Taken
+from ....tomography.noise import DEPTH
+from ....tomography.projections import project
+from ....tomography.scan import VIEWS, Beam, Mode, Preset, Scan, preset
+from ....types import Float32Array
+from ....units import voxel_size_mm
+from ...layers.conversion import PROJECTION_KINDS, SourceVolume, made_before
+from ...layers.gaussians import gaussians_of
+from ...layers.projections import projection_layer, scan_of
 from ..shared.base import RunWidget, row_of
 from ..shared.camera import seen_along
 from ..shared.form import SettingsForm
 from ..shared.latest_task import Task
 from ..shared.layer_updater import ShownLayers
-from ..shared.live_view import LiveView, Picture
+from ..shared.live_view import LiveView
+from . import worker
+from .worker import ProjectionPostprocessing, ProjectionProgress
 
 _LIVE_PIXELS, _LIVE_VOXELS = 160, 80  # a side, at most: a picture within some tens of milliseconds
 _MAIN = ("path", "beam", "views", "arc", "mode")
@@ -90,7 +96,7 @@ class ProjectWidget(RunWidget):
         self.live = LiveView(napari_viewer, self._live_task, self._say)
         self.content.addWidget(self.live)
         self.content.addStretch()
-        self._thin: tuple[Any, Picture] | None = None
+        self._thin: tuple[Any, Float32Array] | None = None
         self.form.fields["path"].changed.connect(self._on_path)
         self._on_path(self.form.fields["path"].value)
         self.follow.changed.connect(self.live.switch)
@@ -107,14 +113,14 @@ class ProjectWidget(RunWidget):
     def _begin(self) -> None:
         settings = self.form.settings()
         if settings.photons is not None and settings.mode != "xray":
-            raise ValueError(f"Photons make noise in X-rays; with mode {settings.mode} give sigma.")
+            raise InputError(f"Photons make noise in X-rays; with mode {settings.mode} give sigma.")
         source = self._source()
         self._name, self._grid = self.image.value.name, source.grid
         scan = self._scan(settings, source.grid)
         kind = PROJECTION_KINDS[settings.mode]
         earlier = made_before(self._viewer.layers, f"{self._name} · {kind}")
         self._shown = ShownLayers(self._viewer, {kind: earlier})
-        finish = Finish(settings.hounsfield, settings.photons, settings.sigma, settings.depth)
+        finish = ProjectionPostprocessing(settings.hounsfield, settings.photons, settings.sigma, settings.depth)
         self._start(worker.run_projection, source, scan, settings.mode, finish)
 
     def _source(self) -> SourceVolume | GaussianVolume:
@@ -123,7 +129,7 @@ class ProjectWidget(RunWidget):
         gaussians = None if layer is None or isinstance(layer, Image) else gaussians_of(layer.metadata)
         source = self._volumes()[0] if gaussians is None else gaussians
         if source.grid.ndim != 3:
-            raise ValueError(f"'{layer.name}' is flat; a projection is of a volume.")
+            raise InputError(f"'{layer.name}' is flat; a projection is of a volume.")
         return source
 
     def _scan(self, settings: ProjectionSettings, grid: Grid) -> Scan:
@@ -137,7 +143,7 @@ class ProjectWidget(RunWidget):
             )
         return scan.with_pixels(settings.width, settings.height)
 
-    def _show(self, taken: Taken) -> None:
+    def _show(self, taken: ProjectionProgress) -> None:
         self.progress.value = round(1000 * taken.done / taken.count)
         if taken.projections is None:
             self._say(f"{taken.done} of {taken.count} views")
@@ -169,7 +175,7 @@ class ProjectWidget(RunWidget):
     def _live_task(self) -> Task:
         """Return what makes the picture of the chosen layer as the viewer looks now."""
         source, mode = self._source(), self.form.fields["mode"].value
-        units = Finish(hounsfield=self.form.fields["hounsfield"].value)
+        units = ProjectionPostprocessing(hounsfield=self.form.fields["hounsfield"].value)
         if isinstance(source, GaussianVolume) and mode == "xray":
             scan, gaussians = seen_along(self._viewer, source.grid, _LIVE_PIXELS), source
             return lambda: project(units.before(gaussians), scan).images[0]
@@ -177,7 +183,7 @@ class ProjectWidget(RunWidget):
         scan = seen_along(self._viewer, grid, _LIVE_PIXELS)
         return lambda: project(units.before(self._few_voxels(source, grid)), scan, mode).images[0]
 
-    def _few_voxels(self, source: SourceVolume | GaussianVolume, grid: Grid) -> Picture:
+    def _few_voxels(self, source: SourceVolume | GaussianVolume, grid: Grid) -> Float32Array:
         """Return a volume on a coarse grid; the last one is kept."""
         of = source if isinstance(source, GaussianVolume) else source.array
         if self._thin is None or self._thin[0] is not of:

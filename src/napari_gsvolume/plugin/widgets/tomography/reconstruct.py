@@ -9,12 +9,15 @@ from magicgui.widgets import CheckBox, ComboBox, FileEdit
 from napari.layers import Labels, Layer
 from napari.viewer import Viewer
 
-from ....reconstruction.problem import OrbitSettings, Problem, grid_of_scan
-from ....tomography.projections import hounsfield_to_attenuation
-from ....tomography.scan import Scan
-from ...layers.conversion import SourceVolume, scan_of, source_volume
+from ....errors import InputError
+from ....reconstruction.problem import OrbitSettings, Problem
+from ....tomography.beer_lambert import hounsfield_to_attenuation
+from ....tomography.scan import Scan, grid_of_scan
+from ...layers.conversion import SourceVolume, source_volume
+from ...layers.projections import scan_of
 from ..shared.form import SettingsForm
-from .base import Asked, LayerChoice, RecoverWidget, has_geometry, is_stack, is_volume
+from ..shared.layer_choice import LayerChoice
+from .base import Asked, RecoverWidget, has_geometry, is_stack, is_volume
 
 _OWN, _FILE, _ORBIT = "of the layer", "from a file", "orbit, typed in"
 _DISTANCES = ("source_to_axis", "source_to_detector")
@@ -98,10 +101,10 @@ class ReconstructWidget(RecoverWidget):
             try:
                 return Scan.load(self.file.value)
             except OSError as error:
-                raise ValueError(f"The geometry cannot be read: {error}") from error
+                raise InputError(f"The geometry cannot be read: {error}") from error
         scan = scan_of(layer.metadata)
         if scan is None:
-            raise ValueError(f"'{layer.name}' has no geometry; choose a file of it, or type an orbit in.")
+            raise InputError(f"'{layer.name}' has no geometry; choose a file of it, or type an orbit in.")
         return scan
 
     def _asked(self, source: SourceVolume) -> Asked:

@@ -14,6 +14,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QListWidget, QListWidgetItem
 from rich.filesize import decimal as file_size
 
+from ....errors import InputError
 from ....rendering.splats.model import Splats
 from ....rendering.splats.ply import write_splats
 from ..shared.camera import Seen, camera_of
@@ -133,7 +134,7 @@ class ModelPanel(Container[Any]):
         """Return the checked parts; raise ValueError if there is none."""
         parts = self.checked
         if not parts:
-            raise ValueError("No part is checked; check at least one in the list.")
+            raise InputError("No part is checked; check at least one in the list.")
         return parts
 
     def _seen(self, size: int) -> tuple[Seen, Splats]:
@@ -147,10 +148,10 @@ class ModelPanel(Container[Any]):
         subjects = []
         for part in self.checked:
             if part.subject is None:
-                raise ValueError(f"'{part.name}' was not trained here, so there is no volume to compare with.")
+                raise InputError(f"'{part.name}' was not trained here, so there is no volume to compare with.")
             subjects.append(part.subject)
         if len({id(subject.source.array) for subject in subjects}) > 1:
-            raise ValueError("The checked parts are of several volumes; a difference is to one.")
+            raise InputError("The checked parts are of several volumes; a difference is to one.")
         return reduce(Subject.beside, subjects)
 
     # Pictures ---------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ class ModelPanel(Container[Any]):
             self._say(f"Saved {path.name}: {len(splats):,} Gaussians, {file_size(path.stat().st_size)}.")
             return
         if kind == ".mp4" and (problem := film_problem()):
-            raise ValueError(problem)
+            raise InputError(problem)
         self._ask("view" if kind == ".png" else "turntable", path)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
 from superqt import QCollapsible
 
+from ....errors import InputError
 from ....rendering.volume.transfer_functions import PRESETS, TransferFunction, preset
 from ...layers.conversion import SourceVolume, layer_colours
 from .transfer_editor import TransferEditor
@@ -117,17 +118,17 @@ class ColourRows:
 
     def _of_layer(self) -> TransferFunction:
         if self._layer is None:
-            raise ValueError("There is no image layer whose colours could be taken.")
+            raise InputError("There is no image layer whose colours could be taken.")
         return TransferFunction.from_colormap(*layer_colours(self._layer))
 
     def _of_file(self, path: Path | None = None) -> TransferFunction:
         path = Path(self.file.value) if path is None else path
         if not path.is_file():
-            raise ValueError("Choose a file with a transfer function (JSON).")
+            raise InputError("Choose a file with a transfer function (JSON).")
         try:
             return TransferFunction.load(path)
         except OSError as error:
-            raise ValueError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+            raise InputError(f"{path.name} cannot be read: {error.strerror or error}.") from error
 
     # The editor -------------------------------------------------------------------------------------------------------
 

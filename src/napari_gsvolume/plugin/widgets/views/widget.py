@@ -14,17 +14,20 @@ from napari.viewer import Viewer
 from qtpy.QtWidgets import QFileDialog
 
 from ....devices import devices, gsplat_problem
+from ....errors import InputError
 from ....rendering.settings import RenderMode, TrainSettings
 from ....rendering.splats.ply import read_splats
-from ...layers.conversion import SourceVolume, is_picture, label_array, made_before, picture_layer, scan_of
-from ..fit import worker
+from ...layers.conversion import SourceVolume, label_array, made_before
+from ...layers.pictures import is_picture, picture_layer
+from ...layers.projections import scan_of
 from ..shared.base import RunWidget, row_of, time_left
 from ..shared.camera import camera_of
 from ..shared.form import Found, SettingsForm
+from ..shared.layer_choice import LayerChoice
 from ..shared.layer_updater import ShownLayers
 from ..shared.live_view import PictureLabel
 from ..shared.plots import LossPlot
-from ..tomography.base import LayerChoice
+from ..shared.worker import PreviewThrottle
 from .splats_panel import ModelPanel
 from .transfer_panel import ColourRows
 from .worker import Order, Part, Pictures, Subject, TrainNews, run_pictures, run_training
@@ -131,27 +134,27 @@ class ViewsWidget(RunWidget):
         """Return the chosen volume; raise ValueError if there is none, or it is flat."""
         source = self._volumes()[0]
         if source.grid.ndim != 3:
-            raise ValueError(f"'{source.name}' is flat; what is looked at from all around is a volume.")
+            raise InputError(f"'{source.name}' is flat; what is looked at from all around is a volume.")
         return source
 
     def _subject(self) -> Subject:
         source, labels = self._source(), self.part.value
         values = None if labels is None else label_array(labels, source.grid)
         if values is not None and not values.any():
-            raise ValueError(f"'{labels.name}' has no label but 0, so there is nothing to show.")
+            raise InputError(f"'{labels.name}' has no label but 0, so there is nothing to show.")
         intervals = read_intervals(self.intervals.value)
         return Subject(source, self.colours.look(), self.colours.shading.value, values, intervals=intervals)
 
     def _begin(self) -> None:
         settings, subject = self.form.settings(), self._subject()
-        self._pace, self._names, self._drawn = worker.Pace(), list[str](), -1
+        self._pace, self._names, self._drawn = PreviewThrottle(), list[str](), -1
         self._begun()
         self._start(run_training, subject, self.each.value == _EACH, settings, self._pace)
 
     def _make(self, order: Order) -> None:
         """Make pictures beside the viewer."""
         if self.running:
-            raise ValueError("Something is running; stop it first, or wait for its end.")
+            raise InputError("Something is running; stop it first, or wait for its end.")
         self._begun()
         self._start(run_pictures, order)
 
@@ -308,7 +311,7 @@ def read_intervals(text: str) -> dict[str, tuple[float, float]]:
             low = high = 0.0
         name = " ".join(words)
         if not (name and math.isfinite(low) and low < high < math.inf) or name in found:
-            raise ValueError(
+            raise InputError(
                 f"'{item}' is no interval; write a name, where it begins and where it ends: bone 200 3000."
             )
         found[name] = (low, high)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ....errors import InputError
 from ....io.atomic import replaced
 from ....metrics import psnr_between
 from ....rendering.cameras import around, radius_of
@@ -22,12 +23,12 @@ from ....rendering.splats.projection import BLUR
 from ....rendering.splats.training import Trained, Training, TrainStep
 from ....rendering.volume.dvr import render_views
 from ....rendering.volume.transfer_functions import TransferFunction, intervals, together
-from ....tomography.scan import voxel_size_mm
+from ....types import Float32Array
+from ....units import voxel_size_mm
 from ...layers.conversion import SourceVolume
-from ..fit.worker import Pace, beside_the_viewer
 from ..shared.camera import Seen
+from ..shared.worker import PreviewThrottle, run_in_background
 
-Floats = NDArray[np.float32]
 Look = Callable[[NDArray[Any]], TransferFunction]
 """Returns the transfer function for a volume: some depend on it."""
 Kind = Literal["view", "turntable", "difference", "DVR"]
@@ -91,7 +92,7 @@ class Subject:
                 for interval, limits in self.intervals.items()
             ]
         if not 0 < len(parts) <= MOST_PARTS:
-            raise ValueError(f"There are {len(parts)} parts to train, one after another; 1 to {MOST_PARTS} can be.")
+            raise InputError(f"There are {len(parts)} parts to train, one after another; 1 to {MOST_PARTS} can be.")
         return parts
 
     def beside(self, other: Subject) -> Subject:
@@ -167,14 +168,14 @@ class TrainNews:
 
 
 def run_training(
-    subject: Subject, each: bool, settings: TrainSettings, pace: Pace, stop: Callable[[], bool]
+    subject: Subject, each: bool, settings: TrainSettings, pace: PreviewThrottle, stop: Callable[[], bool]
 ) -> Iterator[TrainNews]:
     """Train splats on a subject, or on each of its labels, which share the time; the last news of each has a part."""
-    yield from beside_the_viewer(_trained(subject, each, settings, pace, stop))
+    yield from run_in_background(_trained(subject, each, settings, pace, stop))
 
 
 def _trained(
-    subject: Subject, each: bool, settings: TrainSettings, pace: Pace, stop: Callable[[], bool]
+    subject: Subject, each: bool, settings: TrainSettings, pace: PreviewThrottle, stop: Callable[[], bool]
 ) -> Iterator[TrainNews]:
     subjects = subject.parts(each)
     n = len(subjects)
@@ -256,7 +257,7 @@ class Pictures:
 
 def run_pictures(order: Order, stop: Callable[[], bool]) -> Iterator[Pictures]:
     """Make pictures, and write the file if one is asked for."""
-    yield from beside_the_viewer(_pictures(order, stop))
+    yield from run_in_background(_pictures(order, stop))
 
 
 def _pictures(order: Order, stop: Callable[[], bool]) -> Iterator[Pictures]:
@@ -288,14 +289,14 @@ def _picture(order: Order, k: int) -> tuple[NDArray[Any], float | None]:
     return np.abs(splats - reference).mean(-1), psnr_between(reference, splats, 1.0)
 
 
-def view_of(splats: Splats, seen: Seen, k: int = 0) -> Floats:
+def view_of(splats: Splats, seen: Seen, k: int = 0) -> Float32Array:
     """Return a picture of splats ``(H, W, 3)``, from 0 to 1, as the viewer would show it."""
     with torch.no_grad():
         image = splats.render(seen.cameras[k])[0].cpu().numpy()
     return seen.shown(np.clip(image, 0, 1).astype(np.float32))
 
 
-def eight_bits(image: Floats) -> NDArray[np.uint8]:
+def eight_bits(image: Float32Array) -> NDArray[np.uint8]:
     """Return colours from 0 to 1 as 0 to 255."""
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
@@ -314,9 +315,9 @@ def write_pictures(path: Path, images: NDArray[np.uint8]) -> None:
 
     kind = path.suffix.lower()
     if kind not in (".png", ".mp4"):
-        raise ValueError(f"Pictures are saved as .png and films as .mp4; got {path.name}.")
+        raise InputError(f"Pictures are saved as .png and films as .mp4; got {path.name}.")
     if kind == ".mp4" and (problem := film_problem()):
-        raise ValueError(problem)
+        raise InputError(problem)
     with replaced(path) as temporary:
         if kind == ".png":
             imwrite(temporary, images[0], extension=".png")

@@ -1,0 +1,85 @@
+"""Progress bar, Ctrl-C and messages of long commands."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from ..ablation import StudyStep
+    from ..fitting import FitResult, FitStep
+
+
+class StopSignal:
+    """Context in which the first SIGINT or SIGTERM requests an end, and the second one aborts."""
+
+    noted = False
+    begun = False  # before the first iteration there is nothing to keep
+
+    def __call__(self) -> bool:
+        """Return whether to end, keeping what has been reached."""
+        return self.noted and self.begun
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, *_: object) -> None:
+        if self.noted:
+            raise KeyboardInterrupt
+        self.noted = True
+
+
+def run_fit(steps: Iterator[FitStep], stop: StopSignal, quiet: bool = False) -> FitResult:
+    """Return the result of a fit, behind a progress bar where stderr is a terminal."""
+    step = next(steps)
+    for note in () if quiet else step.notes:
+        print_message(note)
+    with progress_bar(quiet) as show:
+        for step in steps:
+            stop.begun = True
+            show(step.message, step.progress, fit_figures(step))
+        return step.result()
+
+
+def show_study(steps: Iterator[StudyStep], stop: StopSignal) -> Iterator[StudyStep]:
+    """Pass a study's steps on, behind a progress bar where stderr is a terminal."""
+    with progress_bar() as show:
+        for at in steps:
+            stop.begun |= at.step.iteration > 0
+            show(f"{at.case} ({at.index + 1} of {at.count})", at.progress, fit_figures(at.step))
+            yield at
+
+
+@contextmanager
+def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, float, str], None]]:
+    """Yield what moves a progress bar, drawn where stderr is a terminal."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0, figures="")
+
+        def show(text: str, progress: float, figures: str) -> None:
+            bar.update(task, description=text, completed=progress, figures=figures)
+
+        yield show
+
+
+def fit_figures(step: FitStep) -> str:
+    """Return number of Gaussians, PSNR and time of a step, for the progress bar."""
+    return f"{step.n_gaussians:,} Gaussians  {step.psnr_db:.2f} dB  {step.seconds:.0f} s"
+
+
+def print_message(text: str) -> None:
+    """Print a message to stderr."""
+    print(f"gsvolume: {text}", file=sys.stderr)

@@ -1,0 +1,61 @@
+"""Background work of the widgets."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+from ....errors import GSVolumeError
+
+T = TypeVar("T")
+_SHORTEST_PAUSE = 0.5
+_PAUSE_PER_COST = 4.0
+
+
+class FitFailedError(GSVolumeError):
+    """A fit ended in a way that nobody foresaw."""
+
+
+class PreviewThrottle:
+    """Lets previews through no faster than the viewer draws them, and gives most of the time to the fit.
+
+    `sent` and `due` are called where the fit runs, `drawn` where the viewer does.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._next = 0.0
+
+    def due(self) -> bool:
+        """Whether another preview is welcome."""
+        return time.perf_counter() >= self._next
+
+    def sent(self) -> None:
+        """Note that a preview is being made: the next one waits until it is drawn."""
+        self._began, self._next = time.perf_counter(), math.inf
+
+    def drawn(self) -> None:
+        """Note that the last preview is on the screen."""
+        now = time.perf_counter()
+        self._next = now + max(_SHORTEST_PAUSE, _PAUSE_PER_COST * (now - self._began))
+
+
+def _let_the_viewer_go_first() -> None:
+    """Lower this thread's priority, and that of the kernels' threads it will start, where the system can (Linux)."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def run_in_background(news: Iterator[T]) -> Iterator[T]:
+    """Pass news on from a thread of low priority; raise what goes wrong as something that the viewer gets to see."""
+    _let_the_viewer_go_first()
+    try:
+        yield from news
+    except RuntimeError as error:
+        # superqt takes a RuntimeError for that of a worker deleted by Qt, and does not report it.
+        raise FitFailedError(str(error)) from error
