@@ -21,7 +21,7 @@ from .grid import Grid
 from .kernels.constants import SUPPORT
 from .operators.cut_artefacts import artefact_map, surface_artefact
 from .operators.gaussian_sum import Gaussians
-from .settings import made
+from .settings import validated
 
 STUDIES: tuple[str, ...] = get_args(Study)
 
@@ -159,7 +159,7 @@ def study_steps(
     ValueError
         If there is no such study, or the volume or a setting cannot be used.
     """
-    todo = [(name, made(FitSettings, **{**settings, **own})) for name, own in cases(study).items()]
+    todo = [(name, validated(FitSettings, **{**settings, **own})) for name, own in cases(study).items()]
     return _steps(volume, todo, grid, stop)
 
 

@@ -20,7 +20,7 @@ from .grid import Grid
 from .types import Float32Array, Float64Array
 
 # The coordinates (z, y, x) of one point or, as arrays that broadcast, of a box of voxels.
-Places = tuple[Any, Any, Any]
+Positions = tuple[Any, Any, Any]
 Turn = tuple[float, float, float]
 
 _BODY_WIDTH = 384.0  # mm: 3 mm voxels at 128
@@ -132,7 +132,7 @@ class _Canvas:
         self.texture: Float32Array = np.zeros((1, 1, 1), np.float32)
 
     @property
-    def places(self) -> Places:
+    def places(self) -> Positions:
         """Coordinates of all voxels."""
         return self.axis[:, None, None], self.axis[:, None], self.axis
 
@@ -198,7 +198,7 @@ def _texture(axis: NDArray[np.float32], rng: np.random.Generator, waves: int = 6
     return np.asarray(field * np.sqrt(2 / waves), np.float32).reshape((axis.size,) * 3)
 
 
-def _oval(places: Places, height: Any, width: Any, middle: Any = 0.0) -> Any:
+def _oval(places: Positions, height: Any, width: Any, middle: Any = 0.0) -> Any:
     """Distance to an upright cylinder of semi-axes `height` (y) and `width` (x); both may depend on z."""
     _, y, x = places
     y = y - middle
@@ -207,7 +207,7 @@ def _oval(places: Places, height: Any, width: Any, middle: Any = 0.0) -> Any:
     return k * (k - 1) / slope
 
 
-def _ellipsoid(places: Places, centre: ArrayLike, radii: ArrayLike, turn: Turn | None = None) -> Any:
+def _ellipsoid(places: Positions, centre: ArrayLike, radii: ArrayLike, turn: Turn | None = None) -> Any:
     """Distance to an ellipsoid, right near its surface; `turn` rotates about z, y and x, in degrees."""
     radii = np.asarray(radii, np.float32)
     offset = [p - c for p, c in zip(places, np.asarray(centre, np.float32), strict=True)]
@@ -220,7 +220,7 @@ def _ellipsoid(places: Places, centre: ArrayLike, radii: ArrayLike, turn: Turn |
     return k * (k - 1) / (np.sqrt(z**2 + y**2 + x**2) + 1e-6 / radii.min())
 
 
-def _box(places: Places, centre: Any, halves: Any) -> Any:
+def _box(places: Positions, centre: Any, halves: Any) -> Any:
     """Distance to an upright box, given its centre and half its sides as (z, y, x)."""
     z, y, x = (abs(p - c) - h for p, c, h in zip(places, centre, halves, strict=True))
     return np.maximum(np.maximum(z, y), x)
@@ -302,13 +302,13 @@ def _wall(z: Any) -> tuple[Any, Any]:
     return 78 * narrowing**0.8 * waist, 126 * narrowing * waist
 
 
-def _diaphragm(places: Places) -> Any:
+def _diaphragm(places: Positions) -> Any:
     right = _ellipsoid(places, (-150, 2, -55), (150, 95, 82))
     left = _ellipsoid(places, (-165, 2, 55), (150, 95, 82))
     return np.minimum(right, left)
 
 
-def _lung(places: Places, side: int) -> Any:
+def _lung(places: Positions, side: int) -> Any:
     """Distance to the right (-1) or left (1) lung."""
     lung = _ellipsoid(places, (15, 5, 75 * side), (165, 90, 62))
     chest = _oval(places, *_wall(places[0]), _WALL_MIDDLE) + 3

@@ -15,7 +15,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def made(model: type[Model], **values: Any) -> Model:
+def validated(model: type[Model], **values: Any) -> Model:
     """Return a model; raise ValueError, in one sentence naming the field, if a value does not fit."""
     try:
         return model(**values)

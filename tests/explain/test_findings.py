@@ -16,7 +16,7 @@ from napari_gsvolume.explain.findings.layer_detectors import (
     redundant_units,
 )
 from napari_gsvolume.explain.findings.permutation_tests import associations, eta_interval, familywise
-from napari_gsvolume.settings import made
+from napari_gsvolume.settings import validated
 
 QUICK = Thresholds(permutations=199)
 # For error rates: sizes do not matter, and significance alone decides.
@@ -201,7 +201,7 @@ class TestInference:
 
     def test_thresholds(self, refused) -> None:
         with refused(ValueError, "alpha"):
-            made(Thresholds, alpha=0)
+            validated(Thresholds, alpha=0)
         assert all(field.description for field in Thresholds.model_fields.values())
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.explain.models.inputs import Volume, images_for
-from napari_gsvolume.explain.models.loading import Loaded, fill, named_layers, state_of
+from napari_gsvolume.explain.models.loading import ExplainedModel, fill, named_layers, state_of
 from napari_gsvolume.explain.settings import ExplainSettings
 
 RAMP = np.arange(6 * 10 * 8, dtype=np.float32).reshape(6, 10, 8)
@@ -74,7 +74,9 @@ def test_patterns_of_layers(refused) -> None:
 
 
 def inputs(model, settings=None, data=RAMP):
-    images = images_for(Loaded(model, "a model"), [Volume.of("ramp", data)], ExplainSettings(**(settings or {})))
+    images = images_for(
+        ExplainedModel(model, "a model"), [Volume.of("ramp", data)], ExplainSettings(**(settings or {}))
+    )
     return images, [batch.numpy() for batch in images]
 
 
@@ -118,9 +120,9 @@ def test_intensities(how, expected) -> None:
 def test_one_image_a_channel(refused) -> None:
     volumes = [Volume.of("a", RAMP), Volume.of("b", -RAMP)]
     settings = ExplainSettings(channels="images", normalise="none")
-    images = images_for(Loaded(nn.Conv2d(2, 1, 1), "m"), volumes, settings)
+    images = images_for(ExplainedModel(nn.Conv2d(2, 1, 1), "m"), volumes, settings)
     assert len(images.places) == 6
     batch = torch.cat(list(images))
     assert torch.equal(batch[:, 0], -batch[:, 1])
     with refused(ValueError, "2 channels", "1 images"):
-        images_for(Loaded(nn.Conv2d(2, 1, 1), "m"), volumes[:1], settings)
+        images_for(ExplainedModel(nn.Conv2d(2, 1, 1), "m"), volumes[:1], settings)

@@ -9,7 +9,7 @@ from napari_gsvolume.explain.concepts.concept_maps import concept_maps
 from napari_gsvolume.explain.explanation import explain, explain_steps, layer_figures
 from napari_gsvolume.explain.findings.finding import Finding
 from napari_gsvolume.explain.models.inputs import Volume
-from napari_gsvolume.explain.models.loading import Loaded
+from napari_gsvolume.explain.models.loading import ExplainedModel
 from napari_gsvolume.explain.report.html import report, view
 from napari_gsvolume.explain.report.tables import findings
 from napari_gsvolume.explain.settings import ExplainSettings
@@ -29,7 +29,7 @@ def network():
 def test_names_are_escaped() -> None:
     name = "<script>alert('1')</script>&\""
     result = explain(
-        Loaded(network(), name, weights=name), [Volume.of(name, WAVES)], ExplainSettings(what="all", patch=4)
+        ExplainedModel(network(), name, weights=name), [Volume.of(name, WAVES)], ExplainSettings(what="all", patch=4)
     )
     views = [view(maps, result.images) for step in concept_maps(result.loaded.model, result.images, result.layers)
              for maps in step.maps]  # fmt: skip
@@ -41,7 +41,7 @@ def test_names_are_escaped() -> None:
 
 
 def test_what_is_found_and_what_it_says() -> None:
-    steps = list(explain_steps(Loaded(network(), "net"), [Volume.of("waves", WAVES)]))
+    steps = list(explain_steps(ExplainedModel(network(), "net"), [Volume.of("waves", WAVES)]))
     progress = [step.progress for step in steps]
     assert progress == sorted(progress)
     assert progress[-1] == 1
@@ -59,7 +59,7 @@ def test_a_layer_finer_than_the_image_has_a_finer_grid() -> None:
     model = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 1, bias=False))
     model[1].weight.data.fill_(1)
     volume = Volume.of("waves", WAVES)
-    result = explain(Loaded(model, "net"), [volume], ExplainSettings(normalise="none", k=1))
+    result = explain(ExplainedModel(model, "net"), [volume], ExplainSettings(normalise="none", k=1))
     [maps] = [m for step in concept_maps(model, result.images, result.layers, 1) for m in step.maps]
     assert maps.grid == volume.grid.resampled((1, 2, 2))
     np.testing.assert_allclose(maps.values[0], WAVES.repeat(2, 1).repeat(2, 2), atol=1e-6)
@@ -72,6 +72,6 @@ def test_a_table_of_findings_keeps_commas_and_digits() -> None:
 
 def test_it_stops_and_says_so() -> None:
     settings = ExplainSettings(what="all")
-    *_, last = explain_steps(Loaded(network(), "net"), [Volume.of("waves", WAVES)], settings, stop=lambda: True)
+    *_, last = explain_steps(ExplainedModel(network(), "net"), [Volume.of("waves", WAVES)], settings, stop=lambda: True)
     assert last.result.empty
     assert "Stopped before it was finished." in report(last.result)

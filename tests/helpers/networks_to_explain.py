@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from napari_gsvolume.settings import made
+from napari_gsvolume.settings import validated
 from napari_gsvolume.super_resolution.schemes import scheme
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
@@ -147,7 +147,7 @@ def message_passing() -> Network:
 
 
 def super_resolution(**more) -> Network:
-    s = made(TrainSRSettings, channels=8, blocks=1, **more)
+    s = validated(TrainSRSettings, channels=8, blocks=1, **more)
     model = scheme(s)
     with torch.no_grad():
         for number, p in enumerate(model.parameters()):

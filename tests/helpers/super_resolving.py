@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.settings import made
+from napari_gsvolume.settings import validated
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
 SMALL = {"channels": 8, "blocks": 1, "batch": 2}
@@ -13,7 +13,7 @@ VOLUME = anatomical_phantom(40)[0][:, 2:38, 1:36]
 
 
 def settings(**more) -> TrainSRSettings:
-    return made(TrainSRSettings, **SMALL | more)
+    return validated(TrainSRSettings, **SMALL | more)
 
 
 def stirred(module, seed=0):

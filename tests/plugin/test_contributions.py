@@ -14,8 +14,10 @@ from scipy.spatial.transform import Rotation
 
 from napari_gsvolume import GaussianVolume, Grid
 from napari_gsvolume.errors import FileFormatError
-from napari_gsvolume.plugin.layers import conversion
-from napari_gsvolume.plugin.layers.gaussians import gaussian_layer
+from napari_gsvolume.plugin.layers import gaussians as gaussian_layers
+from napari_gsvolume.plugin.layers.conversion import METADATA_KEY
+from napari_gsvolume.plugin.layers.gaussians import gaussian_layer, gaussians_of
+from napari_gsvolume.plugin.layers.projections import scan_of
 from napari_gsvolume.plugin.readers import gaussian_reader, nifti_reader
 from napari_gsvolume.plugin.writers import WriteError
 from napari_gsvolume.tomography.projections import project, write_projections
@@ -170,13 +172,13 @@ class TestReadingNifti:
         [layer] = viewer.open(path, plugin=PLUGIN)
         assert layer.name == "P"
         np.testing.assert_allclose(layer.data, stack.images, rtol=1e-6)
-        scan = conversion.scan_of(layer.metadata)
+        scan = scan_of(layer.metadata)
         np.testing.assert_allclose(scan.sources, stack.scan.sources)
         assert scan.shape == volume.shape
         for sidecar in ('{"RepetitionTime": 2.0}', "not JSON", '{"format": "napari-gsvolume scan", "version": 1}'):
             path.with_name("P.json").write_text(sidecar)
             [layer] = viewer.open(path, plugin=PLUGIN)
-            assert conversion.scan_of(layer.metadata) is None
+            assert scan_of(layer.metadata) is None
             assert layer.data.shape == stack.images.shape
 
     def test_other_files_are_left_to_others(self):
@@ -268,7 +270,7 @@ class TestGaussians:
         density, surface = viewer.open(path, plugin=PLUGIN)
         assert (density.name, surface.name) == ("mine · density", "mine · gaussians")
         np.testing.assert_array_equal(density.data, model.sample())
-        assert density.metadata[conversion.METADATA_KEY] == model.metadata
+        assert density.metadata[METADATA_KEY] == model.metadata
         for index in indices(model.grid.shape):
             expected = model.grid.affine[:-1] @ [*index, 1]
             np.testing.assert_allclose(density.data_to_world(index), expected)
@@ -279,7 +281,7 @@ class TestGaussians:
 
     @pytest.mark.parametrize("most", [5, 5000], ids=["points", "surface"])
     def test_saved_small_and_opened_again(self, viewer, model, tmp_path, monkeypatch, most):
-        monkeypatch.setattr(conversion, "MOST_ELLIPSOIDS", most)
+        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", most)
         layer = Layer.create(*gaussian_layer("T1", model))
         [path] = layer.save(str(tmp_path / "mine.gsv"), plugin=PLUGIN)
         assert path.endswith("mine.gsv")
@@ -288,7 +290,7 @@ class TestGaussians:
             density, gaussians = viewer.open(path, plugin=plugin)
             assert density.name.startswith("mine · density")
             np.testing.assert_array_equal(density.data, read.sample())
-            assert conversion.gaussians_of(gaussians.metadata).grid == model.grid
+            assert gaussians_of(gaussians.metadata).grid == model.grid
             for index in indices(model.grid.shape):
                 np.testing.assert_allclose(density.data_to_world(index), model.grid.affine[:-1] @ [*index, 1])
         assert gaussian_reader([path, str(tmp_path / "other.SAFETENSORS")]) is not None
@@ -315,7 +317,7 @@ class TestGaussians:
         assert len(viewer.layers) == 0
 
     def test_saved_from_points_less_those_deleted(self, viewer, model, tmp_path, monkeypatch):
-        monkeypatch.setattr(conversion, "MOST_ELLIPSOIDS", 5)
+        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", 5)
         layer = Layer.create(*gaussian_layer("T1", model))
         assert isinstance(layer, Points)
         layer.selected_data = {0, 4}
@@ -327,7 +329,7 @@ class TestGaussians:
         assert fewer.metadata == model.metadata
 
     def test_none_left_are_saved_too(self, viewer, model, tmp_path, monkeypatch):
-        monkeypatch.setattr(conversion, "MOST_ELLIPSOIDS", 5)
+        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", 5)
         layer = Layer.create(*gaussian_layer("T1", model))
         layer.selected_data = set(range(9))
         layer.remove_selected()

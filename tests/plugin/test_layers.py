@@ -9,8 +9,9 @@ from napari.layers import Image, Layer, Points, Surface
 from scipy.spatial.transform import Rotation
 
 from napari_gsvolume import GaussianVolume, Grid
-from napari_gsvolume.plugin.layers import conversion
+from napari_gsvolume.plugin.layers import gaussians as gaussian_layers
 from napari_gsvolume.plugin.layers.conversion import (
+    METADATA_KEY,
     density_layer,
     grid_placement,
     level_shapes,
@@ -210,7 +211,7 @@ class TestLayers:
             assert tuple(layer.contrast_limits) == limits
             np.testing.assert_array_equal(layer.data, data)
             assert_same_place(layer, grid, ndim=grid.ndim)
-        assert density.metadata[conversion.METADATA_KEY] == {"a": 1}
+        assert density.metadata[METADATA_KEY] == {"a": 1}
 
     def test_a_last_axis_of_three_is_no_colour(self):
         data = np.zeros((9, 9, 3), np.float32)
@@ -245,7 +246,7 @@ class TestLayers:
 
     @pytest.mark.parametrize("ndim", [2, 3])
     def test_many_gaussians_are_points(self, monkeypatch, ndim):
-        monkeypatch.setattr(conversion, "MOST_ELLIPSOIDS", 6)
+        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", 6)
         assert gaussian_layer("T1", gaussians(6, ndim))[2] == "surface"
         model = gaussians(7, ndim)
         layer = Layer.create(*gaussian_layer("T1", model))
@@ -268,8 +269,8 @@ class TestLayers:
     def test_foreign_layers_hold_none(self):
         for metadata in (
             {},
-            {conversion.METADATA_KEY: {}},
-            {conversion.METADATA_KEY: "x"},
+            {METADATA_KEY: {}},
+            {METADATA_KEY: "x"},
             {"gaussians": gaussians(1)},
         ):
             assert gaussians_of(metadata) is None

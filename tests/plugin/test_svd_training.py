@@ -19,7 +19,7 @@ from napari_gsvolume.plugin.widgets.shared.dims import index_at
 from napari_gsvolume.plugin.widgets.svd import training_worker
 from napari_gsvolume.plugin.widgets.svd import worker as svd_job
 from napari_gsvolume.plugin.widgets.svd.training_worker import Look, Previewer, TrainOrder, run_learning
-from napari_gsvolume.settings import made
+from napari_gsvolume.settings import validated
 from napari_gsvolume.super_resolution.bspline import spline
 from napari_gsvolume.super_resolution.data import Planes
 from napari_gsvolume.super_resolution.degradation import Degradation
@@ -79,7 +79,7 @@ def cells(table):
 
 def an_untrained(**more):
     """Return a model whose weights, those that begin at 0 too, are random."""
-    model = scheme(made(TrainSRSettings, **SMALL | {"iterations": 5} | more))
+    model = scheme(validated(TrainSRSettings, **SMALL | {"iterations": 5} | more))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -422,9 +422,9 @@ def test_a_preview_of_a_slice_is_what_the_volume_becomes(axis):
 
 def test_nothing_is_sent_more_often_than_a_viewer_can_follow(monkeypatch):
     """Judgements, previews that the viewer has drawn the last of, and a few figures a second."""
-    settings = made(TrainSRSettings, **SMALL | {"iterations": 60})
+    settings = validated(TrainSRSettings, **SMALL | {"iterations": 60})
     source = training_worker.SourceVolume("T1", VOLUME, Grid(VOLUME.shape), {}, (0, 1))
-    monkeypatch.setattr(training_worker, "beside_the_viewer", lambda news: news)  # the priority of this thread stays
+    monkeypatch.setattr(training_worker, "run_in_background", lambda news: news)  # the priority of this thread stays
     began = time.perf_counter()
     everything = list(run_learning(TrainOrder(source, settings), Look(3), training_worker.Pace(), lambda: False))
     news = [one for one in everything if not isinstance(one, str)]

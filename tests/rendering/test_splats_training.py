@@ -241,7 +241,7 @@ class TestTraining:
 
     def test_a_time_limit(self, ball):
         result = train(ball, **QUICK | {"iterations": None}, time_limit=3)
-        assert result.message == "The time is over."
+        assert result.message == "The time limit is reached."
         assert 2.5 < result.seconds < 6
 
     def test_a_phantom_by_presets(self):

@@ -220,7 +220,7 @@ class TestTraining:
 
     def test_a_time_limit(self) -> None:
         result = train_sr([VOLUME], **SMALL, time_limit=1.0)
-        assert result.message == "The time is over."
+        assert result.message == "The time limit is reached."
         assert 0.9 < result.seconds < 10
 
     def test_what_is_shown(self) -> None:

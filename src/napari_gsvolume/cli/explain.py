@@ -141,7 +141,7 @@ def track(
     folder = OutputFolder(out, [*images, *paths])
     sources = _read(images, time_point)
     from ..explain.models.inputs import images_for
-    from ..explain.models.loading import Loaded, checkpoint_loader, load_model, named_layers
+    from ..explain.models.loading import ExplainedModel, checkpoint_loader, load_model, named_layers
     from ..explain.report.html import tracking_report
     from ..explain.report.tables import findings
     from ..explain.tracking.checkpoints import natural, track_checkpoints
@@ -149,7 +149,7 @@ def track(
     paths = sorted(paths, key=natural)
     loaded = None if model is None else load_model(model)
     load = checkpoint_loader(loaded)
-    first = load_model(paths[0]) if loaded is None else Loaded(load(paths[0]), loaded.name, sr=loaded.sr)
+    first = load_model(paths[0]) if loaded is None else ExplainedModel(load(paths[0]), loaded.name, sr=loaded.sr)
     inputs = images_for(first, _volumes(sources), asked)
     names = named_layers(first.model, asked.layers)
     more = {"k": asked.k, "max_samples": max(asked.max_samples, 64 * len(inputs.places)), "seed": asked.seed}

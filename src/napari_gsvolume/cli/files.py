@@ -107,9 +107,9 @@ class OutputFolder:
 
     def text(self, name: str, content: str) -> None:
         """Write a text file."""
-        from ..io.atomic import replaced
+        from ..io.atomic import atomic_write
 
-        with replaced(self.path(name)) as temporary:
+        with atomic_write(self.path(name)) as temporary:
             temporary.write_text(content, encoding="utf-8")
 
     def nifti(self, name: str, values: Any, grid: Any, like: NiftiImage) -> None:

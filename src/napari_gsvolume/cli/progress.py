@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..progress import Step
+
 if TYPE_CHECKING:
     from ..ablation import StudyStep
     from ..fitting import FitResult, FitStep
+
+ResultT = TypeVar("ResultT")
 
 
 class StopSignal:
@@ -38,6 +42,18 @@ class StopSignal:
         if self.noted:
             raise KeyboardInterrupt
         self.noted = True
+
+
+def run_steps(steps: Generator[Step, None, ResultT], stop: StopSignal, quiet: bool = False) -> ResultT:
+    """Return the result of a long run, behind a progress bar where stderr is a terminal."""
+    with progress_bar(quiet) as show, closing(steps):
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            stop.begun |= step.has_result
+            show(step.message, step.fraction, step.summary)
 
 
 def run_fit(steps: Iterator[FitStep], stop: StopSignal, quiet: bool = False) -> FitResult:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from .concepts.interventions import Counterfactual, Edit, edited, spread
     from .concepts.labels import block_groups, labels_at
     from .concepts.patches import ConceptMap, Patch, Patches, concept_map, top_patches
-    from .concepts.probing import Probe, linear_probe, probe_steps
+    from .concepts.probing import LinearProbe, linear_probe, probe_steps
     from .concepts.tcav import TCAV, TCAVStep, run_tcav, tcav_steps
     from .decomposition.activations import activation_steps, activations
     from .decomposition.alignment import aligned, principal_angles
     from .decomposition.attention import Attention, attention
-    from .decomposition.components import Decomposition, Places
+    from .decomposition.components import Components, SampleLocations
     from .decomposition.jacobian import gradients, jacobian
     from .decomposition.metrics import (
         effective_rank,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         redundant_heads,
         stable_rank,
     )
-    from .decomposition.nmf import Parts, nmf
+    from .decomposition.nmf import NMFComponents, nmf
     from .decomposition.sampling import CaptureStep
     from .decomposition.streaming_svd import StreamingSVD, streamed_svd
     from .explanation import Explanation, explain_steps
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .lens.restoration import ImageLens, Lens, image_lens, sr_lens
     from .lens.restoration_by_layer import LensRecord, LensTracker, lens_over_layers
     from .models.inputs import Volume, images_for
-    from .models.loading import Loaded, load_model
+    from .models.loading import ExplainedModel, load_model
     from .settings import ExplainSettings, TrackSettings
     from .tracking.checkpoints import compare, track_checkpoints, tracked
     from .tracking.tracker import Tracker
@@ -50,7 +50,7 @@ _HOMES = {
     "Concept": ".concepts.cav",
     "ConceptMap": ".concepts.patches",
     "Counterfactual": ".concepts.interventions",
-    "Decomposition": ".decomposition.components",
+    "Components": ".decomposition.components",
     "Edit": ".concepts.interventions",
     "Examples": ".concepts.cav",
     "ExplainSettings": ".settings",
@@ -60,13 +60,13 @@ _HOMES = {
     "Lens": ".lens.restoration",
     "LensRecord": ".lens.restoration_by_layer",
     "LensTracker": ".lens.restoration_by_layer",
-    "Loaded": ".models.loading",
+    "ExplainedModel": ".models.loading",
     "Measure": ".concepts.cross_validation",
-    "Parts": ".decomposition.nmf",
+    "NMFComponents": ".decomposition.nmf",
     "Patch": ".concepts.patches",
     "Patches": ".concepts.patches",
-    "Places": ".decomposition.components",
-    "Probe": ".concepts.probing",
+    "SampleLocations": ".decomposition.components",
+    "LinearProbe": ".concepts.probing",
     "StreamingSVD": ".decomposition.streaming_svd",
     "TCAV": ".concepts.tcav",
     "TCAVStep": ".concepts.tcav",
@@ -80,7 +80,7 @@ _HOMES = {
     "attention": ".decomposition.attention",
     "block_groups": ".concepts.labels",
     "compare": ".tracking.checkpoints",
-    "component_gradient": ".concepts.patches",
+    "component_gradient": ".concepts.attribution",
     "concept_map": ".concepts.patches",
     "concept_maps": ".concepts.concept_maps",
     "concept_vector": ".concepts.cav",
@@ -118,26 +118,26 @@ __all__ = [
     "TCAV",
     "Attention",
     "CaptureStep",
+    "Components",
     "Concept",
     "ConceptMap",
     "Counterfactual",
-    "Decomposition",
     "Edit",
     "Examples",
     "ExplainSettings",
+    "ExplainedModel",
     "Explanation",
     "Finding",
     "ImageLens",
     "Lens",
     "LensRecord",
     "LensTracker",
-    "Loaded",
+    "LinearProbe",
     "Measure",
-    "Parts",
+    "NMFComponents",
     "Patch",
     "Patches",
-    "Places",
-    "Probe",
+    "SampleLocations",
     "StreamingSVD",
     "TCAVStep",
     "Thresholds",

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from ..svd.decomposition import effective_rank, stable_rank
 from .decomposition.activations import activation_steps
 from .decomposition.attention import Attention, attention
-from .decomposition.components import Decomposition
+from .decomposition.components import Components
 from .decomposition.jacobian import jacobian
 from .decomposition.metrics import participation_ratio
 from .findings.attention_heads import heads_alike
 from .findings.finding import Finding, Thresholds
 from .findings.layer_detectors import collapse, dead_units, redundant_units
-from .findings.probe_inputs import Probe, covariance
+from .findings.probe_inputs import ProbeInputs, covariance
 from .models.inputs import Images, Place, Volume, images_for
-from .models.loading import Loaded, named_layers
+from .models.loading import ExplainedModel, named_layers
 from .settings import ExplainSettings
 
 _ATTENDED = 16  # inputs whose attention is decomposed, at most
@@ -42,12 +42,12 @@ class JacobianOf:
         Where that lies; ``decomposition.column(i)`` is a tensor (1, channels, *place.extent).
     layer : str
         What is differentiated; "" for the output.
-    decomposition : Decomposition
+    decomposition : Components
     """
 
     place: Place
     layer: str
-    decomposition: Decomposition
+    decomposition: Components
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +56,10 @@ class Explanation:
 
     Attributes
     ----------
-    loaded : Loaded
+    loaded : ExplainedModel
     images : Images
     settings : ExplainSettings
-    layers : dict of str to Decomposition
+    layers : dict of str to Components
         Of activations, by layer.
     jacobians : tuple of JacobianOf
     attention : Attention, or None
@@ -71,10 +71,10 @@ class Explanation:
     seconds : float
     """
 
-    loaded: Loaded
+    loaded: ExplainedModel
     images: Images
     settings: ExplainSettings
-    layers: dict[str, Decomposition] = field(default_factory=dict)
+    layers: dict[str, Components] = field(default_factory=dict)
     jacobians: tuple[JacobianOf, ...] = ()
     attention: Attention | None = None
     attended: tuple[Place, ...] = ()
@@ -106,7 +106,7 @@ class ExplainStep:
     result: Explanation | None = None
 
 
-def explain(loaded: Loaded, volumes: Sequence[Volume], settings: ExplainSettings | None = None) -> Explanation:
+def explain(loaded: ExplainedModel, volumes: Sequence[Volume], settings: ExplainSettings | None = None) -> Explanation:
     """Explain a model by images; see `explain_steps`."""
     for step in explain_steps(loaded, volumes, settings):
         last = step
@@ -115,7 +115,7 @@ def explain(loaded: Loaded, volumes: Sequence[Volume], settings: ExplainSettings
 
 
 def explain_steps(
-    loaded: Loaded,
+    loaded: ExplainedModel,
     volumes: Sequence[Volume],
     settings: ExplainSettings | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -124,7 +124,7 @@ def explain_steps(
 
     Parameters
     ----------
-    loaded : Loaded
+    loaded : ExplainedModel
     volumes : sequence of Volume
     settings : ExplainSettings, optional
     stop : callable
@@ -142,7 +142,7 @@ def explain_steps(
     yield ExplainStep(0.0, "Looking at what the model takes")
     images = images_for(loaded, volumes, s)
     parts = _parts(s)
-    layers: dict[str, Decomposition] = {}
+    layers: dict[str, Components] = {}
     jacobians: list[JacobianOf] = []
     heads: Attention | None = None
     attended: list[Place] = []
@@ -183,7 +183,7 @@ def explain_steps(
     yield ExplainStep(1.0, "Done", result)
 
 
-def layer_figures(decomposition: Decomposition) -> dict[str, float]:
+def layer_figures(decomposition: Components) -> dict[str, float]:
     """Return the figures of a layer by the names in `LAYER_FIGURES`.
 
     Ranks are of all values that are known; ``complete`` says whether these are all. ``energy`` is that of the modes
@@ -201,7 +201,7 @@ def layer_figures(decomposition: Decomposition) -> dict[str, float]:
     }
 
 
-def by_input(decomposition: Decomposition, inputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def by_input(decomposition: Components, inputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard deviation of the coordinates of each input's samples, (inputs, k); NaN where none is."""
     d = decomposition
     assert d.places is not None
@@ -221,12 +221,12 @@ def _parts(s: ExplainSettings) -> list[str]:
 
 
 def _activations(
-    loaded: Loaded, images: Images, s: ExplainSettings, names: list[str] | None, stop: Callable[[], bool]
-) -> Iterator[tuple[float, str, tuple[dict[str, Decomposition], list[Finding]]]]:
+    loaded: ExplainedModel, images: Images, s: ExplainSettings, names: list[str] | None, stop: Callable[[], bool]
+) -> Iterator[tuple[float, str, tuple[dict[str, Components], list[Finding]]]]:
     """Yield how far the decomposition of activations is, and what there is of it."""
     batches = len(images.batches)
     more = {"centre": s.centre, "max_samples": s.max_samples, "seed": s.seed}
-    layers: dict[str, Decomposition] = {}
+    layers: dict[str, Components] = {}
     for step in activation_steps(loaded.model, images, names, s.k, **more):  # type: ignore[arg-type]
         layers = step.result or {}
         yield min(0.7, 0.7 * step.batch / batches), step.message, (layers, [])
@@ -236,7 +236,7 @@ def _activations(
     samples = max(_SAMPLES, _SAMPLES_AN_INPUT * len(images.places))
     found: list[Finding] = []
     thresholds = Thresholds()
-    for name, d in Probe(images).decomposed(loaded.model, list(layers), max_samples=samples, seed=s.seed).items():
+    for name, d in ProbeInputs(images).decomposed(loaded.model, list(layers), max_samples=samples, seed=s.seed).items():
         here = collapse(name, d.spectrum, d.features, thresholds, total=d.total)
         units = None if here else covariance(d)  # of a layer that has collapsed, all units are alike
         if units is not None:
@@ -247,7 +247,7 @@ def _activations(
 
 
 def _jacobians(
-    loaded: Loaded, images: Images, s: ExplainSettings, names: list[str] | None, stop: Callable[[], bool]
+    loaded: ExplainedModel, images: Images, s: ExplainSettings, names: list[str] | None, stop: Callable[[], bool]
 ) -> Iterator[tuple[float, JacobianOf | None]]:
     """Yield the Jacobians at the middle input of each volume, of the output, or of the layers that were asked for."""
     volumes = sorted({place.volume for place in images.places})

@@ -19,7 +19,7 @@ from ..kernels import available_device, prepare
 from ..memory import check_device, give_back, ran_out, too_little
 from ..metrics import psnr_db
 from ..operators.gaussian_sum import Gaussians, empty
-from ..settings import made
+from ..settings import validated
 from .file_size import check_size, compressed
 from .first_order import FirstOrder
 from .gauss_newton import EXACT_FROM, GaussNewton
@@ -102,7 +102,7 @@ def fit_steps(
     ------
     FitStep
     """
-    options = made(FitSettings, **settings)
+    options = validated(FitSettings, **settings)
     array = check_volume(volume)
     if affine is not None and grid is not None:
         raise InputError("Give an affine or a grid, not both.")

@@ -46,7 +46,7 @@ def extended(gaussians: Gaussians, new: Gaussians) -> Change:
     return Change(torch.ones_like(gaussians.weights, dtype=torch.bool), gaussians.join(new))
 
 
-def replaced(gaussians: Gaussians, index: Tensor, others: Gaussians) -> Gaussians:
+def substitute(gaussians: Gaussians, index: Tensor, others: Gaussians) -> Gaussians:
     """Return the Gaussians with those at the positions `index` replaced by the others."""
     return Gaussians(*(t.index_copy(0, index, new) for t, new in zip(gaussians, others, strict=True)))
 
@@ -155,7 +155,7 @@ def merge_alike(gaussians: Gaussians, threshold: float = ALIKE) -> Change:
     merged = _merged(gaussians.select(first), gaussians.select(second))
     kept = torch.ones_like(gaussians.weights, dtype=torch.bool)
     kept[first + second - stays] = False
-    return Change(kept, replaced(gaussians, stays, merged).select(kept))
+    return Change(kept, substitute(gaussians, stays, merged).select(kept))
 
 
 def _closest_pairs(gaussians: Gaussians, threshold: float) -> tuple[Tensor, Tensor]:

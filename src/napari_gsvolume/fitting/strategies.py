@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..kernels import gather
 from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric, transposed_derivative
 from .growth import births, spacing
-from .split_merge import ALIKE, Change, extended, halves, merge_alike, replaced, semi_axes, splitting_matrices
+from .split_merge import ALIKE, Change, extended, halves, merge_alike, semi_axes, splitting_matrices, substitute
 
 
 class Strategy(ABC):
@@ -94,10 +94,10 @@ class AdaptiveDensity(Strategy):
         is_large = radius > self.large * spacing(residual.numel(), wanted, residual.ndim)
         split, clone = chosen[is_large], chosen[~is_large]
         old, new = halves(gaussians.select(split), shape, self.share)
-        gaussians = replaced(gaussians, split, old)
+        gaussians = substitute(gaussians, split, old)
         half = gaussians.select(clone)
         half = half._replace(weights=half.weights / 2)
-        gaussians = replaced(gaussians, clone, half)
+        gaussians = substitute(gaussians, clone, half)
         moved = half._replace(means=half.means + self.pace * _downhill(half, residual))
         return _filled(extended(gaussians, new.join(moved)), residual, wanted, random)
 
@@ -136,7 +136,7 @@ class SteepestSplitting(Strategy):
         chosen = _highest(decrease, self.threshold * share, wanted - len(decrease))
         half, offset = gaussians.select(chosen), offsets[chosen]
         half = half._replace(weights=half.weights / 2)
-        gaussians = replaced(gaussians, chosen, half._replace(means=half.means + offset))
+        gaussians = substitute(gaussians, chosen, half._replace(means=half.means + offset))
         twins = half._replace(means=half.means - offset)
         return _filled(extended(gaussians, twins), residual, wanted, random)
 

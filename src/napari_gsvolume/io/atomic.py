@@ -10,7 +10,7 @@ from uuid import uuid4
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file that takes the place of `path` at the end, unless something is raised.
 
     It lies in the same folder, which `os.replace` needs to be atomic, and has the same last suffix, as some libraries

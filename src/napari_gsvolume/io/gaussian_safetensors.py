@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from ..errors import InputError
 from ..gaussians import GaussianVolume
 from ..grid import Grid
-from .atomic import replaced
+from .atomic import atomic_write
 from .safetensors_file import one_line, opened
 
 _PROGRAM = "napari-gsvolume/"
@@ -57,7 +57,7 @@ def write_safetensors(path: str | os.PathLike[str], gaussians: GaussianVolume) -
     # safetensors writes an array's memory as it lies.
     tensors = {name: getattr(gaussians, name).detach().cpu().contiguous().numpy() for name in _TENSORS}
     content = save(tensors, texts)
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 

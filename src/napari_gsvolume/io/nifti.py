@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import FileFormatError, InputError
 from ..grid import Grid
-from .atomic import replaced
+from .atomic import atomic_write
 
 # The two halves of the header's `xyzt_units`.
 _SPACE_BITS, _TIME_BITS = 0b000111, 0b111000
@@ -156,7 +156,7 @@ def write_nifti(
         raise InputError(f"The name of a NIfTI file ends in .nii or .nii.gz; got {path.name}.")
     image = _image(data, grid, like, time_step, time_unit)
 
-    with replaced(path) as temporary, Opener(temporary, "wb") as file:  # the suffix has nibabel compress
+    with atomic_write(path) as temporary, Opener(temporary, "wb") as file:  # the suffix has nibabel compress
         image.to_stream(file)
 
 

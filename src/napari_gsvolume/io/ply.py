@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .atomic import replaced
+from .atomic import atomic_write
 
 _MAX_HEADER = 1 << 20  # bytes; those of splats have some 1,500
 _TYPES = {
@@ -55,7 +55,7 @@ def write_vertices(path: Path, names: Sequence[str], table: NDArray[np.float32])
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
     header += [f"property float {name}" for name in names]
     content = "\n".join([*header, "end_header\n"]).encode("ascii") + table.astype("<f4", copy=False).tobytes()
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 

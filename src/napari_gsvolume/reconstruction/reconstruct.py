@@ -23,7 +23,7 @@ from ..fitting import FitStep, fit_steps
 from ..gaussians import GaussianVolume
 from ..grid import Grid
 from ..metrics import psnr_between, ssim
-from ..settings import made
+from ..settings import validated
 from .measurements import Measurement
 from .plug_and_play import estimates
 from .plug_and_play import misfit as mean_misfit
@@ -164,7 +164,7 @@ class Recovery:
         support: ArrayLike | None = None,
         **settings: Any,
     ) -> None:
-        self.settings = made(RecoverSettings, **settings)
+        self.settings = validated(RecoverSettings, **settings)
         if grid.ndim != 3:
             raise InputError(f"A volume has three axes; this grid has {grid.ndim}.")
         if not measurements:

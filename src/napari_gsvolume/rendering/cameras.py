@@ -116,7 +116,7 @@ class Cameras:
 
         Images ``(V, H, W, C)`` are stored as float32, if there are any.
         """
-        from ..io.atomic import replaced
+        from ..io.atomic import atomic_write
 
         arrays: dict[str, Any] = {
             "cameras": self.matrices,
@@ -126,7 +126,7 @@ class Cameras:
         }
         if images is not None:
             arrays["images"] = np.asarray(images, np.float32)
-        with replaced(Path(path)) as temporary, open(temporary, "wb") as file:
+        with atomic_write(Path(path)) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)
 
     @classmethod

@@ -18,9 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
-from ..io.atomic import replaced
+from ..io.atomic import atomic_write
 from ..io.safetensors_file import opened
-from ..settings import made
+from ..settings import validated
 from .bspline import factors_of
 from .degradation import Degradation
 from .intensities import Intensities
@@ -73,7 +73,7 @@ class SRModel:
             "metrics": json.dumps(self.metrics, allow_nan=False),
         }
         content = save({name: t.contiguous() for name, t in self.scheme.state_dict().items()}, texts)
-        with replaced(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)
 
     @classmethod
@@ -231,7 +231,7 @@ def _parsed(texts: dict[str, str], tensors: dict[str, Tensor]) -> SRModel:
         raise InputError("its settings or metrics are damaged")
     if unknown := sorted(set(stored) - set(TrainSRSettings.model_fields)):
         raise InputError(f"this version has no setting {unknown[0]}; try a newer napari-gsvolume")
-    made_of = scheme(made(TrainSRSettings, **stored))
+    made_of = scheme(validated(TrainSRSettings, **stored))
     wanted = {name: (t.shape, t.dtype) for name, t in made_of.state_dict().items()}
     if {name: (t.shape, t.dtype) for name, t in tensors.items()} != wanted:
         raise InputError("its weights are not those of its settings")

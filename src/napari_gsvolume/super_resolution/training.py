@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..metrics import psnr_db
 from ..progress import Budget
-from ..settings import made
+from ..settings import validated
 from ..types import Float32Array
 from .bspline import finer
 from .data import Batch, HeldOut, Planes
@@ -133,7 +133,7 @@ class SRTraining:
     def __init__(
         self, volumes: Sequence[ArrayLike], voxel_sizes: Sequence[Sequence[float]] | None = None, **settings: Any
     ) -> None:
-        self.settings = made(TrainSRSettings, **settings)
+        self.settings = validated(TrainSRSettings, **settings)
         self.planes = Planes(volumes, self.settings, voxel_sizes)
         self.scheme = scheme(self.settings)
         self._best: dict[str, Tensor] = {}
@@ -147,7 +147,7 @@ class SRTraining:
         learner = _Learner(self, losses)
         batches = self.planes.batches(np.random.default_rng(s.seed))
         iterations = ITERATIONS if s.iterations is None and s.time_limit is None else s.iterations
-        budget = Budget(iterations, s.time_limit)
+        budget = Budget(iterations, s.time_limit, stop)
         best_db, shown = self._judged()
         history = [SRPoint(time.perf_counter() - began, 0, {}, losses.coefficients(), best_db)]
         self._keep()
@@ -159,8 +159,8 @@ class SRTraining:
                 sums.setdefault(name, []).append(value)
             iteration += 1
             seconds = time.perf_counter() - began
-            progress = budget.progress(iteration, seconds)
-            message = budget.ending(iteration, progress, stop())
+            progress = budget.fraction(iteration, seconds)
+            message = budget.reason_to_end(iteration, progress)
             due = seconds - judged >= _JUDGE_EVERY
             if s.time_limit is None and iterations is not None:
                 due = iteration % max(1, iterations // _JUDGMENTS) == 0

@@ -18,7 +18,7 @@ from scipy.interpolate import BSpline, RBFInterpolator
 
 from ..errors import InputError
 from ..types import Float64Array
-from .decomposition import Decomposition
+from .decomposition import SliceSVD
 
 BasisKind = Literal["bspline", "legendre", "periodic", "mirrored", "rbf"]
 
@@ -166,7 +166,7 @@ class ContinuousImage:
     @classmethod
     def of(
         cls,
-        decomposition: Decomposition,
+        decomposition: SliceSVD,
         rank: int | None = None,
         kind: BasisKind = "bspline",
         *,

@@ -27,7 +27,7 @@ _AMBIGUOUS = 1e-6  # a mode whose parts above and below zero differ by less of t
 
 
 @dataclass(frozen=True, eq=False)
-class Decomposition:
+class SliceSVD:
     """The singular value decomposition of an image, or its first ranks.
 
     Attributes
@@ -78,7 +78,7 @@ class Decomposition:
         return np.outer(self.values[k] * self.U[:, k], self.V[:, k])
 
 
-def decompose(matrix: ArrayLike, rank: int | None = None) -> Decomposition:
+def decompose(matrix: ArrayLike, rank: int | None = None) -> SliceSVD:
     """Return the singular value decomposition of an image, with canonical signs.
 
     All modes, and few of an image whose shorter side is below 1024, are LAPACK's in float64. Few modes (an eighth of
@@ -119,7 +119,7 @@ def decompose(matrix: ArrayLike, rank: int | None = None) -> Decomposition:
         U, values, Vh = np.linalg.svd(array, full_matrices=False)
         U, values, V = U[:, :rank], values[:rank], Vh[:rank].T
     signs = canonical_signs(U, V)
-    return Decomposition(U * signs, values, V * signs)
+    return SliceSVD(U * signs, values, V * signs)
 
 
 def canonical_signs(U: Float64Array, V: Float64Array) -> Float64Array:

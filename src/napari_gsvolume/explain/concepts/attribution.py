@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ..models.forward import Batch, call, tensors, undisturbed
-from ..models.hooks import check_direction, replaced, watched
+from ..models.forward import Batch, call, evaluation_mode, tensors
+from ..models.hooks import check_direction, intercept_layer, with_replaced_tensor
 
 
 def component_gradient(
@@ -73,8 +73,8 @@ def component_gradient(
 
     source = real(inputs)
     point = source.detach().clone().requires_grad_()
-    with undisturbed(model, seed), torch.enable_grad(), watched(model, layer, see, features_axis):
-        call(model, replaced(inputs, source, point * 1))  # a leaf must not be changed in place
+    with evaluation_mode(model, seed), torch.enable_grad(), intercept_layer(model, layer, see, features_axis):
+        call(model, with_replaced_tensor(inputs, source, point * 1))  # a leaf must not be changed in place
     if not projected:
         raise InputError(f"The layer {layer!r} is never called by the model.")
     total = torch.stack(projected).sum()

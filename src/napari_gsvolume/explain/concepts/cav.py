@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...types import Float64Array, IntArray
-from ..decomposition.components import Decomposition
-from ..models.forward import Inputs, batches, call, undisturbed
-from ..models.hooks import watched
+from ..decomposition.components import Components
+from ..models.forward import Inputs, batches, call, evaluation_mode
+from ..models.hooks import intercept_layer
 from .cross_validation import Measure, cross_validated
 from .labels import labels_at, permuted, rows_of
 
@@ -69,7 +69,7 @@ class Concept:
 
 
 def concept_vector(
-    decomposition: Decomposition, labels: ArrayLike | Sequence[ArrayLike], *, fit: Fit = "logistic", seed: int = 0
+    decomposition: Components, labels: ArrayLike | Sequence[ArrayLike], *, fit: Fit = "logistic", seed: int = 0
 ) -> Concept:
     """Return the direction in a layer's activations that tells a concept.
 
@@ -78,7 +78,7 @@ def concept_vector(
 
     Parameters
     ----------
-    decomposition : Decomposition
+    decomposition : Components
         Of the activations, with all modes and places.
     labels
         As of `Examples`.
@@ -139,7 +139,11 @@ def sensitivities(
             leaves.append((leaf, view))
             return leaf * 1  # a leaf must not be changed in place
 
-        with undisturbed(model, seed + number), torch.enable_grad(), watched(model, layer, see, features_axis):
+        with (
+            evaluation_mode(model, seed + number),
+            torch.enable_grad(),
+            intercept_layer(model, layer, see, features_axis),
+        ):
             given = of(call(model, batch))
             if not leaves:
                 raise InputError(f"The layer {layer!r} is never called by the model.")
@@ -183,7 +187,7 @@ def random_direction(
 
 
 def sorted_examples(
-    decomposition: Decomposition, labels: ArrayLike | Sequence[ArrayLike]
+    decomposition: Components, labels: ArrayLike | Sequence[ArrayLike]
 ) -> tuple[Float64Array, IntArray, IntArray]:
     """Return activations (n, features), whether they are of the concept (n,), and their inputs (n,)."""
     places = decomposition.places

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...types import Float32Array
 from ..decomposition.activations import passes
-from ..decomposition.components import Decomposition
+from ..decomposition.components import Components
 from ..models.inputs import Images
 from ..models.outputs import Pieces, select_modules
 from .grids import ConceptMaps, assemble_maps, tensor_like, to_grid
@@ -38,7 +38,7 @@ class MapStep:
 def concept_maps(
     model: nn.Module,
     images: Images,
-    decompositions: Mapping[str, Decomposition],
+    decompositions: Mapping[str, Components],
     count: int = 3,
     *,
     seed: int = 0,
@@ -54,7 +54,7 @@ def concept_maps(
     model : nn.Module
     images : Images
         All of them are mapped, whether or not they were decomposed.
-    decompositions : mapping of str to Decomposition
+    decompositions : mapping of str to Components
         By layer, as of `activations`.
     count : int
         How many concepts.
@@ -95,7 +95,7 @@ def concept_maps(
                 yield MapStep(done, total, tuple(assemble_maps(name, volume, taken, images) for volume in volumes))
 
 
-def _groups(decompositions: dict[str, Decomposition], count: int, budget: int) -> list[list[str]]:
+def _groups(decompositions: dict[str, Components], count: int, budget: int) -> list[list[str]]:
     groups: list[list[str]] = []
     used = math.inf
     for name, d in decompositions.items():

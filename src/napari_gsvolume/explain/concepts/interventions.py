@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map  # of whatever modules give
 
 from ...errors import InputError
-from ..decomposition.components import Decomposition
-from ..models.forward import Batch, call, first_tensor, hooked, undisturbed
-from ..models.hooks import check_direction, watched
+from ..decomposition.components import Components
+from ..models.forward import Batch, call, evaluation_mode, first_tensor, forward_hooks
+from ..models.hooks import check_direction, intercept_layer
 from ..models.outputs import ForwardCall, select_modules, typed_modules
 from .labels import onto_grid
 
@@ -88,9 +88,7 @@ class Edit:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def of_mode(
-        cls, decomposition: Decomposition, mode: int, amount: float = 1.0, how: How = "add", **more: Any
-    ) -> Edit:
+    def of_mode(cls, decomposition: Components, mode: int, amount: float = 1.0, how: How = "add", **more: Any) -> Edit:
         """Return an edit along a component, whose amount, when added, is in its `spread`.
 
         Raises
@@ -126,7 +124,7 @@ class Edit:
         rows += change
 
 
-def spread(decomposition: Decomposition, mode: int) -> float:
+def spread(decomposition: Components, mode: int) -> float:
     """Return the root mean square of the projections of samples on a component.
 
     Raises
@@ -158,7 +156,7 @@ def edited(model: nn.Module, *edits: Edit) -> Iterator[None]:
                 edit.apply(view(copy))
                 return copy
 
-            stack.enter_context(watched(model, edit.layer, see, edit.features_axis))
+            stack.enter_context(intercept_layer(model, edit.layer, see, edit.features_axis))
         yield
 
 
@@ -214,8 +212,8 @@ class Counterfactual:
             for m in names:
                 handle = m.register_forward_pre_hook(start)
                 stack.callback(handle.remove)
-            stack.enter_context(hooked(dict.fromkeys(names, end)))
-            with undisturbed(model, seed), torch.no_grad():
+            stack.enter_context(forward_hooks(dict.fromkeys(names, end)))
+            with evaluation_mode(model, seed), torch.no_grad():
                 self.unedited = tree_map(_copied, call(model, batch))
                 """What the model gives without an edit."""
         if not ended:
@@ -246,7 +244,7 @@ class Counterfactual:
             for module, given in self._kept.items():
                 stack.enter_context(_instead(module, given))
             stack.enter_context(edited(self._model, *edits))
-            with undisturbed(self._model, self._seed), torch.no_grad():
+            with evaluation_mode(self._model, self._seed), torch.no_grad():
                 return call(self._model, self._batch)
 
     def along(self, edit: Edit, amounts: ArrayLike) -> Iterator[tuple[float, Any]]:

@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import InputError
 from ...types import Float64Array, IntArray
-from ..decomposition.components import Decomposition, Places
+from ..decomposition.components import Components, SampleLocations
 
 How = Literal["majority", "nearest", "mean"]
 
 
-def labels_at(places: Places, labels: ArrayLike | Sequence[ArrayLike], how: How = "majority") -> NDArray[Any]:
+def labels_at(places: SampleLocations, labels: ArrayLike | Sequence[ArrayLike], how: How = "majority") -> NDArray[Any]:
     """Return the label of each sample of a layer.
 
     A position of a layer's grid stands for a cell of the input's voxels: those whose centres lie in it. (It *sees* more
@@ -23,7 +23,7 @@ def labels_at(places: Places, labels: ArrayLike | Sequence[ArrayLike], how: How 
 
     Parameters
     ----------
-    places : Places
+    places : SampleLocations
         Where the samples lie.
     labels : array_like, (inputs,), or sequence of array_like
         One value for each input; or for each an array on its grid, (y, x) or (z, y, x), as of a Labels layer.
@@ -86,13 +86,13 @@ def onto_grid(array: NDArray[Any], grid: tuple[int, ...], how: How = "majority")
     return np.asarray(values[label].reshape(grid))
 
 
-def rows_of(decomposition: Decomposition) -> Float64Array:
+def rows_of(decomposition: Components) -> Float64Array:
     """Return A (samples, features) as far as its modes make it up: all of it, of a decomposition with all modes."""
     rows = (decomposition.scores * decomposition.values) @ decomposition.concepts.T
     return np.asarray(rows if decomposition.mean is None else rows + decomposition.mean)
 
 
-def block_groups(places: Places, blocks: int = 4) -> IntArray:
+def block_groups(places: SampleLocations, blocks: int = 4) -> IntArray:
     """Return a group for each sample: blocks of the grid, so many along each axis, of each input by itself.
 
     For cross-validation within one painted volume. Samples on both sides of a face between blocks still see much the

@@ -12,7 +12,7 @@ from scipy.ndimage import map_coordinates
 from ...errors import InputError
 from ...grid import Grid
 from ...types import Float64Array
-from ..decomposition.components import Decomposition
+from ..decomposition.components import Components
 from ..models.forward import Inputs, batches
 from .attribution import real
 
@@ -62,7 +62,7 @@ class ConceptMap:
 
 
 def concept_map(
-    decomposition: Decomposition, mode: int, number: int = 0, *, part: int = 0, order: int | None = None
+    decomposition: Components, mode: int, number: int = 0, *, part: int = 0, order: int | None = None
 ) -> ConceptMap:
     """Return the map of a mode over one input.
 
@@ -72,7 +72,7 @@ def concept_map(
 
     Parameters
     ----------
-    decomposition : Decomposition
+    decomposition : Components
         Of activations: with places.
     mode : int
     number : int
@@ -152,7 +152,7 @@ class Patches:
 
 
 def top_patches(
-    decomposition: Decomposition, inputs: Inputs, mode: int, count: int = 8, size: int = 16, per_input: int = 3
+    decomposition: Components, inputs: Inputs, mode: int, count: int = 8, size: int = 16, per_input: int = 3
 ) -> Patches:
     """Return the patches of the inputs where a mode is expressed most, in both directions.
 
@@ -161,7 +161,7 @@ def top_patches(
 
     Parameters
     ----------
-    decomposition : Decomposition
+    decomposition : Components
         Of activations.
     inputs : Tensor, tuple, dict, or list of these
         Those it is of: the first tensor of real numbers in each batch is (B, C, *extent).

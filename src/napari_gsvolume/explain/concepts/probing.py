@@ -13,7 +13,7 @@ from torch import nn
 from ...errors import InputError
 from ...types import Float64Array
 from ..decomposition.activations import activation_steps
-from ..decomposition.components import Decomposition, Places
+from ..decomposition.components import Components, SampleLocations
 from ..decomposition.streaming_svd import EXACT
 from ..models.forward import Inputs
 from .cross_validation import Kind, Measure, cross_validated, linear_directions
@@ -21,7 +21,7 @@ from .labels import How, labels_at, rows_of
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class LinearProbe:
     """What a linear model reads off a layer.
 
     Attributes
@@ -69,7 +69,7 @@ class Probe:
 
 
 def linear_probe(
-    decomposition: Decomposition,
+    decomposition: Components,
     labels: ArrayLike | Sequence[ArrayLike],
     *,
     kind: Kind | None = None,
@@ -81,7 +81,7 @@ def linear_probe(
     control: bool = False,
     regularisation: float = 1.0,
     seed: int = 0,
-) -> Probe:
+) -> LinearProbe:
     """Try to read labels off the samples of a layer.
 
     Samples of one input are alike, so inputs are held out as wholes, and labels are permuted as wholes for chance. That
@@ -90,7 +90,7 @@ def linear_probe(
 
     Parameters
     ----------
-    decomposition : Decomposition
+    decomposition : Components
         Of activations, with places: of all modes to probe the activations themselves.
     labels : array_like, (inputs,), or sequence of array_like
         See `labels_at`. Negative labels of classes, and values that are NaN, are left out.
@@ -140,7 +140,7 @@ def linear_probe(
         name = next(iter(measures))
         random = cross_validated(X, _control(places, y, kept, seed), whose, *fitted)
         selectivity = measures[name].mean - random[name].mean
-    return Probe(
+    return LinearProbe(
         decomposition.layer,
         kind,
         measures,
@@ -152,7 +152,7 @@ def linear_probe(
     )
 
 
-def _control(places: Places, y: NDArray[Any], kept: NDArray[np.bool_], seed: int) -> NDArray[Any]:
+def _control(places: SampleLocations, y: NDArray[Any], kept: NDArray[np.bool_], seed: int) -> NDArray[Any]:
     """Return a random label for each position of a grid, as frequent as the labels are."""
     shapes = np.unique(places.grids, axis=0, return_inverse=True)[1].reshape(-1)
     spots = np.column_stack([shapes[places.piece], places.position])[kept]
@@ -170,7 +170,7 @@ def probe_steps(
     features_axis: int | Mapping[str, int] | None = None,
     seed: int = 0,
     **more: Any,
-) -> Iterator[Probe]:
+) -> Iterator[LinearProbe]:
     """Yield a `linear_probe` of each of several layers; of at most so many positions each, drawn evenly.
 
     The p-values are of each layer by itself: of many layers some are below 0.05 by chance.

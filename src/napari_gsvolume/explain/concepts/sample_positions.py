@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...grid import Grid
 from ...types import IntArray
-from ..decomposition.components import Decomposition
+from ..decomposition.components import Components
 from ..models.inputs import Images, Place
 from .grids import assemble_maps, covered_voxels, to_grid
 
@@ -25,7 +25,7 @@ class Positions:
     Attributes
     ----------
     samples : ndarray of int32, (Z, Y, X) or (Y, X)
-        At each voxel the row of `Decomposition.scores` that lies there; -1 where none does, as samples were drawn.
+        At each voxel the row of `Components.scores` that lies there; -1 where none does, as samples were drawn.
     grid : Grid
         That of the layer's concept maps: the image's own, or a finer one where the layer is finer.
     """
@@ -72,7 +72,7 @@ class Positions:
         return sample if sample >= 0 else None
 
 
-def positions(decomposition: Decomposition, images: Images, volume: int) -> Positions:
+def positions(decomposition: Components, images: Images, volume: int) -> Positions:
     """Return where the samples of a layer lie in one of the images.
 
     Raises
@@ -125,7 +125,7 @@ def on_slab(piece: NDArray[Any], place: Place, images: Images) -> tuple[NDArray[
     return values.reshape(grid.shape), grid
 
 
-def _pieces(decomposition: Decomposition) -> Iterator[tuple[int, int, IntArray]]:
+def _pieces(decomposition: Components) -> Iterator[tuple[int, int, IntArray]]:
     """Yield the input of each piece that has samples, its number, and which samples these are."""
     places = decomposition.places
     assert places is not None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...types import Float64Array
 from ..decomposition.activations import activations
-from ..decomposition.components import Decomposition
+from ..decomposition.components import Components
 from ..decomposition.streaming_svd import EXACT
 from ..models.forward import Inputs, batches
 from ..models.hooks import check_direction
@@ -126,7 +126,7 @@ def run_tcav(
         As of `concept_vector`.
     alpha : float
         Level of the test, after Holm's correction for the layers.
-    decompositions : dict of str to Decomposition, optional
+    decompositions : dict of str to Components, optional
         Of the layers, for the cosines.
     max_samples : int
         Positions of the examples that are used, of each layer, drawn evenly.
@@ -159,7 +159,7 @@ def tcav_steps(
     randoms: int = 100,
     fit: Fit = "logistic",
     alpha: float = 0.05,
-    decompositions: Mapping[str, Decomposition] | None = None,
+    decompositions: Mapping[str, Components] | None = None,
     max_samples: int = 5000,
     features_axis: int | None = None,
     seed: int = 0,

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ..models.forward import Inputs, batches, call, hooked, undisturbed
+from ..models.forward import Inputs, batches, call, evaluation_mode, forward_hooks
 from ..models.outputs import ForwardCall, Pieces, select_modules, typed_modules
-from .components import Decomposition, Places, check_modes
+from .components import Components, SampleLocations, check_modes
 from .sampling import BUDGET, CaptureStep, Run, Samples, two_passes
 
 
 def activations(
     model: nn.Module, inputs: Inputs, layers: Sequence[str] | None = None, k: int = 16, **more: Any
-) -> dict[str, Decomposition]:
+) -> dict[str, Components]:
     """Decompose the activations A = U S V^T of layers of a model: samples are positions, features are channels.
 
     Rows are streamed (see `streaming`); of them nothing is held but `budget` bytes. Where that is not enough for the
@@ -55,7 +55,7 @@ def activations(
 
     Returns
     -------
-    dict of str to Decomposition
+    dict of str to Components
         By layer, in the order asked for. ``places`` says where each sample lies.
 
     Raises
@@ -103,7 +103,7 @@ def captured(
     *,
     features_axis: int | Mapping[str, int] | None = None,
     output: Callable[[Any], Tensor] | None = None,
-) -> dict[str, tuple[NDArray[Any], Places]]:
+) -> dict[str, tuple[NDArray[Any], SampleLocations]]:
     """Return activations (samples, features) themselves, and where the samples lie; parameters as of `activations`."""
     if max_samples < 1:
         raise InputError(f"At least one sample is needed; max_samples is {max_samples}.")
@@ -143,7 +143,7 @@ def passes(
         typed = dict.fromkeys(typed_modules(model), now.note)
         hooks = {module: hook(name) for name, module in modules.items()}
         # Whoever consumes the steps may do anything between them: the model is itself then.
-        with undisturbed(model, seed + number), torch.no_grad(), hooked(typed), hooked(hooks):
+        with evaluation_mode(model, seed + number), torch.no_grad(), forward_hooks(typed), forward_hooks(hooks):
             call(model, batch)
         first += now.count
         yield

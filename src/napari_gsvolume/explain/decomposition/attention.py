@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import InputError
 from ...types import Float64Array
-from ..models.forward import Inputs, RefusedError, batches, call, undisturbed
+from ..models.forward import Inputs, RefusedError, batches, call, evaluation_mode
 from ..models.outputs import ForwardCall, Pieces, select_modules
-from .components import Decomposition, check_modes
+from .components import Components, check_modes
 from .metrics import redundant_heads
 from .sampling import BUDGET, Samples, priorities, two_passes
 
@@ -35,7 +35,7 @@ class Attention:
 
     Attributes
     ----------
-    modes : Decomposition
+    modes : Components
         ``concepts`` (heads, k): how much of each map every head has; ``scores``: these maps, of which
         ``modes.map(mode, input)``, (queries, keys), is one, NaN for queries that were not taken.
     heads : tuple of (str, int)
@@ -48,7 +48,7 @@ class Attention:
         (K. Clark et al., "What does BERT look at?", BlackboxNLP 2019).
     """
 
-    modes: Decomposition
+    modes: Components
     heads: tuple[tuple[str, int], ...]
     similarity: Float64Array
     entropy: Float64Array
@@ -103,7 +103,11 @@ def attention(
         first, first_pass = 0, stacked.samples == 0
         for number, batch in enumerate(batches(inputs)):
             now = ForwardCall(batch, first)
-            with undisturbed(model, seed + number), torch.no_grad(), _Watch(model, names, max_queries, seed) as watch:
+            with (
+                evaluation_mode(model, seed + number),
+                torch.no_grad(),
+                _Watch(model, names, max_queries, seed) as watch,
+            ):
                 call(model, batch)
             heads[:] = [(layer, head) for layer, maps in watch.maps for head in range(maps.shape[1])]
             maps = watch.stacked()  # (B, heads, queries taken, keys)

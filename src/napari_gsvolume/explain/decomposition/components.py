@@ -17,7 +17,7 @@ ROUNDING = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class SampleLocations:
     """Where each sample of a layer lies.
 
     A piece is what the layer gave for one input in one go; a sample is one position of the grid of a piece.
@@ -69,7 +69,7 @@ class Places:
 
 
 @dataclass(frozen=True, eq=False)
-class Decomposition:
+class Components:
     """The first k modes of a matrix A (samples x features) = U diag(S) V^T.
 
     Attributes
@@ -92,7 +92,7 @@ class Decomposition:
         Name of the module, as in `named_modules`.
     mean : ndarray of float64, (features,), or None
         What was taken from every row of A, if that was asked for.
-    places : Places or None
+    places : SampleLocations or None
         Where the samples lie.
     missed : float
         By how much the squares of the values may be too small; 0 where they are exact but for rounding.
@@ -108,7 +108,7 @@ class Decomposition:
     spectrum: Float64Array
     layer: str = ""
     mean: Float64Array | None = None
-    places: Places | None = None
+    places: SampleLocations | None = None
     missed: float = 0.0
     feature_shape: tuple[int, ...] | None = None
     sample_shape: tuple[int, ...] | None = None
@@ -174,7 +174,7 @@ class Decomposition:
 
 def decomposition(
     spectrum: Float64Array, V: Float64Array, U: NDArray[Any], total: float | None = None, **more: Any
-) -> Decomposition:
+) -> Components:
     """Return the decomposition of the modes in V (features, k) and U (samples, k), with canonical signs.
 
     `spectrum` (r,), r >= k, has all values that are known, and `total`, the sum of squares of all of A, is that of them
@@ -189,7 +189,7 @@ def decomposition(
     of_known = float(np.square(spectrum).sum())
     total = max(of_known, total or 0.0)
     energy = cumulative_energy(spectrum)[: len(values)] * (of_known / total if total else 1.0)
-    return Decomposition(values.copy(), V, U, energy, total, spectrum, **more)
+    return Components(values.copy(), V, U, energy, total, spectrum, **more)
 
 
 def lasting(spectrum: Float64Array, k: int) -> int:

@@ -32,13 +32,13 @@ from ..models.forward import (
     batches,
     call,
     changed,
+    evaluation_mode,
     first_tensor,
-    hooked,
+    forward_hooks,
     tensors,
-    undisturbed,
 )
 from ..models.outputs import select_modules
-from .components import Decomposition, check_modes, decomposition, lasting
+from .components import Components, check_modes, decomposition, lasting
 from .streaming_svd import Scores, StreamingSVD
 
 Products = Callable[[Tensor], Tensor]  # (b, ...) to (b, ...)
@@ -69,7 +69,7 @@ def jacobian(
     tolerance: float = 1e-4,
     seed: int = 0,
     products: int = 2000,
-) -> Decomposition:
+) -> Components:
     """Return the first k modes of the Jacobian J = U S V^T of what a network computes, at given inputs.
 
     Rows of J are the elements of the output, columns those of the input, both of the call as given: of a batch the
@@ -103,7 +103,7 @@ def jacobian(
 
     Returns
     -------
-    Decomposition
+    Components
         ``concepts`` (input elements, k) and ``scores`` (output elements, k), whose tensors are ``column(i)`` and
         ``column(i, "scores")``. ``energy`` is relative to the squared Frobenius norm of J, ``total``, of which the part
         beyond the modes is estimated from 32 random vectors (Hutchinson), unless the basis spans all of J.
@@ -130,7 +130,7 @@ def gradients(
     by: str | None = None,
     centre: bool = False,
     seed: int = 0,
-) -> Decomposition:
+) -> Components:
     """Decompose the gradients of a number that is made of the output, one row a sample: A = U S V^T.
 
     Uncentred, the columns of V are the active subspace (P. Constantine, "Active subspaces", SIAM 2015): the directions
@@ -154,7 +154,7 @@ def gradients(
 
     Returns
     -------
-    Decomposition
+    Components
         ``concepts`` (elements of one sample, k), whose tensors are ``column(i)``; ``scores`` (samples, k).
 
     Raises
@@ -170,7 +170,7 @@ def gradients(
     def rows() -> Iterator[NDArray[Any]]:
         nonlocal shape
         for number, batch in enumerate(batches(inputs)):
-            with undisturbed(model, seed + number):
+            with evaluation_mode(model, seed + number):
                 gradient = _gradient(model, batch, of, by)
             shape = tuple(gradient.shape[1:])
             if not bool(torch.isfinite(gradient).all()):
@@ -213,7 +213,7 @@ def _shape(given: Any) -> str:
 @contextmanager
 def _differentiable(model: nn.Module, seed: int) -> Iterator[None]:
     """Within, the model is undisturbed, and its attention is one that can be differentiated forward."""
-    with undisturbed(model, seed), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with evaluation_mode(model, seed), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
@@ -227,7 +227,7 @@ def _source(model: nn.Module, batch: Batch, by: str | None) -> tuple[Tensor, Cal
             if not found:
                 found.append(first_tensor(given, f"The layer {name!r}").detach().clone())
 
-        with hooked({module: see}):
+        with forward_hooks({module: see}):
             call(model, batch)
         if not found:
             raise InputError(f"The layer {name!r} is never called by the model.")
@@ -238,7 +238,7 @@ def _source(model: nn.Module, batch: Batch, by: str | None) -> tuple[Tensor, Cal
             def put(_: nn.Module, __: Any, given: Any) -> Any:
                 return _with_first(given, rest.pop().clone(), lambda t: True) if rest else given
 
-            with hooked({module: put}):
+            with forward_hooks({module: put}):
                 return call(model, batch)
 
         return found[0], run_by
@@ -268,7 +268,7 @@ def _map(
             return taken(run(x))
         seen: list[Tensor] = []
         # A copy, as the next module may work in place.
-        with hooked({module: lambda _, __, given: seen.append(taken(given).clone())}):
+        with forward_hooks({module: lambda _, __, given: seen.append(taken(given).clone())}):
             run(x)
         if not seen:
             raise RefusedError(f"The layer {layer!r} is never called by the model.")
@@ -338,7 +338,7 @@ def _products(of: _Map) -> tuple[Products, Products]:
 
 def _krylov(
     of: _Map, forward: Products, backward: Products, k: int, tolerance: float, seed: int, products: int, layer: str
-) -> Decomposition:
+) -> Components:
     n, m = of.point.numel(), math.prod(of.shape)
     rng = np.random.default_rng(seed)
     kind, device = of.point.dtype, of.point.device

@@ -14,11 +14,11 @@ from ...errors import InputError
 from ...types import Float64Array
 from ..models.forward import Inputs
 from .activations import captured
-from .components import Places, check_modes
+from .components import SampleLocations, check_modes
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class NMFComponents:
     """The parts of a layer's activations A ~ scores diag(values) concepts^T, none of which is negative.
 
     Attributes
@@ -32,7 +32,7 @@ class Parts:
     energy : float
         Part of the sum of squares of A that all parts together explain.
     layer : str
-    places : Places
+    places : SampleLocations
         Where the samples lie.
     """
 
@@ -41,7 +41,7 @@ class Parts:
     scores: Float64Array
     energy: float
     layer: str
-    places: Places
+    places: SampleLocations
 
 
 def nmf(
@@ -54,7 +54,7 @@ def nmf(
     seed: int = 0,
     iterations: int = 400,
     **more: Any,
-) -> dict[str, Parts]:
+) -> dict[str, NMFComponents]:
     """Factorise non-negative activations, as they are after a ReLU.
 
     D. Lee & H. Seung, "Learning the parts of objects by non-negative matrix factorization", Nature 401, 1999, as
@@ -99,5 +99,5 @@ def nmf(
         w, h = np.linalg.norm(W, axis=0), np.linalg.norm(H, axis=0)
         order = [i for i in np.argsort(-w * h, kind="stable") if w[i] * h[i] > 0]
         w, h, W, H = w[order], h[order], W[:, order], H[:, order]
-        result[name] = Parts(w * h, H / h, W / w, 1 - error, name, places)
+        result[name] = NMFComponents(w * h, H / h, W / w, 1 - error, name, places)
     return result

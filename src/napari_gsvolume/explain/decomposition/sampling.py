@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...types import IntArray
 from ..models.forward import Inputs, RefusedError, batches
 from ..models.outputs import Pieces
-from .components import Decomposition, Places, decomposition
+from .components import Components, SampleLocations, decomposition
 from .streaming_svd import Scores, StreamingSVD
 
 BUDGET = 2**30  # bytes of activations that are kept for the scores, of all layers together
@@ -79,7 +79,7 @@ class Samples:
         """Whether all samples have their scores."""
         return self._kept is not None
 
-    def matrix(self) -> tuple[NDArray[Any], Places]:
+    def matrix(self) -> tuple[NDArray[Any], SampleLocations]:
         """Return the samples that were chosen, (samples, features), and where they lie."""
         self._check_called()
         assert self._chosen is not None
@@ -91,7 +91,7 @@ class Samples:
         assert self._scores is not None
         self._scores.update(_numbers(pieces.rows.flatten(0, 1)))
 
-    def result(self) -> Decomposition:
+    def result(self) -> Components:
         """Return the decomposition."""
         assert self._scores is not None
         return decomposition(
@@ -105,7 +105,7 @@ class Samples:
             missed=self._svd.missed,
         )
 
-    def _places(self) -> Places:
+    def _places(self) -> SampleLocations:
         tables = self._tables
         sizes = [len(t.inputs) for t in tables]
         if self._chosen is None:
@@ -115,7 +115,7 @@ class Samples:
         else:
             piece, position = self._chosen.piece, self._chosen.position
         d = len(tables[0].grid)
-        return Places(
+        return SampleLocations(
             piece,
             position,
             np.concatenate([t.inputs for t in tables]),
@@ -154,13 +154,13 @@ class CaptureStep:
     batch : int
         Batches done, those of the second pass too.
     message : str
-    result : dict of str to Decomposition, or None
+    result : dict of str to Components, or None
         By layer; with the last step.
     """
 
     batch: int
     message: str
-    result: dict[str, Decomposition] | None = field(default=None, repr=False)
+    result: dict[str, Components] | None = field(default=None, repr=False)
 
 
 # Calls the model with each batch; the function is called with what each of the named layers gives.

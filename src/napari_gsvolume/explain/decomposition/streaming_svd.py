@@ -18,7 +18,7 @@ from scipy.linalg import lapack
 
 from ...errors import InputError
 from ...types import Float64Array
-from .components import Decomposition, check_modes, decomposition, lasting
+from .components import Components, check_modes, decomposition, lasting
 
 EXACT = 4096  # features
 _ROWS = 8192  # that are taken in at once, at least
@@ -173,7 +173,7 @@ def streamed_svd(
     *,
     centre: bool = False,
     exact: int = EXACT,
-) -> Decomposition:
+) -> Components:
     """Decompose a matrix that comes in blocks of rows, in two passes: one for values and concepts, one for scores.
 
     Parameters

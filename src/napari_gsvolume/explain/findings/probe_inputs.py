@@ -13,7 +13,7 @@ from torch import nn
 from ...errors import InputError
 from ...types import Float64Array
 from ..decomposition.activations import activations
-from ..decomposition.components import Decomposition
+from ..decomposition.components import Components
 from ..models.forward import Batch, Inputs, batches, tensors
 from .input_moments import PerInput
 
@@ -23,7 +23,7 @@ _MODES = 1024  # up to so many features, all modes are had, and so the covarianc
 
 
 @dataclass(frozen=True, eq=False)
-class Principal:
+class PrincipalComponents:
     """The principal components of a layer, of some of its samples.
 
     Attributes
@@ -44,7 +44,7 @@ class Principal:
     total: float
 
     @classmethod
-    def of(cls, decomposition: Decomposition, k: int, rows: NDArray[np.bool_] | None = None) -> Principal:
+    def of(cls, decomposition: Components, k: int, rows: NDArray[np.bool_] | None = None) -> PrincipalComponents:
         """Return the first k components of some of the samples of a centred decomposition, or of all."""
         d = decomposition
         spectrum, turned, total = d.spectrum, np.eye(d.k)[:, :k], d.total
@@ -59,7 +59,7 @@ class Principal:
         return cls(spectrum, d.concepts @ turned, np.square(values) / (total or 1.0), total)
 
 
-class Probe:
+class ProbeInputs:
     """Inputs, in several parts, that a model is run on again and again.
 
     Parameters
@@ -80,12 +80,12 @@ class Probe:
                 self.counts[k] += next((len(tensor) for tensor in tensors(batch) if tensor.ndim), 1)
                 yield batch
 
-    def decomposed(self, model: nn.Module, layers: Sequence[str] | None, **more: Any) -> dict[str, Decomposition]:
+    def decomposed(self, model: nn.Module, layers: Sequence[str] | None, **more: Any) -> dict[str, Components]:
         """Return the principal components of layers, of all parts together."""
         return activations(model, self, layers, _MODES, centre=True, **more)
 
 
-def moments(decomposition: Decomposition, concepts: Float64Array, shares: Float64Array, inputs: int) -> PerInput:
+def moments(decomposition: Components, concepts: Float64Array, shares: Float64Array, inputs: int) -> PerInput:
     """Return the moments of each input along given directions, (features, k), in the span of the decomposition.
 
     Raises
@@ -106,7 +106,7 @@ def moments(decomposition: Decomposition, concepts: Float64Array, shares: Float6
         raise InputError(f"Layer {d.layer}: {error}") from error
 
 
-def covariance(decomposition: Decomposition) -> Float64Array | None:
+def covariance(decomposition: Components) -> Float64Array | None:
     """Return the covariance of the units, (features, features), or None where it is not all known."""
     d = decomposition
     if d.total > 0 and float(np.square(d.values).sum()) < (1 - 1e-6) * d.total:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...super_resolution.bspline import spline
 from ...super_resolution.model import SRModel
-from ...svd.decomposition import Decomposition as Modes
+from ...svd.decomposition import SliceSVD as Modes
 from ...svd.decomposition import decompose
 from ...types import Float64Array
-from ..models.forward import first_tensor, undisturbed
+from ..models.forward import evaluation_mode, first_tensor
 
 Fate = Literal["kept", "restored", "lost", "worsened"]
 
@@ -236,7 +236,7 @@ def predicted(model: Predicts, low: Tensor, truth: Float64Array) -> Float64Array
     made_of = model.scheme if isinstance(model, SRModel) else model
     with torch.no_grad():
         if isinstance(made_of, nn.Module):
-            with undisturbed(made_of):
+            with evaluation_mode(made_of):
                 given = made_of(low)
         else:
             given = made_of(low)

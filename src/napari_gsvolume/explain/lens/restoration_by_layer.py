@@ -19,7 +19,7 @@ from ...super_resolution.model import SRModel
 from ...types import Float64Array
 from ..concepts.labels import rows_of
 from ..decomposition.activations import activations
-from ..decomposition.components import Decomposition
+from ..decomposition.components import Components
 from ..decomposition.streaming_svd import EXACT
 from .restoration import Lens, Predicts, checked_slices, of_images, predicted
 
@@ -89,7 +89,7 @@ def lens_over_layers(
     return found
 
 
-def _blocks(taken: Decomposition, truth: Float64Array) -> tuple[Float64Array, tuple[int, int]] | None:
+def _blocks(taken: Components, truth: Float64Array) -> tuple[Float64Array, tuple[int, int]] | None:
     """Return activations (B, gy, gx, features), and the pixels of the target in a position, if that is possible."""
     places = taken.places
     assert places is not None

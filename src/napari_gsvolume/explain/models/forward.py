@@ -18,7 +18,7 @@ Inputs = Batch | Iterable[Batch]
 
 
 @contextmanager
-def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Within, the model is in evaluation mode and random numbers are those of a seed; afterwards all is as before.
 
     The fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer, which calls none of the modules inside, is
@@ -39,7 +39,7 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def forward_hooks(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Within, the hooks (module, args, output) see what the modules give."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
     try:

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .forward import RefusedError, changed, first_tensor, hooked
+from .forward import RefusedError, changed, first_tensor, forward_hooks
 from .outputs import ForwardCall, select_modules, typed_modules
 
 # Takes the tensor of a layer, and what makes a view of any tensor of that layout that is (pieces, *grid, features);
 # returns what the layer is to give instead, or None.
-See = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None]
+Interceptor = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None]
 
 
 @contextmanager
-def watched(model: nn.Module, layer: str, see: See, features_axis: int | None = None) -> Iterator[None]:
+def intercept_layer(model: nn.Module, layer: str, see: Interceptor, features_axis: int | None = None) -> Iterator[None]:
     """Within, `see` is called with the first tensor of whatever the layer gives.
 
     Raises
@@ -38,17 +38,17 @@ def watched(model: nn.Module, layer: str, see: See, features_axis: int | None = 
     def hook(_: nn.Module, __: Any, given: Any) -> Any:
         tensor = first_tensor(given, f"The layer {layer!r}")
         new = see(tensor, lambda t: now.features_last(layer, module, t, features_axis, None))
-        return None if new is None else replaced(given, tensor, new)
+        return None if new is None else with_replaced_tensor(given, tensor, new)
 
     handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     try:
-        with hooked(dict.fromkeys(typed_modules(model), note)), hooked({module: hook}):
+        with forward_hooks(dict.fromkeys(typed_modules(model), note)), forward_hooks({module: hook}):
             yield
     finally:
         handle.remove()
 
 
-def replaced(given: Any, old: Tensor, new: Tensor) -> Any:
+def with_replaced_tensor(given: Any, old: Tensor, new: Tensor) -> Any:
     """Return a copy of what a module gave, with another tensor for one of those in it."""
     return changed(given, lambda tensor: new if tensor is old else tensor)
 

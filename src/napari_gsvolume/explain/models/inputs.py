@@ -18,8 +18,8 @@ from ...grid import Grid
 from ...super_resolution.intensities import Intensities
 from ...types import Float32Array
 from ..settings import InputSettings, Normalise
-from .forward import call, undisturbed
-from .loading import Loaded
+from .forward import call, evaluation_mode
+from .loading import ExplainedModel
 
 _PIXELS = 2**18  # of a batch
 _MULTIPLES = (1, 8, 16, 32)  # that networks with pooling need sides to be
@@ -198,7 +198,7 @@ class Images:
         return np.ascontiguousarray(image[np.ix_(*where)])
 
 
-def images_for(loaded: Loaded, volumes: Sequence[Volume], settings: InputSettings) -> Images:
+def images_for(loaded: ExplainedModel, volumes: Sequence[Volume], settings: InputSettings) -> Images:
     """Return what a model is to be called with: slices, with their neighbours where it sees these, or volumes.
 
     A super-resolution gets what it was trained on. Of other models the first convolution says how many axes and
@@ -242,11 +242,11 @@ def images_for(loaded: Loaded, volumes: Sequence[Volume], settings: InputSetting
 
 
 def _call(model: nn.Module, batch: Tensor, seed: int) -> None:
-    with undisturbed(model, seed), torch.no_grad():
+    with evaluation_mode(model, seed), torch.no_grad():
         call(model, batch)
 
 
-def _of_super_resolution(loaded: Loaded, volumes: list[Volume], settings: InputSettings, device: str) -> Images:
+def _of_super_resolution(loaded: ExplainedModel, volumes: list[Volume], settings: InputSettings, device: str) -> Images:
     trained = loaded.settings
     assert trained is not None
     along = "zyx".index(settings.axis)

@@ -35,7 +35,7 @@ _NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class ExplainedModel:
     """A model, and where it is from.
 
     Attributes
@@ -71,7 +71,7 @@ class Loaded:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> Loaded:
+def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> ExplainedModel:
     """Return a model.
 
     Parameters
@@ -99,7 +99,7 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
                 "package.module:function, that they are for."
             )
         sr = SRModel.load(spec)
-        return Loaded(sr.scheme.eval(), Path(spec).name, sr=sr)
+        return ExplainedModel(sr.scheme.eval(), Path(spec).name, sr=sr)
     if spec.lower().endswith(PICKLED):
         raise InputError(
             f"{spec} holds weights, or code, which is not executed; name the function that makes the model as "
@@ -107,9 +107,9 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
         )
     model = _from_factory(spec).eval()
     if weights is None:
-        return Loaded(model, spec)
+        return ExplainedModel(model, spec)
     fill(model, state_of(weights), os.fspath(weights))
-    return Loaded(model, spec, Path(weights).name)
+    return ExplainedModel(model, spec, Path(weights).name)
 
 
 def state_of(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -170,7 +170,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     model.load_state_dict(dict(state), strict=False)
 
 
-def checkpoint_loader(loaded: Loaded | None) -> Callable[[Path], nn.Module]:
+def checkpoint_loader(loaded: ExplainedModel | None) -> Callable[[Path], nn.Module]:
     """Return the function that makes models of checkpoints.
 
     Checkpoints of super-resolutions are models by themselves. Those of a factory are weights, and one model, that of

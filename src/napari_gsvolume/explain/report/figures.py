@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...svd.decomposition import effective_rank
 from ..decomposition.attention import Attention
-from ..decomposition.components import Decomposition
+from ..decomposition.components import Components
 from ..models.loading import named
 from ..tracking.tracker import Evolution
 
@@ -25,7 +25,7 @@ _PANEL = 2.0  # inches
 _ROUNDING = 1e-6  # of float32: below it there is nothing to see
 
 
-def spectra(layers: Mapping[str, Decomposition]) -> str:
+def spectra(layers: Mapping[str, Components]) -> str:
     """Return the figure of the singular values of layers, relative to their first, and of their effective ranks."""
     known = {name: d for name, d in layers.items() if d.k}
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")

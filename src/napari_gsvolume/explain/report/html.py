@@ -18,7 +18,7 @@ from ..concepts.grids import ConceptMaps
 from ..explanation import Explanation, layer_figures
 from ..findings.finding import Finding
 from ..models.inputs import Images
-from ..models.loading import Loaded, named
+from ..models.loading import ExplainedModel, named
 from ..tracking.tracker import Tracker
 from . import figures
 from .captions import READ
@@ -149,7 +149,7 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
 
 def tracking_report(
     tracker: Tracker,
-    loaded: Loaded,
+    loaded: ExplainedModel,
     images: Images,
     settings: BaseModel,
     checkpoints: Sequence[Path],
@@ -189,7 +189,7 @@ def _turned(of: Any) -> float:
     return float(np.nanmean(cosines)) if np.isfinite(cosines).any() else 1.0
 
 
-def _model(loaded: Loaded) -> dict[str, str]:
+def _model(loaded: ExplainedModel) -> dict[str, str]:
     facts = {"Model": loaded.name, "Kind": loaded.kind, "Class": type(loaded.model).__name__}
     if loaded.weights:
         facts["Weights"] = loaded.weights

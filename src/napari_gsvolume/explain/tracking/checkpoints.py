@@ -16,7 +16,7 @@ from torch import nn
 from ...errors import InputError
 from ..findings.finding import Finding, Thresholds
 from ..findings.group_comparisons import drift
-from ..findings.probe_inputs import SAMPLES, Principal, Probe, moments
+from ..findings.probe_inputs import SAMPLES, PrincipalComponents, ProbeInputs, moments
 from .tracker import Given, Tracker
 
 
@@ -171,13 +171,13 @@ def compare(
     ValueError
         If there are fewer than 8 inputs together, or pairs of another number; and as of `activations`.
     """
-    probe, t = Probe(inputs_a, inputs_b), thresholds or Thresholds()
+    probe, t = ProbeInputs(inputs_a, inputs_b), thresholds or Thresholds()
     decomposed = probe.decomposed(model, layers, max_samples=max_samples, seed=seed, **more)
     a, b = probe.counts
     if paired and a != b:
         raise InputError(f"There are {a} and {b} inputs, which are no pairs.")
     probes = {}
     for layer, d in decomposed.items():
-        principal = Principal.of(d, k)
+        principal = PrincipalComponents.of(d, k)
         probes[layer] = moments(d, principal.concepts, principal.shares, a + b)
     return drift(probes, np.repeat(names, (a, b)), t, paired=paired, seed=seed)

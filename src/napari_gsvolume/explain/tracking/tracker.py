@@ -13,18 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from ...errors import InputError
-from ...io.atomic import replaced
+from ...io.atomic import atomic_write
 from ...svd.decomposition import effective_rank, stable_rank
 from ...types import Float64Array
 from ..decomposition.alignment import aligned, principal_angles
-from ..decomposition.components import Decomposition, check_modes
+from ..decomposition.components import Components, check_modes
 from ..findings.attention_heads import heads_alike
 from ..findings.finding import Finding, Thresholds
 from ..findings.group_comparisons import attributes, drift, sharpening, sharpness
 from ..findings.input_moments import PerInput
 from ..findings.layer_detectors import collapse, dead_units, new_concepts, redundant_units
 from ..findings.permutation_tests import FEWEST, checked_attribute
-from ..findings.probe_inputs import SAMPLES, Principal, Probe, covariance, labelled, moments
+from ..findings.probe_inputs import SAMPLES, PrincipalComponents, ProbeInputs, covariance, labelled, moments
 from ..models.forward import Inputs
 
 Given = Inputs | Callable[[], Inputs]
@@ -168,7 +168,7 @@ class Tracker:
         self.seed = seed
         self._attention = attention
         self._more = {"max_samples": max_samples, "seed": seed} | more
-        self._probe = Probe(probe_inputs) if held_out is None else Probe(probe_inputs, held_out)
+        self._probe = ProbeInputs(probe_inputs) if held_out is None else ProbeInputs(probe_inputs, held_out)
         self._groups = None if groups is None else np.asarray(groups).astype(str)
         self._attributes = dict(attributes or {})
         for name, values in self._attributes.items():
@@ -293,7 +293,7 @@ class Tracker:
         OSError
             If the file cannot be written; one that was there is left as it was.
         """
-        with replaced(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             for r in self._history:
@@ -305,13 +305,13 @@ class Tracker:
                     writer.writerow([f"{r.epoch:g}", r.layer, r.group, j, places[j], *cells])
 
     def _of_layer(
-        self, epoch: float, layer: str, d: Decomposition, inputs: int, held: int
+        self, epoch: float, layer: str, d: Components, inputs: int, held: int
     ) -> tuple[list[LayerRecord], PerInput | None]:
         """Return the records of a layer, that of all inputs first, and the moments of the inputs, held out too."""
         assert d.places is not None
         whose, groups, t = d.places.input, self._groups, self.thresholds
         trained = whose < inputs
-        now = Principal.of(d, self.k, trained)
+        now = PrincipalComponents.of(d, self.k, trained)
         found = collapse(layer, now.spectrum, d.features, t, total=now.total, epoch=epoch)
         units = covariance(d)
         if units is not None and not found:  # of a layer that has collapsed, all units are alike
@@ -326,15 +326,23 @@ class Tracker:
         for group in [] if groups is None else np.unique(groups):
             members = np.flatnonzero(groups == group)
             rows = np.isin(whose, members)
-            new = self._aligned(epoch, layer, str(group), Principal.of(d, self.k, rows), int(rows.sum()), record)
+            new = self._aligned(
+                epoch, layer, str(group), PrincipalComponents.of(d, self.k, rows), int(rows.sum()), record
+            )
             means = moments(d, new.concepts.astype(np.float64), new.shares, inputs + held).means[members]
             records.append(replace(new, means=means.astype(np.float32)))
         return records, of_inputs
 
     def _aligned(
-        self, epoch: float, layer: str, group: str, now: Principal, samples: int, like: LayerRecord | None = None,
+        self,
+        epoch: float,
+        layer: str,
+        group: str,
+        now: PrincipalComponents,
+        samples: int,
+        like: LayerRecord | None = None,
         findings: tuple[Finding, ...] = (),
-    ) -> LayerRecord:  # fmt: skip
+    ) -> LayerRecord:
         """Return a record whose components have the places of those one record before, or at first of `like`."""
         before = self._records(layer, group)
         reference = self._reference.get((layer, group), None if like is None else like.concepts)

@@ -24,7 +24,7 @@ from ...gaussians import GaussianVolume
 from ...grid import Grid
 from ...kernels import n_monomials
 from ...types import Float64Array, IntArray
-from ..atomic import replaced
+from ..atomic import atomic_write
 from .entropy import Reader, Writer
 from .quantization import LARGEST_CLASS, Codes, classes, dequantise, fraction_levels, orientation_sizes, quantise
 
@@ -63,7 +63,7 @@ def write_gsv(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
     if path.suffix.lower() != ".gsv":
         raise InputError(f"The name of a compact file of Gaussians ends in .gsv; got {path.name}.")
     content = encode(gaussians)
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 

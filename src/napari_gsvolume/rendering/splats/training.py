@@ -21,7 +21,7 @@ from ...errors import InputError
 from ...memory import require
 from ...metrics import psnr_between
 from ...progress import Budget
-from ...settings import made
+from ...settings import validated
 from ...types import Float32Array
 from ..cameras import Cameras
 from ..scene import Scene
@@ -144,7 +144,7 @@ class Training:
     """
 
     def __init__(self, scene: Scene, **settings: Any) -> None:
-        self.scene, self.settings = scene, made(TrainSettings, **settings)
+        self.scene, self.settings = scene, validated(TrainSettings, **settings)
         s = self.settings
         views = s.views + s.hold_out
         require(
@@ -209,7 +209,7 @@ class Training:
         order: list[int] = []
         started, judged = time.perf_counter() - began, -math.inf
         iterations = ITERATIONS if s.iterations is None and s.time_limit is None else s.iterations
-        budget = Budget(iterations, None if s.time_limit is None else max(s.time_limit - started, 1e-3))
+        budget = Budget(iterations, None if s.time_limit is None else max(s.time_limit - started, 1e-3), stop)
         iteration, progress, message = 0, 0.0, ""
         while not message:
             order = order or self.random.permutation(len(views)).tolist()
@@ -224,8 +224,8 @@ class Training:
             losses.append(float(loss.detach()))
             iteration += 1
             seconds = time.perf_counter() - began
-            progress = budget.progress(iteration, seconds - started)
-            message = budget.ending(iteration, progress, stop())
+            progress = budget.fraction(iteration, seconds - started)
+            message = budget.reason_to_end(iteration, progress)
             if not message and s.densify and iteration % _RENEW_EVERY == 0 and progress < _RENEW_UNTIL:
                 splats = learner.plain()
                 seen = contributions(splats, self._few())

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...errors import InputError
-from ...io.atomic import replaced
+from ...io.atomic import atomic_write
 from ...settings import Positive, one_sentence
 
 FORMAT: Literal["napari-gsvolume transfer function"] = "napari-gsvolume transfer function"
@@ -172,7 +172,7 @@ class TransferFunction:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the transfer function as JSON."""
-        with replaced(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod

@@ -14,7 +14,7 @@ from ....explain.models.inputs import Place
 from ...layers.conversion import made_before
 from ...layers.explanation import CHANGE, PATCHES, WHAT_IF, concept_layer, concept_name, patches_layer, what_if_layers
 from ..shared.dims import move_to
-from ..shared.latest_task import Latest
+from ..shared.latest_task import LatestTask
 from ..shared.layer_updater import ShownLayers
 from ..shared.tabs import Tab
 from .plots import PatchPlot
@@ -50,7 +50,7 @@ class MapsTab(Tab):
         self.said = QLabel("Red one way, blue the other; the sign is a convention.")
         self.said.setWordWrap(True)
         super().__init__(self._rows.native, self.plot, self.said)
-        self.latest = Latest(self._show_patches, stage.failed)
+        self.latest = LatestTask(self._show_patches, stage.failed)
         self._made: dict[str, list[ConceptMaps]] = {}
         self.map.changed.connect(self._on_map)
         self.find.changed.connect(self._on_find)
@@ -160,7 +160,7 @@ class WhatIfTab(Tab):
         self.said = QLabel("")
         self.said.setWordWrap(True)
         super().__init__(self._rows.native, self.said)
-        self.latest = Latest(self._show, stage.failed)
+        self.latest = LatestTask(self._show, stage.failed)
         self._key: tuple[Any, ...] = ()
         self._what_if: WhatIf | None = None
         self._limits: dict[tuple[str, int], float] = {}

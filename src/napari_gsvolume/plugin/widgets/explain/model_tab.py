@@ -20,10 +20,10 @@ from torch import nn
 
 from ....devices import devices
 from ....errors import InputError
-from ....explain.models.loading import Loaded, load_model
+from ....explain.models.loading import ExplainedModel, load_model
 from ....explain.settings import ExplainSettings
 from ..shared.form import SettingsForm
-from ..shared.latest_task import Latest
+from ..shared.latest_task import LatestTask
 
 _MAIN = ("what", "k", "slices", "axis")
 _FOLDED = {"Inputs": ("size", "normalise", "channels", "device")}
@@ -55,7 +55,7 @@ class ModelTab(QWidget):
     def __init__(self, say: Callable[..., None], loaded: Callable[[], None]) -> None:
         super().__init__()
         self._say, self._on_loaded = say, loaded
-        self.loaded: Loaded | None = None
+        self.loaded: ExplainedModel | None = None
         self.model = LineEdit(tooltip="A file of train-sr, or a function that returns a model: package.module:function")
         self.weights = LineEdit(
             tooltip="Of a function's model, .safetensors or .pt; empty for those that it comes with"
@@ -92,7 +92,7 @@ class ModelTab(QWidget):
             layout.addWidget(widget)
         layout.addStretch()
         self.about.native.setWordWrap(True)
-        self._latest = Latest(self._show, self._failed)
+        self._latest = LatestTask(self._show, self._failed)
         self.load.changed.connect(self._on_load)
         self.browse.changed.connect(self._on_browse)
         self.browse_weights.changed.connect(self._on_browse_weights)
@@ -151,7 +151,7 @@ class ModelTab(QWidget):
         known = isinstance(error, ValueError | OSError | MemoryError)
         self._say(str(error) if known else f"This failed, please report it: {error or type(error).__name__}")
 
-    def _show(self, loaded: Loaded) -> None:
+    def _show(self, loaded: ExplainedModel) -> None:
         self.load.enabled = True
         self.loaded = loaded
         self.about.value = self._said(loaded)
@@ -160,7 +160,7 @@ class ModelTab(QWidget):
         self.tree.expandToDepth(1)
         self._on_loaded()
 
-    def _said(self, loaded: Loaded) -> str:
+    def _said(self, loaded: ExplainedModel) -> str:
         s = loaded.settings
         kind = "A network" if s is None else f"A super-resolution, scheme {s.scheme}, factor {s.factor:g}, {s.axes}"
         return f"{kind}, {loaded.parameters:,} numbers learnt."

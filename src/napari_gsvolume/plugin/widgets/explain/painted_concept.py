@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ....errors import InputError
 from ....explain.concepts.cav import Examples
-from ....explain.concepts.probing import Probe, linear_probe
+from ....explain.concepts.probing import LinearProbe, linear_probe
 from ....explain.concepts.tcav import TCAV, tcav_steps
 from ....explain.decomposition.activations import activations
 from ....explain.decomposition.streaming_svd import EXACT
@@ -34,7 +34,7 @@ class PaintedConcept:
     Attributes
     ----------
     layer : str
-    probe : Probe
+    probe : LinearProbe
         How well positions with and without it are told apart, slices held out.
     tcav : TCAV
         Whether the output depends on it; its ``cosines`` are those with the layer's components.
@@ -45,7 +45,7 @@ class PaintedConcept:
     """
 
     layer: str
-    probe: Probe
+    probe: LinearProbe
     tcav: TCAV
     painted: int
     about: str

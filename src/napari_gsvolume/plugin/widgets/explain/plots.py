@@ -16,7 +16,7 @@ from napari.viewer import Viewer
 from numpy.typing import NDArray
 
 from ....explain.concepts.patches import Patch
-from ....explain.decomposition.components import Decomposition
+from ....explain.decomposition.components import Components
 from ....explain.tracking.tracker import Evolution
 from ..shared.plots import DockPlot, on_the_right
 from ..svd.plots import _ENERGY, _MODE, _VALUES, _MarkedPlot
@@ -44,7 +44,7 @@ class LayerPlot(_MarkedPlot):
         self.canvas.setToolTip("Click on a concept to choose it")
         self.setVisible(False)
 
-    def show_layer(self, of: Decomposition | None, mode: int, others: Sequence[Decomposition] = ()) -> None:
+    def show_layer(self, of: Components | None, mode: int, others: Sequence[Components] = ()) -> None:
         """Draw a layer's values, and faintly those of others, all relative to their first; None hides the plot."""
         self.setVisible(of is not None and of.k > 0)
         if of is None or not of.k:
@@ -75,7 +75,7 @@ class LayerPlot(_MarkedPlot):
         self._add_mark(self.mode)
         self._draw_all()
 
-    def _draw_values(self, of: Decomposition, **look: Any) -> NDArray[Any]:
+    def _draw_values(self, of: Components, **look: Any) -> NDArray[Any]:
         values = of.spectrum / of.spectrum[0]
         self.axes.plot(np.arange(1, len(values) + 1), np.where(values > _LEAST, values, np.nan), **look)
         return np.asarray(values)

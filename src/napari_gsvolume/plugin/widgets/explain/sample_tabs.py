@@ -14,7 +14,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QLabel
 
 from ....explain.concepts.sample_positions import Positions, positions
-from ....explain.decomposition.components import Decomposition
+from ....explain.decomposition.components import Components
 from ....explain.explanation import layer_figures
 from ....explain.models.inputs import Place
 from ...layers.conversion import made_before
@@ -51,7 +51,7 @@ class Stage:
         self.mode = 1
 
     @property
-    def decomposition(self) -> Decomposition | None:
+    def decomposition(self) -> Components | None:
         """Of the layer, if it has any modes."""
         d = None if self.explained is None else self.explained.of.layers.get(self.layer)
         return d if d is not None and d.k else None
@@ -125,7 +125,7 @@ class SamplesTab(Tab):
         self.said.setWordWrap(True)
         super().__init__(self._rows.native, self.plot, self.said)
         self._at: dict[int, Positions] = {}
-        self._of: Decomposition | None = None
+        self._of: Components | None = None
         self._watched: Layer | None = None
         self._own: dict[int, Any] = {}
         self._painted = False  # whether on the layers of what is selected there is something else
@@ -279,7 +279,7 @@ class SamplesTab(Tab):
             self.plot.point_at(at.at(world) if len(world) == at.grid.ndim else None)
 
 
-def _figures(d: Decomposition) -> str:
+def _figures(d: Components) -> str:
     f = layer_figures(d)
     about = "" if f["complete"] else "at least "
     return (

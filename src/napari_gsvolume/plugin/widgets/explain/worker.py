@@ -21,14 +21,14 @@ from ....explain.explanation import Explanation, explain_steps
 from ....explain.findings.finding import Finding
 from ....explain.models.forward import first_tensor
 from ....explain.models.inputs import Images, Place, Volume, images_for
-from ....explain.models.loading import Loaded, checkpoint_loader, load_model, named_layers
+from ....explain.models.loading import ExplainedModel, checkpoint_loader, load_model, named_layers
 from ....explain.report.html import report, view
 from ....explain.report.tables import tables
 from ....explain.settings import ExplainSettings, TrackSettings
 from ....explain.tracking.checkpoints import natural, track_checkpoints
 from ....explain.tracking.tracker import Evolution, Tracker
 from ....grid import Grid
-from ....io.atomic import replaced
+from ....io.atomic import atomic_write
 from ....super_resolution.intensities import Intensities
 from ....super_resolution.schemes import Prediction
 from ....types import Float32Array
@@ -77,14 +77,14 @@ class Progress:
 
 
 def run_explain(
-    loaded: Loaded, sources: Sequence[SourceVolume], settings: ExplainSettings, stop: Stop
+    loaded: ExplainedModel, sources: Sequence[SourceVolume], settings: ExplainSettings, stop: Stop
 ) -> Iterator[Progress]:
     """Explain a model by images; last comes the `Explained`, if there is anything."""
     yield from run_in_background(_explained(loaded, sources, settings, stop))
 
 
 def _explained(
-    loaded: Loaded, sources: Sequence[SourceVolume], settings: ExplainSettings, stop: Stop
+    loaded: ExplainedModel, sources: Sequence[SourceVolume], settings: ExplainSettings, stop: Stop
 ) -> Iterator[Progress]:
     volumes = [Volume.of(f"'{source.name}'", np.asarray(source.array), source.grid) for source in sources]
     volumes = [replace(volume, name=source.name) for volume, source in zip(volumes, sources, strict=True)]
@@ -165,7 +165,7 @@ def _exported(explained: Explained, folder: Path, stop: Stop) -> Iterator[Progre
         files["settings.json"] = json.dumps(of.settings.model_dump(), indent=2) + "\n"
         files["report.html"] = report(of, views, list(files))
         for name, text in files.items():
-            with replaced(folder / name) as temporary:
+            with atomic_write(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise type(error)(f"{folder} cannot be written to: {error.strerror or error}.") from error
@@ -184,14 +184,14 @@ class Followed:
 
 
 def run_follow(
-    folder: Path, loaded: Loaded | None, sources: Sequence[SourceVolume], settings: TrackSettings, stop: Stop
+    folder: Path, loaded: ExplainedModel | None, sources: Sequence[SourceVolume], settings: TrackSettings, stop: Stop
 ) -> Iterator[Progress]:
     """Follow the checkpoints in a folder; after each comes what there is so far."""
     yield from run_in_background(_followed(folder, loaded, sources, settings, stop))
 
 
 def _followed(
-    folder: Path, loaded: Loaded | None, sources: Sequence[SourceVolume], settings: TrackSettings, stop: Stop
+    folder: Path, loaded: ExplainedModel | None, sources: Sequence[SourceVolume], settings: TrackSettings, stop: Stop
 ) -> Iterator[Progress]:
     paths = sorted({path for pattern in _CHECKPOINTS for path in folder.glob(pattern)}, key=natural)
     if not paths:

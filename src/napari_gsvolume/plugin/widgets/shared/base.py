@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from superqt.utils import create_worker
 
 from ....errors import InputError
 from ....fitting.target import check_volume
+from ....progress import Budget, Step
 from ...layers.conversion import SourceVolume, level_shapes, source_volume
 from .visibility import CloseFilter
+from .worker import in_background
 
 ALL = "all"
 _NARROWEST = 300  # pixels; the title of the dock needs about as many
@@ -59,6 +62,7 @@ class RunWidget(Container[Any]):
         self._whole_series = whole_series
         self._worker: Any = None
         self._stop = threading.Event()
+        self._started = 0.0
         self._error_shown = False
         self._left = False
 
@@ -186,6 +190,44 @@ class RunWidget(Container[Any]):
         self._worker.errored.connect(self._on_error)
         self._worker.finished.connect(self._on_finished)
         _POOL.start(self._worker)
+
+    def _start_steps(self, run: Callable[..., Generator[Step, None, Any]], *args: Any, **options: Any) -> None:
+        """Run ``run(*args, budget=..., **options)``, a long run, in a thread; see `napari_gsvolume.progress`.
+
+        Its steps go to `_show_step`, its result goes to `_show_result`.
+        """
+        self._stop = threading.Event()  # the last run's worker may still look at its own
+        self._error_shown = self._left = False
+        self.native.window().installEventFilter(self._window_closing)
+        self.button.text = "Stop"
+        self.progress.value = 0
+        self._started = time.perf_counter()
+        self._say("Loading the volume")
+        budget = Budget(stop=self._stop.is_set)
+        self._worker = create_worker(
+            in_background, run, *args, budget=budget, **options, _start_thread=False, _ignore_errors=True
+        )
+        self._worker.yielded.connect(self._on_step)
+        self._worker.returned.connect(self._on_result)
+        self._worker.errored.connect(self._on_error)
+        self._worker.finished.connect(self._on_finished)
+        _POOL.start(self._worker)
+
+    def _show_step(self, step: Any) -> None:
+        """Show the state of a run: the bar, the line of text, and in subclasses previews."""
+        self.progress.value = round(1000 * min(1.0, step.fraction))
+        self._say(f"{step.message}{time_left(time.perf_counter() - self._started, step.fraction)}")
+
+    def _show_result(self, result: Any) -> None:
+        """Show the result of a run."""
+
+    def _on_step(self, step: Step) -> None:
+        if not self._left:
+            self._show_step(step)
+
+    def _on_result(self, result: Any) -> None:
+        if not self._left:
+            self._show_result(result)
 
     def _on_news(self, news: Any) -> None:
         if not self._left:

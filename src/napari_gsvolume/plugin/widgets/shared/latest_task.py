@@ -16,7 +16,7 @@ _POOL = QThreadPool()
 atexit.register(_POOL.waitForDone)  # else a worker would find Qt gone, and take the process with it
 
 
-class Latest:
+class LatestTask:
     """Does one thing at a time in a thread; of those asked for meanwhile only the last follows.
 
     Parameters

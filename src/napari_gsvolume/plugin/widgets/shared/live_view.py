@@ -12,7 +12,7 @@ from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import QLabel
 
 from ....types import Float32Array
-from .latest_task import Latest, Task
+from .latest_task import LatestTask, Task
 
 _PAUSE = 30  # ms between the first change of the view and the picture, so that a turn does not become a queue
 SIDE = 260  # pixels on the screen
@@ -78,7 +78,7 @@ class LiveView(PictureLabel):
         super().__init__()
         self.setMinimumHeight(SIDE)
         self._task, self._say = task, say
-        self._latest = Latest(self.show_picture, self._fail)
+        self._latest = LatestTask(self.show_picture, self._fail)
         self.destroyed.connect(self._latest.drop)
         self._timer = QTimer(self, singleShot=True, interval=_PAUSE)
         self._timer.timeout.connect(self._make)

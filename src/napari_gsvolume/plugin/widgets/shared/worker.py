@@ -7,12 +7,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
 
 from ....errors import GSVolumeError
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 _SHORTEST_PAUSE = 0.5
 _PAUSE_PER_COST = 4.0
 
@@ -56,6 +57,21 @@ def run_in_background(news: Iterator[T]) -> Iterator[T]:
     _let_the_viewer_go_first()
     try:
         yield from news
+    except RuntimeError as error:
+        # superqt takes a RuntimeError for that of a worker deleted by Qt, and does not report it.
+        raise FitFailedError(str(error)) from error
+
+
+def in_background(
+    run: Callable[..., Generator[T, None, ResultT]], *args: Any, **options: Any
+) -> Generator[T, None, ResultT]:
+    """Pass on the steps of a long run from a thread of low priority, and return its result.
+
+    Everything that goes wrong is raised as an error that the viewer gets to see.
+    """
+    _let_the_viewer_go_first()
+    try:
+        return (yield from run(*args, **options))
     except RuntimeError as error:
         # superqt takes a RuntimeError for that of a worker deleted by Qt, and does not report it.
         raise FitFailedError(str(error)) from error

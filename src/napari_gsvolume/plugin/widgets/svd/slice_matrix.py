@@ -12,7 +12,7 @@ from ....memory import require
 from ....metrics import psnr_db
 from ....svd import decomposition as spectra
 from ....svd.continuous_basis import BasisKind, ContinuousBasis
-from ....svd.decomposition import Decomposition
+from ....svd.decomposition import SliceSVD
 from ....types import Float64Array
 from ...layers.conversion import SourceVolume
 
@@ -104,7 +104,7 @@ class Analysed:
     matrix : Matrix
     image : ndarray
         Its numbers.
-    decomposition : Decomposition
+    decomposition : SliceSVD
         All modes, or the first of a large one.
     energy, best_psnr : ndarray, (r,)
         The part of the sum of squares in the first 1, 2, ... modes; the PSNR no image of that rank exceeds.
@@ -116,7 +116,7 @@ class Analysed:
 
     matrix: Matrix
     image: Float64Array = field(repr=False)
-    decomposition: Decomposition
+    decomposition: SliceSVD
     energy: Float64Array
     best_psnr: Float64Array
     stable: float

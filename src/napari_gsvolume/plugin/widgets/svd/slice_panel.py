@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 from ...layers.svd import is_part_of_svd
 from ..shared.base import RunWidget, row_of
 from ..shared.dims import axis_shown, index_at, look_along
-from ..shared.latest_task import Latest
+from ..shared.latest_task import LatestTask
 from ..shared.layer_choice import LayerChoice
 from ..shared.visibility import Presence
 from .plots import SpectrumPlot
@@ -41,8 +41,8 @@ class SliceWidget(RunWidget):
         self._asked: tuple[Any, ...] | None = None
         self._watched: Layer | None = None
         self._layers = RankLayers(viewer)
-        self._latest = Latest(self._on_analysed, self._on_failed)
-        self._cutting = Latest(self._layers.show, self._on_failed)
+        self._latest = LatestTask(self._on_analysed, self._on_failed)
+        self._cutting = LatestTask(self._layers.show, self._on_failed)
         self.axis = ComboBox(
             label="Axis", choices=[("z", 0), ("y", 1), ("x", 2)], value=axis_shown(viewer),
             tooltip="Along which the slices are stacked",

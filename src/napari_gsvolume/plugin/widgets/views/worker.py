@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ....errors import InputError
-from ....io.atomic import replaced
+from ....io.atomic import atomic_write
 from ....metrics import psnr_between
 from ....rendering.cameras import around, radius_of
 from ....rendering.scene import Scene
@@ -318,7 +318,7 @@ def write_pictures(path: Path, images: NDArray[np.uint8]) -> None:
         raise InputError(f"Pictures are saved as .png and films as .mp4; got {path.name}.")
     if kind == ".mp4" and (problem := film_problem()):
         raise InputError(problem)
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         if kind == ".png":
             imwrite(temporary, images[0], extension=".png")
         else:

@@ -12,18 +12,18 @@ import torch
 
 from napari_gsvolume import GaussianVolume
 from napari_gsvolume.explain import load_model
-from napari_gsvolume.explain.history import read_evolutions
-from napari_gsvolume.files.nifti import read_nifti, write_nifti
-from napari_gsvolume.projections import read_projections, scan_beside, write_projections
-from napari_gsvolume.render.cameras import Cameras, images_of
-from napari_gsvolume.render.splat_ply import read_splats, write_splats
-from napari_gsvolume.render.transfer import TransferFunction
-from napari_gsvolume.scan import Scan
-from napari_gsvolume.spectral.sr_model import SRModel, superresolve
+from napari_gsvolume.explain.tracking.evolution_csv import read_evolutions
+from napari_gsvolume.io.nifti import read_nifti, write_nifti
+from napari_gsvolume.rendering.cameras import Cameras, images_of
+from napari_gsvolume.rendering.splats.ply import read_splats, write_splats
+from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction
+from napari_gsvolume.super_resolution.model import SRModel, superresolve
+from napari_gsvolume.tomography.projections import read_projections, scan_beside, write_projections
+from napari_gsvolume.tomography.scan import Scan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FOLDER = Path(__file__).parent / "data" / "v0.1.0"
+FOLDER = Path(__file__).parents[1] / "data" / "v0.1.0"
 GROUND = (0.1, 0.2, 0.3)
 # zlib-ng packs the same content in other bytes than the zlib that these files were packed with.
 same_zlib = pytest.mark.skipif("ng" in zlib.ZLIB_RUNTIME_VERSION, reason="another zlib")
@@ -97,7 +97,7 @@ class TestGaussians:
         assert contents_of(tmp_path / name) == contents_of(FOLDER / name)
 
     def test_the_shell_tells_of_them(self, capsys) -> None:
-        from napari_gsvolume.cli import main
+        from napari_gsvolume.cli.gaussians import main
 
         for name in GAUSSIANS:
             assert main(["info", str(FOLDER / name), "--json"]) == 0
