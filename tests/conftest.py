@@ -1,3 +1,4 @@
+import gc
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,12 @@ def pytest_configure(config):
     numba.config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"] = str(Path(caches, worker))
     numba.set_num_threads(1)
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass by what is imported: napari runs it at every removal of a layer."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
