@@ -1,8 +1,32 @@
+import gc
+import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import numba
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    """Give each of several processes its own compiled kernels, and one thread.
+
+    Numba writes the list of a kernel's compiled versions and the versions themselves one after the other, unlocked: of
+    two processes that compile a kernel for different types, one can load what the other compiled, and crash.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        return
+    caches = numba.config.CACHE_DIR or config.rootpath / ".pytest_cache" / "numba"
+    numba.config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"] = str(Path(caches, worker))
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass by what is imported: napari runs it at every removal of a layer."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -174,7 +174,8 @@ class Splats:
             raise InputError(f"A background has red, green and blue; got {len(background)} numbers.")
         ground = (float(background[0]), float(background[1]), float(background[2]))
         draw = _DRAW[_usable(backend, self.means.device)]
-        view = draw(self, self.colours(camera, sh_degree), self.logits.sigmoid(), camera, ground)
+        opacities = self.logits.contiguous().sigmoid()  # of numbers that lie apart, torch rounds it in another way
+        view = draw(self, self.colours(camera, sh_degree), opacities, camera, ground)
         if view.means.requires_grad:
             view.means.retain_grad()
         return view
