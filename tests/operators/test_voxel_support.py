@@ -111,7 +111,7 @@ class TestFlat:
         torch.testing.assert_close(sums.double(), expected, rtol=0, atol=1e-6 * float(grid.abs().sum()))
 
     @pytest.mark.parametrize("shape", [(13, 37), (7, 6, 33)], ids=str)
-    def test_transposed(self, shape: tuple[int, ...]) -> None:
+    def test_vjp_is_adjoint_of_jvp(self, shape: tuple[int, ...]) -> None:
         g = gaussians(50, shape, (0.5, 4))
         values, grid = noise((50,)), noise(shape)
         left = (splat_flat(*g[:2], values, shape, 2.5).double() * grid).sum()
@@ -262,15 +262,15 @@ class TestPrediction:
         g = gaussians(9, tuple(term.values.shape), (0.5, 3))
         other = g._replace(weights=torch.zeros(9))
         assert torch.equal(term.predict(g), term.predict(other))
-        assert torch.equal(term.at(g).derivative(steps(g)), term.at(other).derivative(steps(g)))
+        assert torch.equal(term.at(g).jvp(steps(g)), term.at(other).jvp(steps(g)))
         assert torch.equal(term.at(g).blocks.times(steps(g)), term.at(other).blocks.times(steps(g)))
 
     def test_no_gaussians(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(0, tuple(term.values.shape), (1, 2))
         at = term.at(g)
         assert not at.prediction.any()
-        assert not at.derivative(steps(g)).any()
-        for result in (at.transposed(term.values), at.blocks.times(steps(g)), at.blocks.solve(steps(g))):
+        assert not at.jvp(steps(g)).any()
+        for result in (at.vjp(term.values), at.blocks.times(steps(g)), at.blocks.solve(steps(g))):
             assert result.shape == steps(g).shape
 
 
@@ -316,7 +316,7 @@ class TestDerivative:
                 for unit in units.double()
             ]
         )
-        got = torch.stack([at.derivative(unit) for unit in units]).double()
+        got = torch.stack([at.jvp(unit) for unit in units]).double()
         sizes = slopes.abs().flatten(1).amax(1)
         assert (sizes.view(2, K)[:, 1:] > 1e-3 * sizes.max()).all()
         assert sizes.max() > 0.03
@@ -324,24 +324,24 @@ class TestDerivative:
         errors = (got - slopes).abs().flatten(1).amax(1)
         assert (errors <= 2e-4 * sizes + 1e-5 * sizes.max()).all()
 
-    def test_transposed(self, term: Neighbourhood | Ellipsoid) -> None:
+    def test_vjp_is_adjoint_of_jvp(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(20, tuple(term.values.shape), (0.7, 3))
         at = term.at(g)
         for i in range(20):  # each Gaussian alone: the large ones do not hide the small ones
             step, grid = torch.zeros_like(steps(g)), noise(tuple(term.values.shape), i)
             step[i] = steps(g)[i]
-            change = at.derivative(step)
-            left, right = (change.double() * grid).sum(), (at.transposed(grid).double() * step).sum()
+            change = at.jvp(step)
+            left, right = (change.double() * grid).sum(), (at.vjp(grid).double() * step).sum()
             assert abs(left - right) <= 1e-5 * float(change.norm() * grid.norm())
-        assert at.derivative(steps(g)).abs().max() > 0.03
-        assert not at.transposed(term.values)[:, 0].any()
+        assert at.jvp(steps(g)).abs().max() > 0.03
+        assert not at.vjp(term.values)[:, 0].any()
 
     def test_is_linear(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(20, tuple(term.values.shape), (0.7, 3))
         at, v, w = term.at(g), steps(g, 1), steps(g, 2)
-        apart = at.derivative(v) - 3 * at.derivative(w)
+        apart = at.jvp(v) - 3 * at.jvp(w)
         size = float(apart.abs().max())
-        torch.testing.assert_close(at.derivative(v - 3 * w), apart, rtol=0, atol=1e-5 * size)
+        torch.testing.assert_close(at.jvp(v - 3 * w), apart, rtol=0, atol=1e-5 * size)
 
 
 # The blocks
@@ -355,7 +355,7 @@ def own_blocks(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
         for k in range(1, steps(g).shape[1]):
             unit = torch.zeros_like(steps(g))
             unit[i, k] = 1
-            columns.append(at.derivative(unit).flatten().double())
+            columns.append(at.jvp(unit).flatten().double())
         J = torch.stack(columns, 1)
         blocks.append(J.T @ J)
     return torch.stack(blocks)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..operators.gaussian_sum import Gaussians, predict, symmetric, transposed_derivative, upper
+from ..operators.gaussian_sum import Gaussians, predict, symmetric, upper, vjp
 from ..operators.small_matrices import exponential
 from .gauss_newton import shape_change, shortened
 from .objective import Evaluation, Linear, Objective
@@ -152,7 +152,7 @@ class FirstOrder:
         error = values - predict(thinned, values.shape)
         if target.valid is not None:
             error *= target.valid[lattice]
-        return transposed_derivative(thinned, error) * math.prod(strides)
+        return vjp(thinned, error) * math.prod(strides)
 
 
 def _largest_eigenvalue(linear: Linear, start: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels import gather
-from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric, transposed_derivative
+from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric, vjp
 from .growth import births, spacing
 from .split_merge import ALIKE, Change, extended, halves, merge_alike, semi_axes, splitting_matrices, substitute
 
@@ -271,7 +271,7 @@ def _squared_pulls(gaussians: Gaussians, residual: Tensor) -> Tensor:
 def _downhill(gaussians: Gaussians, residual: Tensor) -> Tensor:
     """Return the way, one radius long, on which each centre lowers the squared error most, ``(N, D)``."""
     axes, whitened = semi_axes(gaussians, tuple(residual.shape))
-    slope = transposed_derivative(gaussians, residual)[:, 1 : residual.ndim + 1]
+    slope = vjp(gaussians, residual)[:, 1 : residual.ndim + 1]
     z = (whitened @ slope[:, :, None])[:, :, 0]  # (N, T)
     flat = z.norm(dim=1) == 0
     z[flat, 0] = 1  # nothing pulls: along the longest axis

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..kernels import gather, gather_flat, splat_flat
 from ..kernels.constants import SUPPORT
-from .gaussian_sum import Gaussians, derivative, predict, symmetric, transposed_derivative, upper
+from .gaussian_sum import Gaussians, jvp, predict, symmetric, upper, vjp
 from .support_blocks import OwnBlocks, outer, shape_blocks
 
 NORMALISED_SIGMA = 0.5
@@ -94,16 +94,16 @@ class NeighbourhoodAt:
         """Return q at every voxel."""
         return self._sums[0].float()
 
-    def derivative(self, step: Tensor) -> Tensor:
+    def jvp(self, step: Tensor) -> Tensor:
         """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
-        dG = derivative(self.gaussians, _without_omega(step), self.values.shape)
+        dG = jvp(self.gaussians, _without_omega(step), self.values.shape)
         change = self.ball.sum(self.values * dG)
         if self.normalised:
             q, inverse = self._sums
             change = (change - q * self.ball.sum(dG)) * inverse
         return change.float()
 
-    def transposed(self, grid: Tensor) -> Tensor:
+    def vjp(self, grid: Tensor) -> Tensor:
         """Return J^T grid, ``(N, K)``."""
         if self.normalised:
             q, inverse = self._sums
@@ -111,7 +111,7 @@ class NeighbourhoodAt:
             pulled = self.values * self.ball.sum(scaled) - self.ball.sum(q * scaled)
         else:
             pulled = self.values * self.ball.sum(grid)
-        return _without_omega(transposed_derivative(self.gaussians, pulled.float()))
+        return _without_omega(vjp(self.gaussians, pulled.float()))
 
     @cached_property
     def blocks(self) -> OwnBlocks:
@@ -222,7 +222,7 @@ class EllipsoidAt:
         """Return q at every voxel."""
         return self._sums[0].clone()
 
-    def derivative(self, step: Tensor) -> Tensor:
+    def jvp(self, step: Tensor) -> Tensor:
         """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
         step = _without_omega(step)
         change = self._spread((self._A * step).sum(1))
@@ -231,7 +231,7 @@ class EllipsoidAt:
         q, inverse = self._sums
         return (change - q * self._spread((self._M * step).sum(1))) * inverse
 
-    def transposed(self, grid: Tensor) -> Tensor:
+    def vjp(self, grid: Tensor) -> Tensor:
         """Return J^T grid, ``(N, K)``."""
         if self._M is None:
             return _without_omega(self._A * self._collect(grid))
