@@ -42,7 +42,7 @@ _DIGITS = {"psnr_db": 2, "ssim": 4, "mean_overlap": 3, "median_spacing": 3, "pre
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class CaseResult:
     """What one case of a study came to.
 
     Attributes
@@ -83,14 +83,14 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class StudyStep:
+class AblationStep:
     """Where a study stands: the case under way with its newest step, or with its outcome at its end."""
 
     index: int
     count: int
     case: str
     step: FitStep
-    outcome: Outcome | None = None
+    outcome: CaseResult | None = None
 
     @property
     def progress(self) -> float:
@@ -131,14 +131,14 @@ def cases(study: str) -> dict[str, dict[str, Any]]:
     raise InputError(f"There is no study '{study}'; choose {', '.join(STUDIES)}.")
 
 
-def study_steps(
+def ablate_steps(
     volume: ArrayLike,
     study: str,
     *,
     grid: Grid | None = None,
     stop: Callable[[], bool] = lambda: False,
     **settings: Any,
-) -> Iterator[StudyStep]:
+) -> Iterator[AblationStep]:
     """Fit a volume in all the ways of a study, one after another.
 
     Parameters
@@ -152,7 +152,7 @@ def study_steps(
 
     Yields
     ------
-    StudyStep
+    AblationStep
 
     Raises
     ------
@@ -165,18 +165,18 @@ def study_steps(
 
 def _steps(
     volume: ArrayLike, todo: list[tuple[str, FitSettings]], grid: Grid | None, stop: Callable[[], bool]
-) -> Iterator[StudyStep]:
+) -> Iterator[AblationStep]:
     for index, (name, options) in enumerate(todo):
         step = None
         for step in fit_steps(volume, grid=grid, stop=stop, **options.model_dump()):
-            yield StudyStep(index, len(todo), name, step)
+            yield AblationStep(index, len(todo), name, step)
         assert step is not None  # a fit yields at least once
         if stop():  # in the middle of this case: it would not compare
             return
-        yield StudyStep(index, len(todo), name, step, _outcome(name, step))
+        yield AblationStep(index, len(todo), name, step, _outcome(name, step))
 
 
-def _outcome(name: str, step: FitStep) -> Outcome:
+def _outcome(name: str, step: FitStep) -> CaseResult:
     result, settings = step.result(), step.settings
     state = Gaussians(result.gaussians.means, result.gaussians.factors, result.gaussians.weights)
     target = step.objective.target
@@ -185,7 +185,7 @@ def _outcome(name: str, step: FitStep) -> Outcome:
     k = settings.ellipsoid_radius if settings.data_term == "ellipsoid" else SUPPORT
     distances = spacings(state, settings.spacing_radius)
     trace = (state.factors**2).sum((1, 2))
-    return Outcome(
+    return CaseResult(
         name, result.psnr_db, result.ssim, result.n_gaussians, result.n_bytes, mean_overlap(state),
         float(distances.median()) if len(distances) else math.nan, float(trace.max()) if len(trace) else math.nan,
         surface_artefact(residual, state, k).excess, result.seconds, result, artefact_map(residual, state, k),
@@ -195,7 +195,7 @@ def _outcome(name: str, step: FitStep) -> Outcome:
 # The table and the plot -----------------------------------------------------------------------------------------------
 
 
-def readable(outcome: Outcome) -> list[str]:
+def format_row(outcome: CaseResult) -> list[str]:
     """Return a row of the table, as text."""
     row = []
     for name in COLUMNS:
@@ -209,14 +209,14 @@ def readable(outcome: Outcome) -> list[str]:
     return row
 
 
-def as_markdown(outcomes: list[Outcome]) -> str:
+def to_markdown(outcomes: list[CaseResult]) -> str:
     """Return the table in Markdown."""
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *map(readable, outcomes)]
+    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *map(format_row, outcomes)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def as_csv(outcomes: list[Outcome]) -> str:
-    """Return the table as comma-separated values, unrounded, the names of `Outcome`'s fields on top."""
+def to_csv(outcomes: list[CaseResult]) -> str:
+    """Return the table as comma-separated values, unrounded, the names of `CaseResult`'s fields on top."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -225,7 +225,7 @@ def as_csv(outcomes: list[Outcome]) -> str:
     return text.getvalue()
 
 
-def plot(outcomes: list[Outcome], title: str) -> Figure:
+def plot(outcomes: list[CaseResult], title: str) -> Figure:
     """Return a figure: PSNR over time of each case, and where each one ends, over bytes."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     histories, ends = figure.subplots(1, 2)

@@ -16,7 +16,7 @@ from skimage.metrics import structural_similarity
 import napari_gsvolume as gsv
 from napari_gsvolume import FitSettings, GaussianVolume, Grid
 from napari_gsvolume.fitting import loop
-from napari_gsvolume.fitting.growth import useful
+from napari_gsvolume.fitting.growth import useful_mask
 from napari_gsvolume.fitting.target import check_volume
 from napari_gsvolume.operators.gaussian_sum import Gaussians
 
@@ -337,7 +337,7 @@ class TestPopulation:
         means = torch.tensor([[4.0, 4, 4], [4, 4, 4], [90, 4, 4], [4, -50, 4], [8.5, 4, 4]])
         weights = torch.tensor([1.0, 0, 1, 1, -1])
         factors = torch.eye(3).expand(5, 3, 3).contiguous()
-        keep = useful(Gaussians(means, factors, weights), 0.01, 9**3, (9, 9, 9))
+        keep = useful_mask(Gaussians(means, factors, weights), 0.01, 9**3, (9, 9, 9))
         assert keep.tolist() == [True, False, False, False, True]
 
     @pytest.mark.parametrize("options", [{}, {"gaussians": 300}, {"solver": "adam"}], ids=str)

@@ -97,7 +97,7 @@ class TestDataTerms:
         _, e = basis(grid_points(volume.shape), g.means.double(), g.factors.double())
         target = torch.from_numpy(volume.ravel()).double()[:, None] - g.background
         best = float((target - e @ torch.linalg.lstsq(e, target).solution).square().mean().sqrt())
-        assert result.of_file(g, volume).psnr_db == pytest.approx(20 * np.log10(span / best), abs=0.02)
+        assert result.with_gaussians(g, volume).psnr_db == pytest.approx(20 * np.log10(span / best), abs=0.02)
 
     @pytest.mark.parametrize(
         ("others", "word"),
@@ -126,7 +126,7 @@ class TestStudies:
     @pytest.mark.parametrize("study", ablation.STUDIES)
     def test_every_case_is_measured(self, study):
         tiny = gsv.vessel_phantom(16)[0]
-        steps = list(ablation.study_steps(tiny, study, gaussians=12, iterations=4))
+        steps = list(ablation.ablate_steps(tiny, study, gaussians=12, iterations=4))
         outcomes = [step.outcome for step in steps if step.outcome is not None]
         assert [outcome.case for outcome in outcomes] == list(ablation.cases(study))
         assert [step.progress for step in steps] == sorted(step.progress for step in steps)
@@ -142,14 +142,14 @@ class TestStudies:
     def test_stopping_leaves_out_the_case_under_way(self):
         tiny = gsv.vessel_phantom(16)[0]
         seen = []
-        for at in ablation.study_steps(tiny, "support", gaussians=12, iterations=4, stop=lambda: len(seen) > 8):
+        for at in ablation.ablate_steps(tiny, "support", gaussians=12, iterations=4, stop=lambda: len(seen) > 8):
             seen.append(at)  # noqa: PERF402, stop looks at it
         outcomes = [at.outcome for at in seen if at.outcome is not None]
         assert 0 < len(outcomes) < 5
 
     def test_there_is_no_such_study(self):
         with pytest.raises(ValueError, match="choose spacing, penalties"):
-            ablation.study_steps(np.eye(9), "colour")
+            ablation.ablate_steps(np.eye(9), "colour")
 
     def test_settings_of_cases_are_settings(self):
         for study in ablation.STUDIES:

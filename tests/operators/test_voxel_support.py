@@ -11,7 +11,13 @@ from napari_gsvolume.kernels import gather, gather_flat, n_monomials, reference,
 from napari_gsvolume.kernels.constants import SUPPORT
 from napari_gsvolume.operators.cut_artefacts import artefact_map, cut_surfaces, surface_artefact
 from napari_gsvolume.operators.gaussian_sum import Gaussians
-from napari_gsvolume.operators.voxel_support import Ball, Ellipsoid, EllipsoidAt, Neighbourhood, NeighbourhoodAt
+from napari_gsvolume.operators.voxel_support import (
+    Ball,
+    Ellipsoid,
+    LinearisedEllipsoid,
+    LinearisedNeighbourhood,
+    Neighbourhood,
+)
 
 SHAPES = [(9, 11), (6, 7, 8)]
 KERNEL_SHAPES = [(1, 1), (9, 1), (1, 20), (13, 37), (9, 7, 1), (1, 8, 16), (7, 6, 33), (2, 1, 40)]
@@ -347,7 +353,7 @@ class TestDerivative:
 # The blocks
 
 
-def own_blocks(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
+def own_blocks(at: LinearisedNeighbourhood | LinearisedEllipsoid, g: Gaussians) -> Tensor:
     """Return the block diagonal of ``J^T J`` without omega, (N, K - 1, K - 1)."""
     blocks = []
     for i, _ in enumerate(g.means):
@@ -361,7 +367,7 @@ def own_blocks(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
     return torch.stack(blocks)
 
 
-def as_matrices(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
+def as_matrices(at: LinearisedNeighbourhood | LinearisedEllipsoid, g: Gaussians) -> Tensor:
     n, K = steps(g).shape
     columns = [at.blocks.times(unit.expand(n, K)) for unit in torch.eye(K)]
     return torch.stack(columns, 2).double()
@@ -422,7 +428,7 @@ class TestBlocksAreClose:
         spread(at, g, low=0.03, high=30)
 
 
-def spread(at: NeighbourhoodAt, g: Gaussians, *, low: float, high: float) -> float:
+def spread(at: LinearisedNeighbourhood, g: Gaussians, *, low: float, high: float) -> float:
     """Return the worst condition number of the true blocks after preconditioning; check their median size."""
     roots = torch.linalg.cholesky(as_matrices(at, g)[:, 1:, 1:])
     halves = torch.linalg.solve_triangular(roots, own_blocks(at, g), upper=False)

@@ -18,11 +18,10 @@ from rich.table import Table
 
 from ..errors import InputError
 from ..fitting.settings import FitSettings, Study
-from ..io.gaussians import EXPORTS
+from ..io.gaussians import EXPORT_SUFFIXES, GAUSSIAN_SUFFIXES
 from .app import app
 from .files import check_outputs, file_sizes, print_files, print_summary, select_volume, write_report
 from .options import (
-    GAUSSIAN_SUFFIXES,
     IMAGE_SUFFIXES,
     REPORT_SUFFIXES,
     GaussianFile,
@@ -75,7 +74,7 @@ def fit(
         if out is not None:
             result.gaussians.save(out)
             if out.suffix.lower() == ".gsv":  # what is reported, and reconstructed, is what the file holds
-                result = result.of_file(GaussianVolume.load(out), volume)
+                result = result.with_gaussians(GaussianVolume.load(out), volume)
         figures = result.report()
         if out is not None:
             figures |= file_sizes(out, volume.size)
@@ -107,7 +106,7 @@ def sample(
     check_outputs([model] if like is None else [model, like], out=(out, IMAGE_SUFFIXES))
     from ..gaussians import GaussianVolume
     from ..io.nifti import read_nifti, write_nifti
-    from ..memory import require
+    from ..memory import require_memory
 
     gaussians = GaussianVolume.load(model)
     other = None if like is None else read_nifti(like)
@@ -117,7 +116,7 @@ def sample(
             f"{like} measures in {grid.units[0]}, the world of the Gaussians in {gaussians.grid.units[0]}."
         )
     shape = " x ".join(map(str, grid.shape))
-    require(math.prod(grid.shape) * _BYTES_A_SAMPLE, f"Sampling {shape} voxels takes", "ask for fewer voxels")
+    require_memory(math.prod(grid.shape) * _BYTES_A_SAMPLE, f"Sampling {shape} voxels takes", "ask for fewer voxels")
     write_nifti(out, gaussians.sample(grid), grid, like=other)
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
 
@@ -148,15 +147,15 @@ def ablate(
     source = read_nifti(image)
     volume = select_volume(source, image, time_point)
     with StopSignal() as stop:
-        steps = ablation.study_steps(volume, study, grid=source.grid, stop=stop, **settings)
+        steps = ablation.ablate_steps(volume, study, grid=source.grid, stop=stop, **settings)
         outcomes = [at.outcome for at in show_study(steps, stop) if at.outcome is not None]
     if not outcomes:
         print_message("Stopped before the first case was finished; nothing is written.")
         return
-    table.write_text(ablation.as_csv(outcomes), encoding="utf-8")
-    page.write_text(ablation.as_markdown(outcomes), encoding="utf-8")
+    table.write_text(ablation.to_csv(outcomes), encoding="utf-8")
+    page.write_text(ablation.to_markdown(outcomes), encoding="utf-8")
     ablation.plot(outcomes, f"{image.name}: {study}").savefig(picture, dpi=120)
-    print(ablation.as_markdown(outcomes))
+    print(ablation.to_markdown(outcomes))
     print_files(files)
 
 
@@ -172,7 +171,7 @@ def convert(
     .gsv is small and rounded; .safetensors without loss; .ply for viewers of 3D Gaussian splats, which show them by
     opacity and cannot subtract.
     """
-    check_outputs([model], out=(out, (*GAUSSIAN_SUFFIXES, *EXPORTS)))
+    check_outputs([model], out=(out, (*GAUSSIAN_SUFFIXES, *EXPORT_SUFFIXES)))
     from ..gaussians import GaussianVolume
 
     gaussians = GaussianVolume.load(model)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ..progress import Step
 
 if TYPE_CHECKING:
-    from ..ablation import StudyStep
+    from ..ablation import AblationStep
     from ..fitting import FitResult, FitStep
 
 ResultT = TypeVar("ResultT")
@@ -68,7 +68,7 @@ def run_fit(steps: Iterator[FitStep], stop: StopSignal, quiet: bool = False) -> 
         return step.result()
 
 
-def show_study(steps: Iterator[StudyStep], stop: StopSignal) -> Iterator[StudyStep]:
+def show_study(steps: Iterator[AblationStep], stop: StopSignal) -> Iterator[AblationStep]:
     """Pass a study's steps on, behind a progress bar where stderr is a terminal."""
     with progress_bar() as show:
         for at in steps:

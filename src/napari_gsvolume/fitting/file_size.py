@@ -40,7 +40,7 @@ def check_size(n_bytes: int, grid: Grid) -> None:
         )
 
 
-def compressed(
+def fit_to_size(
     objective: Objective, gaussians: GaussianVolume, n_bytes: int, seconds: float | None, stop: Callable[[], bool]
 ) -> tuple[Gaussians, float]:
     """Return Gaussians as a file of at most `n_bytes` holds them, relative to the data range, and their step.

@@ -64,7 +64,7 @@ class FirstOrder:
         self.caution = 1.0
         self.evaluated = True  # whether the loss is that of the newest Gaussians
 
-    def population_changed(self, kept: Tensor, born: int) -> None:
+    def gaussians_changed(self, kept: Tensor, born: int) -> None:
         """Keep the moments of the Gaussians that stay, start those of new ones at zero."""
         self.sgd_rate = None
         if not len(self.age):
@@ -105,7 +105,7 @@ class FirstOrder:
             moved = self._sgd(gaussians, linear, downhill, rate * calm)
         else:
             moved = self._adam(gaussians, downhill, rate)
-        moved = objective.kept_in_orthant(gaussians, moved, downhill)
+        moved = objective.project_to_orthant(gaussians, moved, downhill)
         self.iteration += 1
         self.evaluated = stride == 1 or self.iteration % _EVALUATE_EVERY == 0
         if self.evaluated:

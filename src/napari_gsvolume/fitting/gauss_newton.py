@@ -65,7 +65,7 @@ class GaussNewton:
         """Return which of `count` Gaussians are old enough to be judged: all, one iteration solves for the weights."""
         return self.own_damping.new_ones(count, dtype=torch.bool)
 
-    def population_changed(self, kept: Tensor, born: int) -> None:
+    def gaussians_changed(self, kept: Tensor, born: int) -> None:
         """Follow the Gaussians that stay, and start afresh with the new ones."""
         if born:
             self.objective_changed()
@@ -91,7 +91,7 @@ class GaussNewton:
             return gaussians, now
         step = self._within_trust(step, now.residual.ndim)
         for backtrack in range(_BACKTRACKS + 1):
-            moved = objective.kept_in_orthant(gaussians, gaussians.moved(step / 4**backtrack), downhill)
+            moved = objective.project_to_orthant(gaussians, gaussians.moved(step / 4**backtrack), downhill)
             new = objective.evaluate(moved)
             if new.loss < now.loss:
                 self.slow |= new.loss > (1 - _SLOW) * now.loss

@@ -12,18 +12,18 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..devices import idle_gpu
+from ..devices import unused_gpu_note
 from ..errors import InputError
 from ..grid import Grid
 from ..kernels import available_device, prepare
-from ..memory import check_device, give_back, ran_out, too_little
+from ..memory import check_device, is_out_of_memory, out_of_memory_error, release_cache
 from ..metrics import psnr_db
 from ..operators.gaussian_sum import Gaussians, empty
 from ..settings import validated
-from .file_size import check_size, compressed
+from .file_size import check_size, fit_to_size
 from .first_order import FirstOrder
 from .gauss_newton import EXACT_FROM, GaussNewton
-from .growth import Plan, make_plan, seeds, source, useful
+from .growth import Plan, initial_gaussians, make_growth_plan, random_generator, useful_mask
 from .objective import Evaluation, Objective
 from .result import FitResult, FitStep, HistoryPoint
 from .settings import FitSettings
@@ -111,9 +111,9 @@ def fit_steps(
         raise InputError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
     device = available_device(options.device)
     target = make_target(array, grid)
-    if options.device == "auto" and (note := idle_gpu()):
+    if options.device == "auto" and (note := unused_gpu_note()):
         target = replace(target, notes=(*target.notes, note))
-    plan = make_plan(options, target.n_valid, array.size, array.ndim)
+    plan = make_growth_plan(options, target.n_valid, array.size, array.ndim)
     check_device(device, grid.shape, options.data_term, 0 if plan.open_ended else plan.final)
     if plan.n_bytes is not None:
         check_size(plan.n_bytes, grid)
@@ -128,18 +128,18 @@ def _on_device(
         yield from _steps(Objective(target.to(device), settings), plan, stop)
         return
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
     finally:
-        give_back()
+        release_cache()
     # Here, not above: the functions that the error's traceback leads to hold tensors.
-    raise too_little(device)
+    raise out_of_memory_error(device)
 
 
 def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterator[FitStep]:
     started = time.perf_counter()
     target, settings = objective.target, objective.settings
-    random = source(settings.seed, target.values.device)
+    random = random_generator(settings.seed, target.values.device)
     solver = _solver(settings, stop)
     places = strategy(settings.population)
     state = empty(target.grid.ndim, target.values.device)
@@ -180,7 +180,7 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
     def become(change: Change) -> None:
         nonlocal state, now, gains
         state, gains = change.gaussians, []
-        solver.population_changed(change.kept, change.born)
+        solver.gaussians_changed(change.kept, change.born)
         now = evaluated()
 
     def evaluated() -> Evaluation:
@@ -214,7 +214,7 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
         idle = objective.idle(state, now.residual)
         if idle is not None:
             state = state.select(~idle)
-            solver.population_changed(~idle, 0)
+            solver.gaussians_changed(~idle, 0)
 
         if stop():
             ended = "Stopped."
@@ -247,7 +247,7 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
         whole = step("Rounding to the size of the file")
         yield whole
         left = None if settings.time_limit is None else settings.time_limit - clock()
-        state, rounding = compressed(objective, whole.gaussians, plan.n_bytes, left, stop)
+        state, rounding = fit_to_size(objective, whole.gaussians, plan.n_bytes, left, stop)
         now = evaluated()
     yield step(ended)
 
@@ -266,7 +266,7 @@ def _worth_keeping(
         return torch.ones_like(state.weights, dtype=torch.bool)
     target = objective.target
     young = ~solver.settled(len(state.weights)).to(state.weights.device)
-    return useful(state, mean_square, target.n_valid, target.grid.shape) | young
+    return useful_mask(state, mean_square, target.n_valid, target.grid.shape) | young
 
 
 def _grown(
@@ -276,7 +276,8 @@ def _grown(
     """Return the useful ones of the Gaussians, and as many new ones as make `wanted`."""
     if not len(state.weights):
         change = Change(
-            torch.zeros_like(state.weights, dtype=torch.bool), seeds(objective.target.values, wanted, random)
+            torch.zeros_like(state.weights, dtype=torch.bool),
+            initial_gaussians(objective.target.values, wanted, random),
         )
     else:
         keep = _worth_keeping(state, mean_square, objective, solver)

@@ -17,7 +17,7 @@ from ..kernels import gather
 from ..operators.gaussian_sum import Gaussians, empty, predict, vjp
 from ..operators.voxel_support import Ellipsoid, Neighbourhood
 from .curvature import Blocks, Curvature, GaussianBlocks
-from .penalties import Overlap, Penalty, Smoothness, Spacing, Sparsity, pseudo_gradient, within_orthant
+from .penalties import Overlap, Penalty, Smoothness, Spacing, Sparsity, clip_to_orthant, pseudo_gradient
 from .settings import FitSettings
 from .target import Target
 
@@ -230,8 +230,8 @@ class Objective:
         idle[idle.clone()] = pull <= self.strength(self.sparsity) / self.count
         return idle if idle.any() else None
 
-    def kept_in_orthant(self, before: Gaussians, after: Gaussians, downhill: Tensor) -> Gaussians:
+    def project_to_orthant(self, before: Gaussians, after: Gaussians, downhill: Tensor) -> Gaussians:
         """Return `after` with weights that changed sign set to zero, where sparsity asks for it."""
         if self.sparsity == 0:
             return after
-        return after._replace(weights=within_orthant(before.weights, after.weights, downhill[:, 0]))
+        return after._replace(weights=clip_to_orthant(before.weights, after.weights, downhill[:, 0]))

@@ -47,7 +47,7 @@ def refit(
     return gaussians
 
 
-def with_solved_weights(objective: Objective, gaussians: Gaussians) -> Gaussians:
+def solve_weights(objective: Objective, gaussians: Gaussians) -> Gaussians:
     """Return the Gaussians with the weights of the least squares fit of their sum to the volume."""
     start = objective.with_weights(gaussians)
     n, ndim = start.means.shape

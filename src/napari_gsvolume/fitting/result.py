@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..gaussians import GaussianVolume
 from ..io.gsv.format import encode
-from ..memory import give_back, within
+from ..memory import release_cache, run_on_device
 from ..metrics import psnr_db, ssim
 from ..operators.gaussian_sum import Gaussians
 from .objective import Objective
-from .refit import with_solved_weights
+from .refit import solve_weights
 from .settings import FitSettings
 
 
@@ -111,7 +111,7 @@ class FitStep:
             prediction = self.objective.predict(self.state)
             return prediction.mul_(target.data_range).add_(target.background).cpu().numpy()
 
-        return within(target.values.device, compute)
+        return run_on_device(target.values.device, compute)
 
     def result(self) -> FitResult:
         """Return what is worth keeping of a fit that ended here; computes the SSIM."""
@@ -122,9 +122,9 @@ class FitStep:
         similarity = ssim(volume, reconstruction, target.data_range, valid)
         state = self.state
         if self.objective.support is not None:
-            state = within(target.values.device, lambda: with_solved_weights(self.objective, self.state))
+            state = run_on_device(target.values.device, lambda: solve_weights(self.objective, self.state))
         gaussians = self._volume(state)
-        give_back()
+        release_cache()
         gaussians.metadata["metrics"]["ssim"] = similarity
         return FitResult(
             gaussians, reconstruction, self.psnr_db, similarity, self.seconds, self.settings, self.history,
@@ -185,7 +185,7 @@ class FitResult:
         """Size of the Gaussians in a ``.gsv`` file."""
         return len(encode(self.gaussians))
 
-    def of_file(self, gaussians: GaussianVolume, volume: ArrayLike) -> FitResult:
+    def with_gaussians(self, gaussians: GaussianVolume, volume: ArrayLike) -> FitResult:
         """Return the result with Gaussians that were read back from a file: how good these are on the volume."""
         original = np.asarray(volume)
         valid = np.isfinite(original) if original.dtype.kind == "f" else np.ones(original.shape, bool)

@@ -57,9 +57,9 @@ class Neighbourhood:
         """Return q at every voxel."""
         return self.at(gaussians).prediction
 
-    def at(self, gaussians: Gaussians) -> NeighbourhoodAt:
+    def at(self, gaussians: Gaussians) -> LinearisedNeighbourhood:
         """Return q linearised at these Gaussians."""
-        return NeighbourhoodAt(self, gaussians)
+        return LinearisedNeighbourhood(self, gaussians)
 
     def initial_sigma(self, n_voxels: int, count: int, ndim: int) -> float:
         """Return the radius at which `count` round Gaussians give a total support ``sum_N G`` of about one.
@@ -72,7 +72,7 @@ class Neighbourhood:
         return float((n_voxels / (count * self.ball.size)) ** (1 / ndim) / math.sqrt(2 * math.pi))
 
 
-class NeighbourhoodAt:
+class LinearisedNeighbourhood:
     """`Neighbourhood` linearised: with ``T = sum_N G``, ``dq = sum_N p dG`` or ``(sum_N p dG - q sum_N dG) / T``."""
 
     def __init__(self, term: Neighbourhood, gaussians: Gaussians) -> None:
@@ -162,9 +162,9 @@ class Ellipsoid:
         """Return q at every voxel."""
         return self.at(gaussians).prediction
 
-    def at(self, gaussians: Gaussians) -> EllipsoidAt:
+    def at(self, gaussians: Gaussians) -> LinearisedEllipsoid:
         """Return q linearised at these Gaussians."""
-        return EllipsoidAt(self, gaussians)
+        return LinearisedEllipsoid(self, gaussians)
 
     def initial_sigma(self, n_voxels: int, count: int, ndim: int) -> float:
         """Return the radius at which `count` round Gaussians give a total support ``sum_i 1_i M_i`` of about one.
@@ -179,7 +179,7 @@ class Ellipsoid:
         return float((n_voxels / (count * ball * mass)) ** (1 / (2 * ndim)))
 
 
-class EllipsoidAt:
+class LinearisedEllipsoid:
     """`Ellipsoid` linearised, with M_i as A_i is, but for 1 in place of p_j, and ``T = sum_i 1_i M_i``.
 
     ``dq = sum_i 1_i dA_i``, or ``sum_i 1_i (dA_i - q dM_i) / T``. Which voxels are inside (1_i) is constant almost

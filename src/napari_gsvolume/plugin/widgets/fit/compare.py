@@ -14,15 +14,15 @@ from pydantic import create_model
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QFileDialog
 
-from ....ablation import STUDIES, Outcome, StudyStep, as_csv, as_markdown, cases
+from ....ablation import STUDIES, AblationStep, CaseResult, cases, to_csv, to_markdown
 from ....fitting import FitSettings
 from ....fitting.settings import Study
-from ...layers.conversion import SourceVolume, made_before
+from ...layers.conversion import SourceVolume, find_earlier_layer
 from ...layers.gaussians import artefact_layer, case_layer
 from ..shared.base import RunWidget, time_left
 from ..shared.form import SettingsForm
-from ..shared.layer_updater import ShownLayers
-from ..shared.tables import OutcomeTable
+from ..shared.layer_updater import LayerUpdater
+from ..shared.tables import CaseTable
 from . import worker
 
 _STUDIES = {
@@ -51,9 +51,9 @@ class CompareWidget(RunWidget):
     """
 
     def __init__(self, napari_viewer: Viewer) -> None:
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[CaseResult] = []
         self._limits: dict[str, float] = {}  # of the maps of artefacts, by case
-        self._shown: ShownLayers[tuple[str, str]] = ShownLayers(napari_viewer)
+        self._shown: LayerUpdater[tuple[str, str]] = LayerUpdater(napari_viewer)
         suggestions = {"gaussians": 1000, "time_limit": 20.0, "iterations": 50}
         initial = {"gaussians": 1000, "time_limit": 20.0}
         self.form = SettingsForm(StudySettings, tuple(StudySettings.model_fields), suggestions, initial)
@@ -63,7 +63,7 @@ class CompareWidget(RunWidget):
         self._buttons: Container[Any] = Container(widgets=[self.save, self.copy], layout="horizontal", labels=False)
         self._buttons.margins = (0, 0, 0, 0)
         super().__init__(napari_viewer, self.form.rows, [self._buttons])
-        self.table = OutcomeTable()
+        self.table = CaseTable()
         self.content.insertWidget(self.content.indexOf(self._buttons.native), self.table, 1)
 
         self.study = self.form.fields["study"]
@@ -76,7 +76,7 @@ class CompareWidget(RunWidget):
         self.copy.changed.connect(self._on_copy)
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[CaseResult]:
         """What the cases of the last run came to."""
         return list(self._outcomes)
 
@@ -102,18 +102,18 @@ class CompareWidget(RunWidget):
         self._outcomes, self._limits = [], {}
         self.table.setRowCount(0)
         self._enable(False)
-        self._shown = ShownLayers(self._viewer, self._earlier_layers(self._source))
+        self._shown = LayerUpdater(self._viewer, self._earlier_layers(self._source))
 
     def _earlier_layers(self, source: SourceVolume) -> dict[tuple[str, str], Any]:
         """Return the layers of an earlier run of the study on the source, which this run updates in place."""
         endings = {_DENSITY: "", _ARTEFACTS: f" · {_ARTEFACTS}"}
         return {
-            (case, kind): made_before(self._viewer.layers, f"{source.name} · {case}{ending}", self._study)
+            (case, kind): find_earlier_layer(self._viewer.layers, f"{source.name} · {case}{ending}", self._study)
             for case in cases(self._study)
             for kind, ending in endings.items()
         }
 
-    def _show(self, at: StudyStep) -> None:
+    def _show(self, at: AblationStep) -> None:
         if self._fresh:
             self._clear()
         self.progress.value = round(1000 * at.progress)
@@ -125,7 +125,7 @@ class CompareWidget(RunWidget):
             for note in at.outcome.result.notes if at.index == 0 else ():
                 show_info(note)
 
-    def _add(self, outcome: Outcome) -> None:
+    def _add(self, outcome: CaseResult) -> None:
         self._outcomes.append(outcome)
         case, result = outcome.case, outcome.result
         layer = case_layer(self._source, self._study, case, result.reconstruction, result.gaussians)
@@ -186,7 +186,7 @@ class CompareWidget(RunWidget):
         path = Path(path)
         if path.suffix.lower() not in _TABLES.values():
             path = path.with_name(f"{path.name}{suffix}")
-        text = as_markdown(self._outcomes) if path.suffix.lower() == ".md" else as_csv(self._outcomes)
+        text = to_markdown(self._outcomes) if path.suffix.lower() == ".md" else to_csv(self._outcomes)
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
@@ -195,5 +195,5 @@ class CompareWidget(RunWidget):
         self._say(f"Saved {path.name}.")
 
     def _on_copy(self) -> None:
-        QApplication.clipboard().setText(as_markdown(self._outcomes))
+        QApplication.clipboard().setText(to_markdown(self._outcomes))
         self._say("The table is on the clipboard, as Markdown.")

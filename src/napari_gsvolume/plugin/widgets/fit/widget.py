@@ -20,9 +20,9 @@ from ....grid import Grid
 from ...layers.conversion import SourceVolume, density_layer, residual_layer, residual_limit, series_placement
 from ...layers.gaussians import points_layer
 from ..shared.base import time_left
-from ..shared.form import Found, Late, SettingsForm
+from ..shared.form import ChoicesFound, LazyChoices, SettingsForm
 from ..shared.gaussian_base import GaussianWidget
-from ..shared.layer_updater import ShownLayers
+from ..shared.layer_updater import LayerUpdater
 from ..shared.plots import HistoryPlot
 from ..shared.worker import PreviewThrottle
 from . import worker
@@ -43,13 +43,13 @@ _SUGGESTIONS = {
 }  # fmt: skip
 
 
-def _devices() -> Found:
+def _devices() -> ChoicesFound:
     """Return the devices there are, and why no GPU is among them; where there is one, this starts CUDA."""
     problem = gpu_problem()
     return devices(), f"No GPU can be used: {problem}" if problem else ""
 
 
-_LATE: dict[str, Late] = {"device": (("auto", "cpu"), _devices)}
+_LATE: dict[str, LazyChoices] = {"device": (("auto", "cpu"), _devices)}
 
 
 class FitWidget(GaussianWidget):
@@ -84,7 +84,7 @@ class FitWidget(GaussianWidget):
         return [result for _, result in self._results]
 
     @property
-    def _made(self) -> list[tuple[str, GaussianVolume]]:
+    def _named_gaussians(self) -> list[tuple[str, GaussianVolume]]:
         return [(source.name, result.gaussians) for source, result in self._results]
 
     # Running ----------------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class FitWidget(GaussianWidget):
     def _begin(self) -> None:
         settings, sources = self.form.settings(), self._sources()
         self._results = []
-        self._shown = ShownLayers(
+        self._shown = LayerUpdater(
             self._viewer, {} if self.keep.value else self._earlier_layers(sources[0].name, _KINDS)
         )
         self._series = self.image.value if len(sources) > 1 else None
@@ -160,7 +160,7 @@ class FitWidget(GaussianWidget):
         """Return the calls that show ellipsoids and centres."""
         gaussians = preview.step.gaussians if preview.result is None else preview.result.gaussians
         final = preview.result is not None
-        return self._gaussian_turns(preview.source.name, gaussians, preview.source.placement, final=final)
+        return self._gaussian_draw_calls(preview.source.name, gaussians, preview.source.placement, final=final)
 
 
 def _load_points() -> None:

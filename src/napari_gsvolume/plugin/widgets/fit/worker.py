@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....ablation import StudyStep, study_steps
+from ....ablation import AblationStep, ablate_steps
 from ....fitting import FitResult, FitSettings, FitStep, fit_steps
 from ...layers.conversion import SourceVolume
 from ..shared.worker import PreviewThrottle, run_in_background
@@ -61,7 +61,7 @@ def run(
 
 def run_study(
     source: SourceVolume, study: str, settings: dict[str, Any], stop: Callable[[], bool]
-) -> Iterator[StudyStep]:
+) -> Iterator[AblationStep]:
     """Run a study on a volume; yield the outcome of each case and, a few times a second, where it stands.
 
     A case that is stopped has no outcome: it would not be comparable with the others.
@@ -69,9 +69,11 @@ def run_study(
     yield from run_in_background(_study(source, study, settings, stop))
 
 
-def _study(source: SourceVolume, study: str, settings: dict[str, Any], stop: Callable[[], bool]) -> Iterator[StudyStep]:
+def _study(
+    source: SourceVolume, study: str, settings: dict[str, Any], stop: Callable[[], bool]
+) -> Iterator[AblationStep]:
     due = 0.0
-    for at in study_steps(np.asarray(source.array), study, grid=source.grid, stop=stop, **settings):
+    for at in ablate_steps(np.asarray(source.array), study, grid=source.grid, stop=stop, **settings):
         if at.outcome is not None or time.perf_counter() >= due:
             due = time.perf_counter() + _NEWS_EVERY
             yield at
