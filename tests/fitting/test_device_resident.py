@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import napari_gsvolume as gsv
+from helpers.long_runs import collect
 from helpers.pretended_device import DEVICE, OnCard, pretended
 from napari_gsvolume import memory
 from napari_gsvolume.fitting.gauss_newton import GaussNewton
@@ -258,8 +259,7 @@ class TestMemory:
     def test_a_fit_leaves_nothing(self, card, body):
         kept = torch.zeros(10, device=DEVICE)
         before = card.live
-        steps = list(gsv.fit_steps(body, **FIT, device="cuda"))
-        result = steps[-1].result()
+        steps, result = collect(gsv.fit_steps(body, **FIT, device="cuda"))
         assert card.live > before
         del steps
         assert card.live == before

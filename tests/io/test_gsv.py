@@ -20,6 +20,7 @@ from napari_gsvolume.io.gsv.entropy import Reader, Writer
 from napari_gsvolume.io.gsv.format import decode, default_step, encode, write_gsv
 from napari_gsvolume.io.gsv.quantization import FINEST, classes, dequantise, quantise
 from napari_gsvolume.kernels.constants import SUPPORT
+from napari_gsvolume.progress import Budget
 
 SHAPE = (20, 24, 28)
 
@@ -308,7 +309,7 @@ class TestSize:
         volume, grid = phantom
         *_, step = gsv.fit_steps(volume, grid=grid, gaussians=150, iterations=40)
         objective, whole = step.objective, step.gaussians
-        state, rounding = fit_to_size(objective, whole, 900, None, lambda: False)
+        state, rounding = fit_to_size(objective, whole, 900, Budget())
         plain = decode(encode(whole, rounding))
         fitted = objective.evaluate(state).mean_square
         rounded = float(((plain.sample().astype(float) - volume) ** 2).mean()) / np.ptp(volume) ** 2

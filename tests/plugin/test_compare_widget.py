@@ -192,10 +192,10 @@ def test_no_layer(open_widget, qtbot):
 @pytest.mark.filterwarnings("ignore:.*please report it")
 def test_what_nobody_foresaw_is_said_and_keeps_the_finished_cases(open_widget, qtbot, volume, monkeypatch):
     def broken(*args, **settings):
-        for at in ablate_steps(*args, **settings):
-            if at.index == 1:
+        for step in ablate_steps(*args, **settings):
+            if step.index == 1:
                 raise RuntimeError("no such luck")
-            yield at
+            yield step
 
     ablate_steps = job.ablate_steps
     monkeypatch.setattr(job, "ablate_steps", broken)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from ..errors import InputError
 from ..fitting.settings import FitSettings, Study
 from ..io.gaussians import EXPORT_SUFFIXES, GAUSSIAN_SUFFIXES
+from ..progress import Budget
 from .app import app
 from .files import check_outputs, file_sizes, print_files, print_summary, select_volume, write_report
 from .options import (
@@ -29,11 +30,12 @@ from .options import (
     parse_factors,
     with_settings,
 )
-from .progress import StopSignal, print_message, run_fit, show_study
+from .progress import StopSignal, print_message, run_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..fitting import FitResult, FitStep
     from ..gaussians import GaussianVolume
 
 _BYTES_A_SAMPLE = 8  # 4 are measured (the float32); as many again keep the machine usable
@@ -70,7 +72,8 @@ def fit(
     source = read_nifti(image)
     volume = select_volume(source, image, time_point)
     with StopSignal() as stop:
-        result = run_fit(fit_steps(volume, grid=source.grid, stop=stop, **settings), stop, quiet)
+        steps = fit_steps(volume, grid=source.grid, budget=Budget(stop=stop), **settings)
+        result = run_steps(_announced(steps, quiet), stop, quiet)
         if out is not None:
             result.gaussians.save(out)
             if out.suffix.lower() == ".gsv":  # what is reported, and reconstructed, is what the file holds
@@ -147,15 +150,15 @@ def ablate(
     source = read_nifti(image)
     volume = select_volume(source, image, time_point)
     with StopSignal() as stop:
-        steps = ablation.ablate_steps(volume, study, grid=source.grid, stop=stop, **settings)
-        outcomes = [at.outcome for at in show_study(steps, stop) if at.outcome is not None]
-    if not outcomes:
+        steps = ablation.ablate_steps(volume, study, grid=source.grid, budget=Budget(stop=stop), **settings)
+        results = run_steps(steps, stop)
+    if not results:
         print_message("Stopped before the first case was finished; nothing is written.")
         return
-    table.write_text(ablation.to_csv(outcomes), encoding="utf-8")
-    page.write_text(ablation.to_markdown(outcomes), encoding="utf-8")
-    ablation.plot(outcomes, f"{image.name}: {study}").savefig(picture, dpi=120)
-    print(ablation.to_markdown(outcomes))
+    table.write_text(ablation.to_csv(results), encoding="utf-8")
+    page.write_text(ablation.to_markdown(results), encoding="utf-8")
+    ablation.plot(results, f"{image.name}: {study}").savefig(picture, dpi=120)
+    print(ablation.to_markdown(results))
     print_files(files)
 
 
@@ -213,7 +216,7 @@ def demo(
 
     volume, grid = anatomical_phantom(size)
     with StopSignal() as stop:
-        result = run_fit(fit_steps(volume, grid=grid, stop=stop, **settings), stop)
+        result = run_steps(_announced(fit_steps(volume, grid=grid, budget=Budget(stop=stop), **settings)), stop)
     for path in pictures:
         save_picture(path, volume, grid, result)
     print_summary(result.report(), pictures)
@@ -231,6 +234,15 @@ def devices() -> None:
         print(name)
     for what, problem in (("GPU", gpu_problem()), ("gsplat", gsplat_problem())):
         print(f"{what}: {problem or 'can be used.'}")
+
+
+def _announced(steps: Generator[FitStep, None, FitResult], quiet: bool = False) -> Generator[FitStep, None, FitResult]:
+    """Print the notes of a fit before its first step, and pass its steps on."""
+    first = next(steps)
+    for note in () if quiet else first.notes:
+        print_message(note)
+    yield first
+    return (yield from steps)
 
 
 def _facts(model: GaussianVolume, n_bytes: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..operators.gaussian_sum import Gaussians, symmetric
+from ..progress import Budget
 from .curvature import Blocks
 from .objective import Evaluation, Linear, Objective
 
@@ -41,17 +42,17 @@ class GaussNewton:
     ----------
     cg_steps : int
         Few beat many while the linear model is good for a short way only. Late in a fit they are more (`_LATE_CG`).
-    stop : callable
-        Asked between kernels; once it returns True the present iteration ends where it began.
+    budget : Budget, optional
+        Limits of the run; its stop request is read between kernels, and ends the current iteration without a step.
     """
 
     evaluated = True  # the loss is always that of the newest Gaussians
     converged_db = 0.01
     """Ten iterations of a complete population that gain less, all together, are the last."""
 
-    def __init__(self, cg_steps: int, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, cg_steps: int, budget: Budget | None = None) -> None:
         self.cg_steps = cg_steps
-        self.stop = stop
+        self.stop = (budget or Budget()).stop
         self.damping = 1e-2
         self.own_damping = torch.ones(0, 1)
         self.slow = False

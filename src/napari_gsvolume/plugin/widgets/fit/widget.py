@@ -25,8 +25,7 @@ from ..shared.gaussian_base import GaussianWidget
 from ..shared.layer_updater import LayerUpdater
 from ..shared.plots import HistoryPlot
 from ..shared.worker import PreviewThrottle
-from . import worker
-from .worker import Preview
+from .worker import Preview, fit_previews
 
 _MAIN = ("gaussians", "target_psnr", "ratio", "time_limit", "solver")
 _FOLDED: dict[str, tuple[str, ...]] = {
@@ -99,8 +98,8 @@ class FitWidget(GaussianWidget):
         if self._series is not None:  # the Gaussians of one volume would not go with the layers of all
             self._shown.forget("gaussians", "centres")
         self.save.enabled = False
-        self._pace = PreviewThrottle()
-        self._start(worker.run, sources, settings, self._pace)
+        self._throttle = PreviewThrottle()
+        self._start_steps(fit_previews, sources, settings, self._throttle)
 
     def _end(self) -> None:
         self.save.enabled = bool(self._results)
@@ -109,9 +108,9 @@ class FitWidget(GaussianWidget):
 
     # Showing ----------------------------------------------------------------------------------------------------------
 
-    def _show(self, preview: Preview) -> None:
-        step = preview.step
-        self.progress.value = round(1000 * preview.progress)
+    def _show_step(self, preview: Preview) -> None:
+        step = preview.fit
+        self.progress.value = round(1000 * preview.fraction)
         which = f"Volume {preview.index + 1} of {preview.count}: " if preview.count > 1 else ""
         if preview.density is None:
             self._say(which + step.message)
@@ -126,7 +125,7 @@ class FitWidget(GaussianWidget):
                 lambda: self.plot.show_history(step.history),
                 *self._images(preview),
                 *([] if self._series is not None else self._gaussians(preview)),
-                self._pace.drawn,
+                self._throttle.drawn,
             ]
         )
 
@@ -135,7 +134,7 @@ class FitWidget(GaussianWidget):
         density, residual, source = preview.density, preview.residual, preview.source
         if density is None or residual is None:
             return []
-        metadata, place = preview.step.gaussians.metadata, source.placement
+        metadata, place = preview.fit.gaussians.metadata, source.placement
         limit = residual_limit(residual)
         if self._series is not None:
             place = series_placement(self._series, source.grid)
@@ -158,7 +157,7 @@ class FitWidget(GaussianWidget):
 
     def _gaussians(self, preview: Preview) -> list[Callable[[], None]]:
         """Return the calls that show ellipsoids and centres."""
-        gaussians = preview.step.gaussians if preview.result is None else preview.result.gaussians
+        gaussians = preview.fit.gaussians if preview.result is None else preview.result.gaussians
         final = preview.result is not None
         return self._gaussian_draw_calls(preview.source.name, gaussians, preview.source.placement, final=final)
 
@@ -170,10 +169,10 @@ def _load_points() -> None:
 
 
 def _figures(preview: Preview) -> str:
-    step = preview.step
+    step = preview.fit
     where = "" if step.device == "cpu" else f" on {step.device}"
     text = f"{step.psnr_db:.2f} dB, {step.n_gaussians:,} Gaussians, {step.seconds:.0f} s{where}"
     if preview.result is not None:
         similarity = "" if preview.result.ssim is None else f", SSIM {preview.result.ssim:.3f}"
         return f"{text}{similarity}. {step.message}"
-    return text + time_left(step.seconds, step.progress)
+    return text + time_left(step.seconds, step.fraction)
