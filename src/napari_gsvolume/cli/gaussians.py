@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,11 +110,12 @@ def sample(
     from ..gaussians import GaussianVolume
     from ..io.nifti import read_nifti, write_nifti
     from ..memory import require_memory
+    from ..units import are_same_units
 
     gaussians = GaussianVolume.load(model)
     other = None if like is None else read_nifti(like)
     grid = other.grid if other is not None else gaussians.grid.resampled(parse_factors(scale, gaussians.ndim))
-    if other is not None and not _same_units(grid.units, gaussians.grid.units):
+    if other is not None and not are_same_units(grid.units, gaussians.grid.units):
         raise InputError(
             f"{like} measures in {grid.units[0]}, the world of the Gaussians in {gaussians.grid.units[0]}."
         )
@@ -276,11 +277,3 @@ def _readable(fact: Any) -> str:
     if isinstance(fact, list):
         return ", ".join(_readable(value) for value in fact)
     return f"{fact:.5g}" if isinstance(fact, float) else "-" if fact is None else str(fact)
-
-
-def _same_units(units: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether units are the same, however spelled; pixels go with anything."""
-    from pint import Unit
-
-    pairs = zip(units, others, strict=False)
-    return all("pixel" in pair or Unit(pair[0]) == Unit(pair[1]) for pair in pairs)
