@@ -25,9 +25,7 @@ IMAGE_SUFFIXES = (".nii", ".nii.gz")
 REPORT_SUFFIXES = (".json",)
 Command = TypeVar("Command", bound=Callable[..., None])
 GaussianFile = Annotated[Path, typer.Argument(metavar="M", help="Gaussian file, .gsv or .safetensors.")]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
 def with_settings(model: type[BaseModel] = FitSettings, **defaults: Any) -> Callable[[Command], Command]:
