@@ -18,7 +18,8 @@ from rich.filesize import decimal as file_size
 from ....gaussians import GaussianVolume
 from ....io.gaussians import EXPORTS, GAUSSIAN_FILES
 from ...layers.conversion import LayerData, made_before
-from ...layers.gaussians import MOST_ELLIPSOIDS, gaussian_layer, points_layer
+from ...layers.gaussians import gaussian_layer, points_layer
+from ...preferences import most_ellipsoids
 from .base import RunWidget, row_of
 from .form import SettingsForm
 from .layer_updater import ShownLayers
@@ -108,7 +109,7 @@ class GaussianWidget(RunWidget):
         # A surface in a volume is seen in 3D only: the live view leaves it out in 2D, where centres show.
         if final or flat or self._viewer.dims.ndisplay == 3:
             turns.append(lambda: self._put("gaussians", gaussian_layer(name, gaussians, placement)))
-        if len(gaussians) > MOST_ELLIPSOIDS:
+        if len(gaussians) > most_ellipsoids():
             turns.append(lambda: self._shown.forget("centres"))  # points, "gaussians" itself, take over
         elif not flat:
             turns.append(lambda: self._put("centres", points_layer(name, gaussians, placement)))
