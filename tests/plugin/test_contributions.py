@@ -281,7 +281,7 @@ class TestGaussians:
 
     @pytest.mark.parametrize("most", [5, 5000], ids=["points", "surface"])
     def test_saved_small_and_opened_again(self, viewer, model, tmp_path, monkeypatch, most):
-        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", most)
+        monkeypatch.setattr(gaussian_layers, "most_ellipsoids", lambda: most)
         layer = Layer.create(*gaussian_layer("T1", model))
         [path] = layer.save(str(tmp_path / "mine.gsv"), plugin=PLUGIN)
         assert path.endswith("mine.gsv")
@@ -317,7 +317,7 @@ class TestGaussians:
         assert len(viewer.layers) == 0
 
     def test_saved_from_points_less_those_deleted(self, viewer, model, tmp_path, monkeypatch):
-        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", 5)
+        monkeypatch.setattr(gaussian_layers, "most_ellipsoids", lambda: 5)
         layer = Layer.create(*gaussian_layer("T1", model))
         assert isinstance(layer, Points)
         layer.selected_data = {0, 4}
@@ -329,7 +329,7 @@ class TestGaussians:
         assert fewer.metadata == model.metadata
 
     def test_none_left_are_saved_too(self, viewer, model, tmp_path, monkeypatch):
-        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", 5)
+        monkeypatch.setattr(gaussian_layers, "most_ellipsoids", lambda: 5)
         layer = Layer.create(*gaussian_layer("T1", model))
         layer.selected_data = set(range(9))
         layer.remove_selected()

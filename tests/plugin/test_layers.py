@@ -246,7 +246,7 @@ class TestLayers:
 
     @pytest.mark.parametrize("ndim", [2, 3])
     def test_many_gaussians_are_points(self, monkeypatch, ndim):
-        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", 6)
+        monkeypatch.setattr(gaussian_layers, "most_ellipsoids", lambda: 6)
         assert gaussian_layer("T1", gaussians(6, ndim))[2] == "surface"
         model = gaussians(7, ndim)
         layer = Layer.create(*gaussian_layer("T1", model))

@@ -18,6 +18,7 @@ from .app import app
 from .files import OutputFolder, select_volume
 from .options import JsonOption, QuietOption, RepeatableOptions, with_settings
 from .progress import StopSignal, progress_bar
+from .sections import EXPLAIN
 
 if TYPE_CHECKING:
     from ..explain.explanation import Explanation
@@ -44,7 +45,7 @@ def _options(model: type[BaseModel]) -> Any:
     return with_settings(model, **{name: f.default for name, f in model.model_fields.items() if name != "layers"})
 
 
-@app.command(cls=RepeatableOptions)
+@app.command(cls=RepeatableOptions, rich_help_panel=EXPLAIN)
 @_options(ExplainSettings)
 def explain(
     model: Annotated[
@@ -108,7 +109,7 @@ def explain(
         _tell(result, folder)
 
 
-@app.command(cls=RepeatableOptions)
+@app.command(cls=RepeatableOptions, rich_help_panel=EXPLAIN)
 @_options(TrackSettings)
 def track(
     checkpoints: Annotated[

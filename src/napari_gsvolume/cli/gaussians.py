@@ -31,6 +31,7 @@ from .options import (
     with_settings,
 )
 from .progress import StopSignal, print_message, run_steps
+from .sections import GAUSSIANS, GETTING_STARTED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _BYTES_A_SAMPLE = 8  # 4 are measured (the float32); as many again keep the machine usable
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 @with_settings()
 def fit(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume, .nii or .nii.gz.")],
@@ -96,7 +97,7 @@ def fit(
         print_summary(figures, outputs)
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 def sample(
     model: GaussianFile,
     out: Annotated[Path, typer.Option(metavar="UP.nii.gz", help="The volume to write, float32.")],
@@ -125,7 +126,7 @@ def sample(
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 @with_settings(gaussians=1000, time_limit=20.0, iterations=None, solver="gauss-newton", seed=0, device="auto")
 def ablate(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume, .nii or .nii.gz.")],
@@ -163,7 +164,7 @@ def ablate(
     print_files(files)
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 def convert(
     model: GaussianFile,
     out: Annotated[
@@ -183,7 +184,7 @@ def convert(
     print(f"{out}: {len(gaussians):,} Gaussians, {file_size(out.stat().st_size)}")
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 def info(model: GaussianFile, json_: JsonOption = False) -> None:
     """Say what a file of Gaussians holds."""
     from ..gaussians import GaussianVolume
@@ -198,7 +199,7 @@ def info(model: GaussianFile, json_: JsonOption = False) -> None:
     Console().print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=GETTING_STARTED)
 @with_settings(gaussians=2000, time_limit=30.0)
 def demo(
     size: Annotated[int, typer.Option(help="Voxels along each axis of the generated volume.")] = 96,
@@ -225,7 +226,7 @@ def demo(
         show_in_napari(volume, grid, result)
 
 
-@app.command()
+@app.command(rich_help_panel=GETTING_STARTED)
 def devices() -> None:
     """List what can be computed on here, and say why not on a GPU."""
     from ..devices import devices as listed

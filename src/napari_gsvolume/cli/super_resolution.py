@@ -14,6 +14,7 @@ from .app import app
 from .files import check_outputs, print_files, select_volume, write_report
 from .options import IMAGE_SUFFIXES, REPORT_SUFFIXES, TimePoint, with_settings
 from .progress import StopSignal, progress_bar
+from .sections import SUPER_RESOLUTION
 
 if TYPE_CHECKING:
     from ..explain.tracking.tracker import Tracker
@@ -23,7 +24,7 @@ _BYTES_A_VOXEL = 20  # at the peak of a projection: five float32 volumes of the 
 _SR_MODEL = (".safetensors",)
 
 
-@app.command()
+@app.command(rich_help_panel=SUPER_RESOLUTION)
 @with_settings(SuperResolveSettings)
 def superresolve(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume or image, .nii or .nii.gz.")],
@@ -84,7 +85,7 @@ def superresolve(
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
 
 
-@app.command()
+@app.command(rich_help_panel=SUPER_RESOLUTION)
 @with_settings(TrainSRSettings)
 def train_sr(
     images: Annotated[

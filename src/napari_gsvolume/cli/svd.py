@@ -16,6 +16,7 @@ from .app import app
 from .files import select_volume
 from .options import JsonOption, TimePoint
 from .progress import progress_bar
+from .sections import SUPER_RESOLUTION
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _LISTED = 10  # singular values in the printed list
 
 
-@app.command()
+@app.command(rich_help_panel=SUPER_RESOLUTION)
 def svd(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume or image, .nii or .nii.gz.")],
     axis: Annotated[Axis, typer.Option(help="Along which the slices are stacked.")] = "z",

@@ -13,6 +13,7 @@ from ..units import voxel_size_mm
 from .app import app
 from .files import check_outputs, print_files, select_volume
 from .options import GAUSSIAN_SUFFIXES, IMAGE_SUFFIXES, REPORT_SUFFIXES
+from .sections import TOMOGRAPHY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +43,7 @@ _Report = Annotated[Path | None, typer.Option(metavar="REP.json", help="Write fi
 _OPTIONS = {"pixels": "detector"}  # where they are not named as the arguments of `orbit`
 
 
-@app.command()
+@app.command(rich_help_panel=TOMOGRAPHY)
 def project(
     source: Annotated[
         Path,
@@ -170,7 +171,7 @@ class _Outputs:
         )
 
 
-@app.command()
+@app.command(rich_help_panel=TOMOGRAPHY)
 @with_settings(RecoverSettings)
 def reconstruct(
     projections: Annotated[
@@ -213,7 +214,7 @@ def reconstruct(
     _finish(problem.recovery(asked), image, outputs, files, quiet)
 
 
-@app.command()
+@app.command(rich_help_panel=TOMOGRAPHY)
 @with_settings(RecoverSettings)
 def from_slices(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume whose slices are known.")],

@@ -14,6 +14,7 @@ from .app import app
 from .files import check_outputs, print_files, select_volume, write_report
 from .options import REPORT_SUFFIXES, with_settings
 from .progress import StopSignal, progress_bar
+from .sections import VIEWS
 
 if TYPE_CHECKING:
     from ..rendering.scene import Scene
@@ -33,7 +34,7 @@ _Mask = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=VIEWS)
 def views(
     volume: _Volume,
     out: Annotated[Path, typer.Option(metavar="VIEWS.npz", help="Images and cameras to write.")],
@@ -77,7 +78,7 @@ def views(
         print_files([path])
 
 
-@app.command()
+@app.command(rich_help_panel=VIEWS)
 @with_settings(TrainSettings)
 def train_views(
     volume: _Volume,
@@ -118,7 +119,7 @@ def train_views(
     print_files(files)
 
 
-@app.command()
+@app.command(rich_help_panel=VIEWS)
 def render(
     model: Annotated[Path, typer.Argument(metavar="MODEL.ply", help="Splats, as train-views writes them.")],
     cameras: Annotated[Path, typer.Option(metavar="VIEWS.npz", help="Cameras, as views writes them.")],

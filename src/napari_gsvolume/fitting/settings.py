@@ -37,49 +37,106 @@ class FitSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gaussians: Count | None = Field(
-        None, description="Number of Gaussians; as many as the other limits ask for if not given"
+        None,
+        description="Number of Gaussians; as many as the other limits ask for if not given",
+        json_schema_extra={"panel": "Size and stopping"},
     )
-    target_psnr: Positive | None = Field(None, description="Stop at this PSNR, in dB over the data range max - min")
+    target_psnr: Positive | None = Field(
+        None,
+        description="Stop at this PSNR, in dB over the data range max - min",
+        json_schema_extra={"panel": "Size and stopping"},
+    )
     ratio: Positive | None = Field(
-        None, description="Fit for a .gsv file so many times smaller than the volume in float32"
+        None,
+        description="Fit for a .gsv file so many times smaller than the volume in float32",
+        json_schema_extra={"panel": "Size and stopping"},
     )
-    target_bytes: Count | None = Field(None, description="Fit for a .gsv file of at most so many bytes")
-    time_limit: Positive | None = Field(None, description="Stop after this many seconds")
-    solver: Literal["gauss-newton", "adam", "sgd"] = Field("gauss-newton", description="How the Gaussians are improved")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the random placement")
+    target_bytes: Count | None = Field(
+        None,
+        description="Fit for a .gsv file of at most so many bytes",
+        json_schema_extra={"panel": "Size and stopping"},
+    )
+    time_limit: Positive | None = Field(
+        None, description="Stop after this many seconds", json_schema_extra={"panel": "Size and stopping"}
+    )
+    solver: Literal["gauss-newton", "adam", "sgd"] = Field(
+        "gauss-newton", description="How the Gaussians are improved", json_schema_extra={"panel": "Solver"}
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="Seed of the random placement", json_schema_extra={"panel": "Solver"}
+    )
     device: Annotated[str, AfterValidator(_device_name)] = Field(
-        "auto", description="Where to compute: auto (a GPU where there is one), cpu, cuda, or cuda:1 for the second GPU"
+        "auto",
+        description="Where to compute: auto (a GPU where there is one), cpu, cuda, or cuda:1 for the second GPU",
+        json_schema_extra={"panel": "Solver"},
     )
     iterations: Count | None = Field(
-        None, description="Stop after this many iterations; if nothing else ends it, 150, or 3000 for adam and sgd"
+        None,
+        description="Stop after this many iterations; if nothing else ends it, 150, or 3000 for adam and sgd",
+        json_schema_extra={"panel": "Size and stopping"},
     )
-    rounds: Annotated[int, Field(ge=1, le=50)] = Field(12, description="Rounds in which the Gaussians are added")
+    rounds: Annotated[int, Field(ge=1, le=50)] = Field(
+        12, description="Rounds in which the Gaussians are added", json_schema_extra={"panel": "Growth"}
+    )
     cg_steps: Annotated[int, Field(ge=1, le=100)] = Field(
-        8, description="Conjugate gradient steps an iteration, more of them late in a fit (gauss-newton)"
+        8,
+        description="Conjugate gradient steps an iteration, more of them late in a fit (gauss-newton)",
+        json_schema_extra={"panel": "Solver"},
     )
-    learning_rate: Positive = Field(1.0, description="Factor on the tuned learning rates (adam, sgd)")
+    learning_rate: Positive = Field(
+        1.0, description="Factor on the tuned learning rates (adam, sgd)", json_schema_extra={"panel": "Solver"}
+    )
     batch_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Share of the voxels drawn at random for each iteration (adam, sgd)"
+        1.0,
+        description="Share of the voxels drawn at random for each iteration (adam, sgd)",
+        json_schema_extra={"panel": "Solver"},
     )
 
-    population: Population = Field("residual", description="How places for new Gaussians are chosen")
-    lambda_sparsity: NotNegative = Field(0.0, description="Weight of the mean |weight|: useless Gaussians go")
-    lambda_overlap: NotNegative = Field(0.0, description="Weight of the mean overlap of a Gaussian with the others")
-    lambda_smoothness: NotNegative = Field(0.0, description="Weight of the mean squared gradient of the Gaussians")
-    lambda_spacing: NotNegative = Field(0.0, description="Weight of the squared deviation from the spacing asked for")
+    population: Population = Field(
+        "residual", description="How places for new Gaussians are chosen", json_schema_extra={"panel": "Growth"}
+    )
+    lambda_sparsity: NotNegative = Field(
+        0.0, description="Weight of the mean |weight|: useless Gaussians go", json_schema_extra={"panel": "Penalties"}
+    )
+    lambda_overlap: NotNegative = Field(
+        0.0,
+        description="Weight of the mean overlap of a Gaussian with the others",
+        json_schema_extra={"panel": "Penalties"},
+    )
+    lambda_smoothness: NotNegative = Field(
+        0.0,
+        description="Weight of the mean squared gradient of the Gaussians",
+        json_schema_extra={"panel": "Penalties"},
+    )
+    lambda_spacing: NotNegative = Field(
+        0.0,
+        description="Weight of the squared deviation from the spacing asked for",
+        json_schema_extra={"panel": "Penalties"},
+    )
     spacing: Positive = Field(
         1.0,
         description="Distance of neighbours over the sum of their radii: below 1 overlapping, 1 tangent",
+        json_schema_extra={"panel": "Penalties"},
     )
-    spacing_radius: Annotated[float, Field(gt=0, le=10)] = Field(2.0, description="Radius for the spacing, in sigma")
+    spacing_radius: Annotated[float, Field(gt=0, le=10)] = Field(
+        2.0, description="Radius for the spacing, in sigma", json_schema_extra={"panel": "Penalties"}
+    )
     data_term: Literal["weights", "neighbourhood", "ellipsoid"] = Field(
-        "weights", description="How Gaussians support a voxel: by learned weights, or by the voxels' own values"
+        "weights",
+        description="How Gaussians support a voxel: by learned weights, or by the voxels' own values",
+        json_schema_extra={"panel": "Data term"},
     )
-    normalised: bool = Field(False, description="Weights of the supporting voxels sum to one (not with 'weights')")
+    normalised: bool = Field(
+        False,
+        description="Weights of the supporting voxels sum to one (not with 'weights')",
+        json_schema_extra={"panel": "Data term"},
+    )
     neighbourhood_radius: Annotated[float, Field(ge=0, le=16)] = Field(
-        2.0, description="Radius of a voxel's neighbourhood, in voxels"
+        2.0, description="Radius of a voxel's neighbourhood, in voxels", json_schema_extra={"panel": "Data term"}
     )
-    ellipsoid_radius: Annotated[float, Field(gt=0, le=3.3)] = Field(3.0, description="Radius of an ellipsoid, in sigma")
+    ellipsoid_radius: Annotated[float, Field(gt=0, le=3.3)] = Field(
+        3.0, description="Radius of an ellipsoid, in sigma", json_schema_extra={"panel": "Data term"}
+    )
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

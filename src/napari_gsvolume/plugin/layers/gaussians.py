@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...gaussians import GaussianVolume
+from ..preferences import most_ellipsoids
 from .conversion import METADATA_KEY, LayerData, SourceVolume, density_layer, grid_placement
 
-MOST_ELLIPSOIDS = 5000
-"""More Gaussians than this are shown as points: a surface of them would make the viewer slow."""
 _ELLIPSOID_SIGMAS = 1.0
 
 
@@ -45,12 +44,12 @@ def _case_metadata(study: str, case: str, gaussians: GaussianVolume) -> dict[str
 def gaussian_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any] | None = None) -> LayerData:
     """Return Gaussians as a layer "name · gaussians".
 
-    Ellipsoids of one standard deviation as a surface, or points where there are more than `MOST_ELLIPSOIDS`. Each
+    Ellipsoids of one standard deviation as a surface, or points where there are more than `most_ellipsoids`. Each
     vertex or point carries the parameters of its Gaussian as features; the `GaussianVolume` itself is in the
     metadata, so that saving the layer loses nothing.
     """
     place = grid_placement(gaussians.grid) if placement is None else placement
-    if len(gaussians) > MOST_ELLIPSOIDS or not len(gaussians):
+    if len(gaussians) > most_ellipsoids() or not len(gaussians):
         return points_layer(name, gaussians, place, kind="gaussians")
     vertices, faces, owner = ellipsoids(gaussians)
     features = {key: values[owner] for key, values in gaussian_features(gaussians).items()}

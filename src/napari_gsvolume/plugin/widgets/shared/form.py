@@ -17,6 +17,7 @@ from superqt import QCollapsible
 
 from ....errors import InputError
 from ....settings import one_sentence
+from ...preferences import preferred_device, remembers_settings, settings_folder
 
 Model = TypeVar("Model", bound=BaseModel)
 _LARGEST = 10_000_000
@@ -161,7 +162,7 @@ class SettingsForm(Generic[Model]):
         groups = {**folded, rest: [name for name in self.fields if name not in placed]}
         self._groups: list[Container[Any]] = []  # Qt does not keep them
         self.folds = [self._fold(title, names) for title, names in groups.items() if names]
-        self._show({**initial, **self._remembered()})
+        self._show({**initial, **self._remembered(), **_preferred()})
 
     def _fold(self, title: str, names: Sequence[str]) -> QCollapsible:
         group: Container[Any] = Container(widgets=[self.fields[name] for name in names])
@@ -203,10 +204,13 @@ class SettingsForm(Generic[Model]):
             settings = self.model(**values)
         except ValidationError as error:
             raise InputError(one_sentence(error, _label)) from error
-        _store().setValue(self.model.__name__, json.dumps(settings.model_dump()))
+        if remembers_settings():
+            _store().setValue(self.model.__name__, json.dumps(settings.model_dump()))
         return settings
 
     def _remembered(self) -> dict[str, Any]:
+        if not remembers_settings():
+            return {}
         try:
             values = json.loads(str(_store().value(self.model.__name__, "{}")))
             return self.model(**values).model_dump() if values else {}
@@ -220,7 +224,15 @@ class SettingsForm(Generic[Model]):
 
 
 def _store() -> QSettings:
+    if (folder := settings_folder()) is not None:
+        return QSettings(str(folder / "napari-gsvolume-widgets.ini"), QSettings.Format.IniFormat)
     return QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, "napari-gsvolume", "widgets")
+
+
+def _preferred() -> dict[str, Any]:
+    """Return the values that napari's Preferences set for every form."""
+    device = preferred_device()
+    return {} if device is None else {"device": device}
 
 
 def _label(name: str) -> str:

@@ -18,7 +18,8 @@ from rich.filesize import decimal as file_size
 from ....gaussians import GaussianVolume
 from ....io.gaussians import EXPORT_SUFFIXES, GAUSSIAN_SUFFIXES
 from ...layers.conversion import LayerData, find_earlier_layer
-from ...layers.gaussians import MOST_ELLIPSOIDS, gaussian_layer, points_layer
+from ...layers.gaussians import gaussian_layer, points_layer
+from ...preferences import most_ellipsoids
 from .base import RunWidget, row_of
 from .form import SettingsForm
 from .layer_updater import LayerUpdater
@@ -96,9 +97,9 @@ class GaussianWidget(RunWidget):
     def _draw_next(self) -> None:
         """Draw one thing, then let the viewer breathe before the next."""
         if self._draw_calls:
-            turn = self._draw_calls.popleft()
-            QTimer.singleShot(0, self._draw_next)  # first: should this turn fail, the others still have theirs
-            turn()
+            call = self._draw_calls.popleft()
+            QTimer.singleShot(0, self._draw_next)  # first: should this call fail, the others still have theirs
+            call()
 
     def _gaussian_draw_calls(
         self, name: str, gaussians: GaussianVolume, placement: dict[str, Any], *, final: bool
@@ -108,7 +109,7 @@ class GaussianWidget(RunWidget):
         # A surface in a volume is seen in 3D only: the live view leaves it out in 2D, where centres show.
         if final or flat or self._viewer.dims.ndisplay == 3:
             calls.append(lambda: self._put("gaussians", gaussian_layer(name, gaussians, placement)))
-        if len(gaussians) > MOST_ELLIPSOIDS:
+        if len(gaussians) > most_ellipsoids():
             calls.append(lambda: self._shown.forget("centres"))  # points, "gaussians" itself, take over
         elif not flat:
             calls.append(lambda: self._put("centres", points_layer(name, gaussians, placement)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from ....errors import GSVolumeError
+from ...preferences import use_preferred_threads
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -55,6 +56,7 @@ def _let_the_viewer_go_first() -> None:
 def run_in_background(news: Iterator[T]) -> Iterator[T]:
     """Pass news on from a thread of low priority; raise what goes wrong as something that the viewer gets to see."""
     _let_the_viewer_go_first()
+    use_preferred_threads()
     try:
         yield from news
     except RuntimeError as error:
@@ -70,6 +72,7 @@ def in_background(
     Everything that goes wrong is raised as an error that the viewer gets to see.
     """
     _let_the_viewer_go_first()
+    use_preferred_threads()
     try:
         return (yield from run(*args, **options))
     except RuntimeError as error:
