@@ -30,12 +30,13 @@ from skimage.transform import iradon, iradon_sart
 
 from napari_gsvolume import Grid
 from napari_gsvolume.io.nifti import read_nifti
-from napari_gsvolume.reconstruction.measurements import Projected
-from napari_gsvolume.reconstruction.plug_and_play import downhill
-from napari_gsvolume.reconstruction.reconstruct import Recovery
-from napari_gsvolume.tomography.noise import with_noise
+from napari_gsvolume.reconstruction.measurements import ProjectionMeasurements
+from napari_gsvolume.reconstruction.plug_and_play import negative_gradient
+from napari_gsvolume.reconstruction.run import Recovery
+from napari_gsvolume.tomography.noise import add_noise
+from napari_gsvolume.tomography.presets import spread_angles
 from napari_gsvolume.tomography.projections import project
-from napari_gsvolume.tomography.scan import Scan, orbit, spread
+from napari_gsvolume.tomography.scan import Scan, circular_scan
 
 METHODS = ("fbp", "fdk", "sirt", "sart", "tv", "gaussians")
 OF_ONE_BEAM = {"fbp": "parallel", "sart": "parallel", "fdk": "cone"}
@@ -81,14 +82,14 @@ def cropped(volume: NDArray[np.float32], options: argparse.Namespace) -> NDArray
 
 def measured(truth: NDArray[np.float32], views: int, photons: float, options: argparse.Namespace) -> dict[str, Any]:
     """Return PSNR and seconds of every method."""
-    degrees = spread(views, 180 if options.beam == "parallel" else 360)
+    degrees = spread_angles(views, 180 if options.beam == "parallel" else 360)
     pixels = None
     if options.beam == "parallel":
         pixels = 2 * math.ceil(math.hypot(*truth.shape[1:]) / 2) + 1, len(truth)
-    scan = orbit(truth.shape, 1.0, degrees, options.beam, pixels=pixels, offset=(options.offset, 0))
+    scan = circular_scan(truth.shape, 1.0, degrees, options.beam, pixels=pixels, offset=(options.offset, 0))
     images = project(truth, scan).images
     if photons:
-        images = with_noise(images, photons)
+        images = add_noise(images, photons)
     methods: dict[str, Callable[[], NDArray[np.float32]]] = {
         "fbp": lambda: by_slice(
             images, lambda sinogram: iradon(sinogram, angles(scan), circle=False, output_size=sinogram.shape[0])
@@ -159,7 +160,7 @@ def fdk(images: NDArray[np.float32], scan: Scan) -> NDArray[np.float32]:
 
 def sirt(images: NDArray[np.float32], scan: Scan, steps: int = SIRT_STEPS) -> NDArray[np.float32]:
     """Return the simultaneous iterative reconstruction (Gilbert 1972), nowhere negative."""
-    data = Projected(images, scan, variance=0.0)
+    data = ProjectionMeasurements(images, scan, variance=0.0)
     rays = data.forward(torch.ones(scan.shape)).clamp_min(1e-3)
     voxels = data.transposed(torch.ones_like(rays)).clamp_min(1e-3)
     x = torch.zeros(scan.shape)
@@ -184,7 +185,7 @@ def best_tv(
 
 
 def fista_tv(images: NDArray[np.float32], scan: Scan, weight: float, iterations: int) -> NDArray[np.float32]:
-    data = Projected(images, scan, variance=0.0)
+    data = ProjectionMeasurements(images, scan, variance=0.0)
     data.precision = torch.tensor(1.0)
     probe = torch.rand(scan.shape, generator=torch.Generator().manual_seed(0))
     largest = 1.0
@@ -194,7 +195,7 @@ def fista_tv(images: NDArray[np.float32], scan: Scan, weight: float, iterations:
     x = y = torch.zeros(scan.shape)
     t = 1.0
     for _ in range(iterations):
-        step = (y + downhill([data], y) / largest).clamp_min(0)
+        step = (y + negative_gradient([data], y) / largest).clamp_min(0)
         new = torch.from_numpy(denoise_tv_chambolle(step.numpy(), weight=weight, max_num_iter=10).astype(np.float32))
         new, faster = new.clamp_min(0), (1 + math.sqrt(1 + 4 * t * t)) / 2
         y = new + (t - 1) / faster * (new - x)
@@ -206,7 +207,10 @@ def gaussians(
     images: NDArray[np.float32], scan: Scan, truth: NDArray[np.float32], options: argparse.Namespace
 ) -> NDArray[np.float32]:
     recovery = Recovery(
-        [Projected(images, scan)], Grid(truth.shape), gaussians=options.gaussians, time_limit=options.time_limit
+        [ProjectionMeasurements(images, scan)],
+        Grid(truth.shape),
+        gaussians=options.gaussians,
+        time_limit=options.time_limit,
     )
     [last] = deque(recovery.steps(), maxlen=1)
     found = recovery.result(last)

@@ -11,8 +11,9 @@ from napari_gsvolume import GaussianVolume, vessel_phantom
 from napari_gsvolume.grid import Grid
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY
 from napari_gsvolume.plugin.layers.projections import projection_layer, scan_of
+from napari_gsvolume.tomography.presets import preset_scan, spread_angles
 from napari_gsvolume.tomography.projections import project
-from napari_gsvolume.tomography.scan import orbit, preset, spread
+from napari_gsvolume.tomography.scan import circular_scan
 
 SIDE = 24
 GRID = Grid((SIDE,) * 3, np.diag([2, 2, 2, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0))), ("mm",) * 3)
@@ -25,7 +26,7 @@ def volume():
 
 @pytest.fixture(scope="module")
 def projections(volume):
-    return project(volume, preset("circle", volume.shape, 2.0, views=6))
+    return project(volume, preset_scan("circle", volume.shape, 2.0, views=6))
 
 
 @pytest.fixture
@@ -137,8 +138,8 @@ def test_a_stack_without_geometry(open_widget, qtbot, volume, projections, tmp_p
 
 def test_a_cone_that_is_typed_in(open_widget, qtbot, volume):
     geometry = {"source_to_axis": 150.0, "source_to_detector": 250.0}
-    scan = orbit(
-        (SIDE,) * 3, 2.0, spread(6, 360), "cone", pixels=(60, 50), pixel_size=(3, 3), offset=(-8, 0), **geometry
+    scan = circular_scan(
+        (SIDE,) * 3, 2.0, spread_angles(6, 360), "cone", pixels=(60, 50), pixel_size=(3, 3), offset=(-8, 0), **geometry
     )
     _, widget = open_widget("Reconstruct", stack_of(project(volume, scan), metadata={}))
     beam = widget.orbit.fields["beam"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
-from ..tomography.scan import ARCS, VIEWS, Beam, Mode, Scan, orbit, spread
+from ..tomography.presets import DEFAULT_ARCS, DEFAULT_VIEWS, spread_angles
+from ..tomography.scan import Beam, Mode, Scan, circular_scan
 from ..units import voxel_size_mm
 from .app import app
 from .files import check_outputs, print_files, select_volume
@@ -23,14 +24,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..reconstruction.settings import RecoverSettings
+from ..reconstruction.settings import ReconstructSettings
 from .files import write_report
 from .options import with_settings
 from .progress import StopSignal, progress_bar
 
 if TYPE_CHECKING:
     from ..io.nifti import NiftiImage
-    from ..reconstruction.reconstruct import Recovered, Recovery
+    from ..reconstruction.run import ReconstructionResult, Recovery
 
 _Out = Annotated[Path | None, typer.Option(metavar="M", help="Write the Gaussians, .gsv or .safetensors.")]
 _Reconstruction = Annotated[Path | None, typer.Option(metavar="R.nii.gz", help="Write the volume recovered.")]
@@ -39,7 +40,7 @@ _Voxels = Annotated[
 ]
 _Report = Annotated[Path | None, typer.Option(metavar="REP.json", help="Write figures and history.")]
 
-_OPTIONS = {"pixels": "detector"}  # where they are not named as the arguments of `orbit`
+_OPTIONS = {"pixels": "detector"}  # where they are not named as the arguments of `circular_scan`
 
 
 @app.command()
@@ -83,16 +84,16 @@ def project(
     cos a).
     """
     from ..tomography.beer_lambert import hounsfield_to_attenuation
-    from ..tomography.noise import DEPTH, with_noise
-    from ..tomography.projections import Projections, geometry_beside, write_projections
+    from ..tomography.noise import OPTICAL_DEPTH, add_noise
+    from ..tomography.projections import Projections, sidecar_path, write_projections
     from ..tomography.projections import project as projected
 
     if noise_photons is not None and mode != "xray":
         raise InputError(f"--noise-photons is of X-rays; with --mode {mode} give --noise-sigma.")
     if depth is not None and noise_photons is None:
         raise InputError("--depth scales line integrals for --noise-photons; give both, or neither.")
-    beside = geometry_beside(out) if geometry_out is None else geometry_out
-    inputs = [source] if geometry in ARCS else [source, Path(geometry)]
+    beside = sidecar_path(out) if geometry_out is None else geometry_out
+    inputs = [source] if geometry in DEFAULT_ARCS else [source, Path(geometry)]
     files = check_outputs(inputs, out=(out, IMAGE_SUFFIXES), **{"geometry-out": (beside, REPORT_SUFFIXES)})
     volume, grid = _read(source, time_point)
     orbits = {
@@ -102,8 +103,8 @@ def project(
     scan = _scan(geometry, grid, {name: value for name, value in orbits.items() if value is not None})
     stack = projected(hounsfield_to_attenuation(volume) if hu else volume, scan, mode)
     if noise_photons is not None or noise_sigma is not None:
-        scaled = depth if hu or depth is not None else DEPTH
-        images = with_noise(stack.images, noise_photons, noise_sigma, seed, scaled)
+        scaled = depth if hu or depth is not None else OPTICAL_DEPTH
+        images = add_noise(stack.images, noise_photons, noise_sigma, seed, scaled)
         stack = Projections(images, scan, stack.kind)
     write_projections(out, stack, beside)
     nu, nv = scan.pixels
@@ -133,21 +134,23 @@ def _read(source: Path, time_point: int | None) -> tuple[NDArray[Any] | Gaussian
 
 def _scan(geometry: str, grid: Grid, options: dict[str, Any]) -> Scan:
     """Return the orbit that the options describe, or the scan of a file."""
-    if geometry not in ARCS:
+    if geometry not in DEFAULT_ARCS:
         if not Path(geometry).is_file():
-            raise InputError(f"--geometry {geometry}: there is no such file; or choose {', '.join(ARCS)}.")
+            raise InputError(f"--geometry {geometry}: there is no such file; or choose {', '.join(DEFAULT_ARCS)}.")
         if options:
             given = ", ".join(f"--{_OPTIONS.get(name, name.replace('_', '-'))}" for name in options)
             raise InputError(f"{given}: the geometry is that of {geometry}; leave the options of an orbit out.")
         return Scan.load(geometry).of_grid(grid)
-    beam: Beam = next(name for name in ARCS if name == geometry)
+    beam: Beam = next(name for name in DEFAULT_ARCS if name == geometry)
     far = {"source_to_axis", "source_to_detector"} & set(options)
     if beam == "parallel" and far:
         raise InputError(f"--{min(far).replace('_', '-')}: a parallel beam has no source; choose fan or cone.")
-    arc = options.pop("arc", ARCS[beam])
+    arc = options.pop("arc", DEFAULT_ARCS[beam])
     if not 0 < arc <= 360:
         raise InputError(f"--arc {arc:g}: the views are spread over more than 0 and at most 360 degrees.")
-    return orbit(grid.shape, voxel_size_mm(grid), spread(options.pop("views", VIEWS), arc), beam, **options)
+    return circular_scan(
+        grid.shape, voxel_size_mm(grid), spread_angles(options.pop("views", DEFAULT_VIEWS), arc), beam, **options
+    )
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class _Outputs:
 
 
 @app.command()
-@with_settings(RecoverSettings)
+@with_settings(ReconstructSettings)
 def reconstruct(
     projections: Annotated[
         Path, typer.Argument(metavar="P.nii.gz", help="The stack of projections, axes (u, v, view).")
@@ -197,7 +200,7 @@ def reconstruct(
 
     Ctrl-C ends it and keeps what it has reached: the files are written. A second one aborts.
     """
-    asked = RecoverSettings(**settings)
+    asked = ReconstructSettings(**settings)
     outputs = _Outputs(out, reconstruction, voxels, report)
     files = outputs.checked([p for p in (projections, geometry, like) if p is not None])
     from ..reconstruction.problem import Problem
@@ -214,7 +217,7 @@ def reconstruct(
 
 
 @app.command()
-@with_settings(RecoverSettings)
+@with_settings(ReconstructSettings)
 def from_slices(
     image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume whose slices are known.")],
     keep_every: Annotated[
@@ -247,7 +250,7 @@ def from_slices(
     With --keep-every 1 all slices are known, and the volume is recovered with as many slices as make its voxels as long
     along the axis as across.
     """
-    asked = RecoverSettings(**settings)
+    asked = ReconstructSettings(**settings)
     outputs = _Outputs(out, reconstruction, voxels, report)
     others = also or []
     thicknesses = also_thickness or [0.0] * len(others)
@@ -258,30 +261,30 @@ def from_slices(
     files = outputs.checked([p for p in (image, *others, projections, geometry) if p is not None])
     import numpy as np
 
-    from ..reconstruction.problem import Problem, Stack, isotropic, longest_step
-    from ..reconstruction.slice_metrics import cubic, missing_psnr
+    from ..reconstruction.problem import Problem, SliceStack, isotropic_grid, slice_axis
+    from ..reconstruction.slice_metrics import cubic_spline, missing_psnr
     from ..tomography.projections import read_projections
 
     source, along = _read_image(image), "zyx".index(axis)
     known = np.arange(source.data.shape[along]) % keep_every == 0
-    stacks = [Stack(source.data, source.grid, along, keep_every, thickness)]
+    stacks = [SliceStack(source.data, source.grid, along, keep_every, thickness)]
     for path, thick in zip(others, thicknesses, strict=True):
         other = _read_image(path)
-        stacks.append(Stack(other.data, other.grid, longest_step(other.grid), thickness=thick))
+        stacks.append(SliceStack(other.data, other.grid, slice_axis(other.grid), thickness=thick))
     stack = None if projections is None else read_projections(projections, geometry)
     problem = Problem(
-        isotropic(source.grid, along) if keep_every == 1 else source.grid,
+        isotropic_grid(source.grid, along) if keep_every == 1 else source.grid,
         None if stack is None else (stack.images, stack.scan),
         stacks,
         truth=None if keep_every == 1 else source.data,
     )
 
-    def missing(result: Recovered) -> dict[str, float]:
+    def missing(result: ReconstructionResult) -> dict[str, float]:
         if known.all():
             return {}
         return {
             "psnr_missing_db": missing_psnr(result.reconstruction, source.data, known, along),
-            "psnr_missing_cubic_db": missing_psnr(cubic(source.data, known, along), source.data, known, along),
+            "psnr_missing_cubic_db": missing_psnr(cubic_spline(source.data, known, along), source.data, known, along),
         }
 
     _finish(problem.recovery(asked), source, outputs, files, quiet, missing)
@@ -303,7 +306,7 @@ def _finish(
     outputs: _Outputs,
     files: list[Path],
     quiet: bool,
-    more: Callable[[Recovered], dict[str, float]] = lambda result: {},
+    more: Callable[[ReconstructionResult], dict[str, float]] = lambda result: {},
 ) -> None:
     """Run a recovery behind a progress bar, write its files, and say what it reached."""
     from ..io.nifti import write_nifti
@@ -332,7 +335,7 @@ def _finish(
     print_files(files)
 
 
-def _run_reconstruction(recovery: Recovery, stop: StopSignal, quiet: bool) -> Recovered:
+def _run_reconstruction(recovery: Recovery, stop: StopSignal, quiet: bool) -> ReconstructionResult:
     with progress_bar(quiet) as show:
         for step in recovery.steps(stop):
             stop.begun = True

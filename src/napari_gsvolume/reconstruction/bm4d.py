@@ -18,26 +18,26 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..kernels.numba_support import launch_lock
 
-SIDE = 4
-_VOXELS = SIDE**3
-_k = np.arange(SIDE)
-_DCT = np.sqrt(2 / SIDE) * np.cos(np.pi * (_k[None] + 0.5) * _k[:, None] / SIDE)
-_DCT[0] = np.sqrt(1 / SIDE)
+BLOCK_SIZE = 4
+_VOXELS = BLOCK_SIZE**3
+_k = np.arange(BLOCK_SIZE)
+_DCT = np.sqrt(2 / BLOCK_SIZE) * np.cos(np.pi * (_k[None] + 0.5) * _k[:, None] / BLOCK_SIZE)
+_DCT[0] = np.sqrt(1 / BLOCK_SIZE)
 _DCT = _DCT.astype(np.float32)
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
-THRESHOLD = 2.7
+HARD_THRESHOLD = 2.7
 """Coefficients below so many standard deviations of the noise are set to zero."""
 STRIDE = 3
 """Distance between the blocks that groups are made for; every voxel is in some."""
 
 
-class BlockMatching:
+class BM4D:
     """Denoises volumes of one shape by collaborative hard thresholding.
 
     Parameters
     ----------
     shape : (int, int, int)
-        Every axis at least `SIDE` voxels.
+        Every axis at least `BLOCK_SIZE` voxels.
     reach : int
         How far, in voxels along each axis, similar blocks are looked for.
     group : int
@@ -47,8 +47,8 @@ class BlockMatching:
     """
 
     def __init__(self, shape: Sequence[int], *, reach: int = 4, group: int = 16, seed: int = 0) -> None:
-        if min(shape) < SIDE:
-            raise InputError(f"Blocks of {SIDE} voxels do not fit into a volume of shape {tuple(shape)}.")
+        if min(shape) < BLOCK_SIZE:
+            raise InputError(f"Blocks of {BLOCK_SIZE} voxels do not fit into a volume of shape {tuple(shape)}.")
         self.shape, self.reach, self.group = tuple(shape), reach, group
         self._random = np.random.default_rng(seed)
         self._sums = np.zeros((2, numba.get_num_threads(), *shape), np.float32)
@@ -66,13 +66,13 @@ class BlockMatching:
         values, weights = self._sums
         cuts = np.linspace(0, len(self._places[0]), len(values) + 1).astype(np.int64)
         with launch_lock:
-            _filter(volume, *self._places[1:], self._matches, np.float32(THRESHOLD * sigma), values, weights, cuts)
+            _filter(volume, *self._places[1:], self._matches, np.float32(HARD_THRESHOLD * sigma), values, weights, cuts)
         return np.asarray(values.sum(0) / weights.sum(0))
 
 
 def _places(n: int, offset: int) -> NDArray[np.int64]:
     """Return where blocks begin along an axis: every `STRIDE` voxels from an offset, and at both ends."""
-    last = n - SIDE
+    last = n - BLOCK_SIZE
     return np.unique([0, *range(min(offset, last), last + 1, STRIDE), last]).astype(np.int64)
 
 
@@ -119,16 +119,16 @@ def _match(volume, z, y, x, reach, squares, found):  # type: ignore[no-untyped-d
     """Fill `found` with the blocks nearest to the one at (z, y, x), itself first; return how many there are."""
     nz, ny, nx = volume.shape
     most, n = len(found), 0
-    x0, x1 = max(x - reach, 0), min(x + reach, nx - SIDE)
+    x0, x1 = max(x - reach, 0), min(x + reach, nx - BLOCK_SIZE)
     width = x1 - x0 + 1
     row = np.empty(width, np.float32)
-    for zz in range(max(z - reach, 0), min(z + reach, nz - SIDE) + 1):
-        for yy in range(max(y - reach, 0), min(y + reach, ny - SIDE) + 1):
+    for zz in range(max(z - reach, 0), min(z + reach, nz - BLOCK_SIZE) + 1):
+        for yy in range(max(y - reach, 0), min(y + reach, ny - BLOCK_SIZE) + 1):
             row[:] = 0
-            for bz in range(SIDE):
-                for by in range(SIDE):
+            for bz in range(BLOCK_SIZE):
+                for by in range(BLOCK_SIZE):
                     own, other = volume[z + bz, y + by], volume[zz + bz, yy + by]
-                    for bx in range(SIDE):
+                    for bx in range(BLOCK_SIZE):
                         value = own[x + bx]
                         for t in range(width):
                             difference = other[x0 + t + bx] - value

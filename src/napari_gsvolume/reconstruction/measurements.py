@@ -21,18 +21,18 @@ from torch import Tensor
 from ..errors import InputError
 from ..grid import Grid
 from ..tomography.scan import Scan
-from ..tomography.voxel_projector import STEP, back_project, project
-from .noise_estimation import estimated_variance
+from ..tomography.voxel_projector import RAY_STEP, back_project, project_voxels
+from .noise_estimation import estimate_variance
 
-FWHM = 2 * math.sqrt(2 * math.log(2))
+FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 """Full width at half maximum of a Gaussian of standard deviation one."""
-LEAST_DEVIATION = 1e-3
+MIN_RELATIVE_DEVIATION = 1e-3
 """Of the largest line integral; projections are trusted no better: rays through voxels are approximations, too."""
-LEAST_SLICE_DEVIATION = 0.005
+MIN_RELATIVE_SLICE_DEVIATION = 0.005
 """Of the span of the intensities of slices."""
 _LEAST_REACH = 0.5
 """Voxels of slices count if so much of their profile lies in the volume."""
-TRUST = 0.03
+VARIANCE_SCALE = 0.03
 """Part of a variance that counts, or the prior would smooth away what noise only covers; 0.01 to 0.3 are as good."""
 
 
@@ -61,7 +61,7 @@ class Measurement(Protocol):
         """Return the transpose of `forward` applied to values."""
 
 
-class Projected:
+class ProjectionMeasurements:
     """X-ray projections.
 
     Parameters
@@ -94,7 +94,7 @@ class Projected:
         self.scan, self._images = scan, array
         self._side = float(scan.voxel_size.min())
         self._map = _planes(scan)
-        self._variance = estimated_variance(array) if variance is None else np.broadcast_to(variance, expected)
+        self._variance = estimate_variance(array) if variance is None else np.broadcast_to(variance, expected)
         self.scale(1.0)
 
     def unit(self) -> float:
@@ -106,8 +106,8 @@ class Projected:
         """Make the values relative to an intensity."""
         self._factor = factor = 1 / (unit * self._side)
         self.values = torch.from_numpy((self._images * factor).astype(np.float32))
-        least = LEAST_DEVIATION * np.abs(self._images).max()
-        variance = factor**2 * TRUST * np.maximum(self._variance, least**2)
+        least = MIN_RELATIVE_DEVIATION * np.abs(self._images).max()
+        variance = factor**2 * VARIANCE_SCALE * np.maximum(self._variance, least**2)
         self.precision = torch.from_numpy((1 / variance).astype(np.float32))
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class Projected:
     def forward(self, volume: Tensor) -> Tensor:
         """Return the projections of a relative volume, ``(K, V, U)``."""
         if self._map is None:
-            return torch.from_numpy(project(volume.numpy(), self.scan, step=2 * STEP)) / self._side
+            return torch.from_numpy(project_voxels(volume.numpy(), self.scan, step=2 * RAY_STEP)) / self._side
         matrix, _, rows = self._map
         planes = volume.flatten(1).T if rows is None else (rows @ volume.flatten(1)).T  # (YX, V)
         images = matrix @ planes.contiguous()  # (K U, V)
@@ -129,7 +129,7 @@ class Projected:
     def transposed(self, values: Tensor) -> Tensor:
         """Return the back-projection of images, ``(Z, Y, X)``."""
         if self._map is None:
-            return torch.from_numpy(back_project(values.numpy(), self.scan, step=2 * STEP)) / self._side
+            return torch.from_numpy(back_project(values.numpy(), self.scan, step=2 * RAY_STEP)) / self._side
         _, matrix, rows = self._map
         planes = (matrix @ values.transpose(1, 2).reshape(-1, values.shape[1]).contiguous()).T
         return (planes if rows is None else rows.T @ planes).reshape(self.scan.shape) / self._side
@@ -153,7 +153,7 @@ def _planes(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None] | None:
         offsets = np.arange(scan.pixels[0]) - (scan.pixels[0] - 1) / 2
         pixels = scan.centres[k, 1:] + offsets[:, None] * scan.u[k, 1:]  # (U, 2), mm
         reach = float(np.hypot(ny * scan.voxel_size[1], nx * scan.voxel_size[2])) / 2 + scan.voxel_size.max()
-        step = STEP * scan.voxel_size.min()
+        step = RAY_STEP * scan.voxel_size.min()
         along = (np.arange(math.ceil(2 * reach / step)) + 0.5) * step - reach
         start = pixels - (pixels @ way)[:, None] * way
         points = start[:, None] + along[:, None] * way  # (U, S, 2)
@@ -168,7 +168,7 @@ def _planes(scan: Scan) -> tuple[Tensor, Tensor, Tensor | None] | None:
     return _sparse(matrix), _sparse(matrix.T.tocsr()), None if same else torch.from_numpy(rows.astype(np.float32))
 
 
-class Sliced:
+class SliceMeasurements:
     """Slices: samples of the volume, or of it blurred along the normal of thick slices.
 
     Parameters
@@ -214,7 +214,7 @@ class Sliced:
         """Make the values relative to an intensity."""
         self._unit = unit
         self.values = torch.from_numpy((self._measured / unit).astype(np.float32))
-        self.precision = 1 / (TRUST * self._variance / unit**2 + LEAST_SLICE_DEVIATION**2)
+        self.precision = 1 / (VARIANCE_SCALE * self._variance / unit**2 + MIN_RELATIVE_SLICE_DEVIATION**2)
 
     def start(self) -> Tensor | None:
         """Return the cubic spline through the whole slices there are; None if there are fewer than two."""
@@ -250,7 +250,7 @@ def _profile_matrix(
     normal = np.linalg.solve(volume_grid.affine[:-1, :-1], across / np.linalg.norm(across))  # voxels a world unit
     weights, offsets = np.ones(1), np.zeros(1)
     if thickness > 0:
-        sigma = thickness / FWHM
+        sigma = thickness / FWHM_PER_SIGMA
         count = 2 * math.ceil(2.5 * sigma * float(np.linalg.norm(normal)) / 0.5) + 1  # every half a voxel
         t = np.linspace(-2.5, 2.5, count)
         weights, offsets = np.exp(-t * t / 2), t * sigma

@@ -10,7 +10,7 @@ _MEDIAN_OF_SQUARES = 0.4549
 """Median of the square of a standard normal variable."""
 
 
-def estimated_variance(images: NDArray[np.float64]) -> NDArray[np.float64]:
+def estimate_variance(images: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the variance of white noise in images ``(K, V, U)``, as a function of how bright they are.
 
     Mixed second differences along both axes, ``[1, -2, 1] x [1, -2, 1] / 6``, are nearly all noise; the median of their

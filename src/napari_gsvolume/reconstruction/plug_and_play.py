@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .bm4d import SIDE, BlockMatching
-from .measurements import TRUST, Measurement
+from .bm4d import BLOCK_SIZE, BM4D
+from .measurements import VARIANCE_SCALE, Measurement
 from .settings import Prior
 
-STRONGEST, WEAKEST = 0.2, 0.01
+INITIAL_NOISE_LEVEL, FINAL_NOISE_LEVEL = 0.2, 0.01
 """Standard deviation of what is taken for noise, relative to the brightest there is, at first and at last."""
 MATCH_EVERY = 2
 CG_STEPS = 60
@@ -50,12 +50,12 @@ class TotalVariation:
         return smooth.astype(np.float32)
 
 
-def denoiser(prior: Prior, shape: Sequence[int], seed: int = 0) -> _Denoiser:
+def build_denoiser(prior: Prior, shape: Sequence[int], seed: int = 0) -> _Denoiser:
     """Return the denoiser of that name; total variation where blocks do not fit in."""
-    return BlockMatching(shape, seed=seed) if prior == "blocks" and min(shape) >= SIDE else TotalVariation()
+    return BM4D(shape, seed=seed) if prior == "blocks" and min(shape) >= BLOCK_SIZE else TotalVariation()
 
 
-class Estimate(NamedTuple):
+class ADMMIterate(NamedTuple):
     """How far the agreement is."""
 
     volume: Tensor
@@ -64,7 +64,7 @@ class Estimate(NamedTuple):
     """Mean squared difference from the measurements, each over its variance."""
 
 
-def estimates(
+def admm_iterates(
     measurements: Sequence[Measurement],
     shape: Sequence[int],
     prior: Prior,
@@ -74,7 +74,7 @@ def estimates(
     support: Tensor | None = None,
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Estimate]:
+) -> Iterator[ADMMIterate]:
     """Yield better and better volumes; the first is the least squares solution after a few steps.
 
     Parameters
@@ -100,36 +100,36 @@ def estimates(
 
     starts = [start for m in measurements if (start := m.start()) is not None]
     x = torch.stack(starts).mean(0) if starts else torch.zeros(tuple(shape))
-    x = allowed(least_squares(measurements, x, x, 1e-3 * _stiffness(measurements, shape), _FIRST_CG))
-    yield Estimate(x, misfit(measurements, x))
+    x = allowed(solve_least_squares(measurements, x, x, 1e-3 * _stiffness(measurements, shape), _FIRST_CG))
+    yield ADMMIterate(x, data_fidelity(measurements, x))
     brightest = float(np.quantile(x.abs().numpy(), 0.999))
-    tool, u, iteration, done = denoiser(prior, shape, seed), torch.zeros_like(x), 0, 0.0
+    tool, u, iteration, done = build_denoiser(prior, shape, seed), torch.zeros_like(x), 0, 0.0
     while done < 1 and not stop():
         done = min(share(), 1.0)
-        sigma = brightest * STRONGEST * (WEAKEST / STRONGEST) ** done
+        sigma = brightest * INITIAL_NOISE_LEVEL * (FINAL_NOISE_LEVEL / INITIAL_NOISE_LEVEL) ** done
         if iteration % MATCH_EVERY == 0:
             tool.match(x.numpy())
         noisy = x + u
         clean = torch.from_numpy(tool.denoised(noisy.numpy(), sigma))
         u = noisy - clean
         clean = allowed(clean)
-        x = allowed(least_squares(measurements, clean - u, clean - u, 1 / sigma**2, CG_STEPS))
+        x = allowed(solve_least_squares(measurements, clean - u, clean - u, 1 / sigma**2, CG_STEPS))
         iteration += 1
-        yield Estimate(clean, misfit(measurements, clean))
+        yield ADMMIterate(clean, data_fidelity(measurements, clean))
 
 
-def least_squares(
+def solve_least_squares(
     measurements: Sequence[Measurement], start: Tensor, pull: Tensor, strength: float, steps: int
 ) -> Tensor:
     """Return about the least of ``sum_m |A_m x - y_m|^2 / variance + strength |x - pull|^2``: conjugate gradients."""
     x = start.clone()
-    left = strength * (pull - x) + downhill(measurements, x)
+    left = strength * (pull - x) + negative_gradient(measurements, x)
     direction, square = left, _dot(left, left)
     enough = _SOLVED * square
     for _ in range(steps):
         if square <= enough:
             break
-        curved = strength * direction + curvature(measurements, direction)
+        curved = strength * direction + hessian_product(measurements, direction)
         length = square / _dot(direction, curved)
         x = x + length * direction
         left = left - length * curved
@@ -139,7 +139,7 @@ def least_squares(
     return x
 
 
-def downhill(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
+def negative_gradient(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
     """Return minus the gradient of half of the summed misfits, ``(Z, Y, X)``."""
     total = torch.zeros_like(volume)
     for m in measurements:
@@ -147,7 +147,7 @@ def downhill(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
     return total
 
 
-def curvature(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
+def hessian_product(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
     """Return their Hessian times a volume."""
     total = torch.zeros_like(volume)
     for m in measurements:
@@ -155,16 +155,16 @@ def curvature(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
     return total
 
 
-def misfit(measurements: Sequence[Measurement], volume: Tensor) -> float:
+def data_fidelity(measurements: Sequence[Measurement], volume: Tensor) -> float:
     """Return the mean squared difference from the measurements, each over its variance: 1 is as noisy as they are."""
     squares = [(m.precision * (m.values - m.forward(volume)).square()).double() for m in measurements]
-    return TRUST * float(sum(s.sum() for s in squares)) / sum(s.numel() for s in squares)
+    return VARIANCE_SCALE * float(sum(s.sum() for s in squares)) / sum(s.numel() for s in squares)
 
 
 def _stiffness(measurements: Sequence[Measurement], shape: Sequence[int]) -> float:
     """Return about the mean eigenvalue of the Hessian that matters: its Rayleigh quotient of a random volume."""
     probe = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
-    return _dot(probe, curvature(measurements, probe)) / _dot(probe, probe)
+    return _dot(probe, hessian_product(measurements, probe)) / _dot(probe, probe)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

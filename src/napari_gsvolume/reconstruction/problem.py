@@ -13,12 +13,13 @@ from pydantic import BaseModel, Field
 from ..errors import InputError
 from ..fitting.target import check_volume
 from ..grid import Grid
-from ..tomography.scan import Beam, Scan, ScanError, orbit, spread
+from ..tomography.presets import spread_angles
+from ..tomography.scan import Beam, Scan, ScanError, circular_scan
 from ..types import Float32Array
 from ..units import mm_per_unit
-from .measurements import Measurement, Projected, Sliced
-from .reconstruct import Recovery
-from .settings import RecoverSettings
+from .measurements import Measurement, ProjectionMeasurements, SliceMeasurements
+from .run import Recovery
+from .settings import ReconstructSettings
 
 
 class OrbitSettings(BaseModel):
@@ -50,14 +51,14 @@ class OrbitSettings(BaseModel):
         seen = self.pixel_size / magnification / voxel
         upright = seen * magnification if self.beam == "fan" else seen  # rows of a fan stay as far apart as they are
         width, height = self.width or max(1, round(nu * seen)), self.height or max(1, round(nv * upright))
-        return orbit(
-            (height, width, width), voxel, spread(views, self.arc), self.beam, pixels=(nu, nv),
+        return circular_scan(
+            (height, width, width), voxel, spread_angles(views, self.arc), self.beam, pixels=(nu, nv),
             pixel_size=(self.pixel_size, self.pixel_size), offset=(self.offset, 0.0), **distances,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
+class SliceStack:
     """Slices of a volume along one of its axes.
 
     Attributes
@@ -80,7 +81,7 @@ class Stack:
     every: int = 1
     thickness: float = 0.0
 
-    def measured(self, grid: Grid) -> Sliced:
+    def measured(self, grid: Grid) -> SliceMeasurements:
         """Return the known slices as a measurement of the volume on `grid`."""
         if self.grid.units != grid.units:
             a, b = (", ".join(g.units) for g in (self.grid, grid))
@@ -94,7 +95,7 @@ class Stack:
         slices[unknown] = np.nan
         order = [axis, *(other for other in range(3) if other != axis)]
         turned = Grid(slices.shape, self.grid.affine[:, [*order, 3]], self.grid.units)
-        return Sliced(slices, turned, grid, thickness=self.thickness / mm_per_unit(grid.units[0]))
+        return SliceMeasurements(slices, turned, grid, thickness=self.thickness / mm_per_unit(grid.units[0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +108,14 @@ class Problem:
         The voxels to recover.
     projections : (array_like, Scan), optional
         X-rays, ``(K, V, U)``, in intensity times mm, and their geometry.
-    stacks : sequence of Stack
+    stacks : sequence of SliceStack
     truth, support : array_like, optional
         Of the grid's shape: the true volume, to compare with; where the volume may differ from 0.
     """
 
     grid: Grid
     projections: tuple[ArrayLike, Scan] | None = None
-    stacks: Sequence[Stack] = ()
+    stacks: Sequence[SliceStack] = ()
     truth: ArrayLike | None = None
     support: ArrayLike | None = None
 
@@ -122,12 +123,12 @@ class Problem:
         """Raise a MemoryError if there are more voxels than can be recovered here; nothing is loaded for that."""
         check_volume(np.broadcast_to(np.float32(0), self.grid.shape))
 
-    def recovery(self, settings: RecoverSettings) -> Recovery:
+    def recovery(self, settings: ReconstructSettings) -> Recovery:
         """Load the measurements; raise ValueError, in one sentence, if they do not go together."""
         measurements: list[Measurement] = [stack.measured(self.grid) for stack in self.stacks]
         if self.projections is not None:
             images, scan = self.projections
-            measurements.append(Projected(images, scan.of_grid(self.grid)))
+            measurements.append(ProjectionMeasurements(images, scan.of_grid(self.grid)))
         support = None if self.support is None else np.asarray(self.support) != 0
         return Recovery(measurements, self.grid, truth=self.truth, support=support, **settings.model_dump())
 
@@ -135,12 +136,12 @@ class Problem:
 def reprojected(recovery: Recovery, volume: Float32Array) -> Float32Array | None:
     """Return the projections of a volume as those of a recovery were taken; None if it has none."""
     for measurement, again in zip(recovery.measurements, recovery.measured_again(volume), strict=True):
-        if isinstance(measurement, Projected):
+        if isinstance(measurement, ProjectionMeasurements):
             return measurement.in_units(again)
     return None
 
 
-def isotropic(grid: Grid, axis: int) -> Grid:
+def isotropic_grid(grid: Grid, axis: int) -> Grid:
     """Return the grid over the same extent that is as fine along an axis as across it."""
     size = grid.voxel_size
     finer = [1.0] * 3
@@ -153,7 +154,7 @@ def _of_whole_slices(array: Float32Array) -> int:
     return int(np.argmax([finite.all(across).mean() for across in ((1, 2), (0, 2), (0, 1))]))
 
 
-def longest_step(grid: Grid) -> int:
+def slice_axis(grid: Grid) -> int:
     """Return the axis along which voxels are furthest apart: the one that slices are stacked along."""
     return int(grid.voxel_size.argmax())
 

@@ -14,7 +14,7 @@ def missing_psnr(reconstruction: ArrayLike, volume: ArrayLike, known: NDArray[np
     return psnr_between(truth[~known], found[~known], float(np.ptp(truth)))
 
 
-def cubic(volume: ArrayLike, known: NDArray[np.bool_], axis: int) -> NDArray[np.float64]:
+def cubic_spline(volume: ArrayLike, known: NDArray[np.bool_], axis: int) -> NDArray[np.float64]:
     """Return the cubic spline through the known slices, to compare with."""
     from scipy.interpolate import make_interp_spline
 

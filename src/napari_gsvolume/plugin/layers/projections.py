@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ...tomography.projections import Projections
 
 
-def recovered_layer(
+def reconstruction_layer(
     name: str, volume: NDArray[np.float32], grid: Grid, limits: tuple[float, float], metadata: dict[str, Any]
 ) -> LayerData:
     """Return a volume recovered on a grid as an image layer "name · recovered"."""
@@ -34,7 +34,7 @@ def recovered_layer(
     return volume, options | {"name": f"{name} · recovered"}, kind
 
 
-def reprojected_layers(
+def reprojection_layers(
     stack: SourceVolume, scan: Scan, reprojected: NDArray[np.float32], residual: NDArray[np.float32]
 ) -> tuple[LayerData, LayerData]:
     """Return what a recovered volume's projections are, and measured - reprojected, where the measured stack is.

@@ -11,7 +11,7 @@ from napari.viewer import Viewer
 from napari_matplotlib.base import BaseNapariMPLWidget
 
 from ....fitting import HistoryPoint
-from ....reconstruction.reconstruct import RecoverPoint
+from ....reconstruction.run import ReconstructPoint
 from ....rendering.splats.training import TrainPoint
 
 _TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
@@ -165,7 +165,7 @@ class MisfitPlot(_TwoCurves):
 
     _FALLING = "misfit"
 
-    def show_history(self, history: Sequence[RecoverPoint]) -> None:
+    def show_history(self, history: Sequence[ReconstructPoint]) -> None:
         """Draw a history, from its start; without one there is nothing to see."""
         misfits = [(p.seconds, p.misfit) for p in history if p.misfit]
         self._draw(misfits, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])

@@ -10,10 +10,10 @@ from napari.viewer import Viewer
 
 from ....errors import InputError
 from ....reconstruction.problem import Problem, limits_of
-from ....reconstruction.reconstruct import Recovered
-from ....reconstruction.settings import RecoverSettings
+from ....reconstruction.run import ReconstructionResult
+from ....reconstruction.settings import ReconstructSettings
 from ...layers.conversion import LayerData, SourceVolume, grid_placement
-from ...layers.projections import projection_kind, recovered_layer, reprojected_layers, scan_of
+from ...layers.projections import projection_kind, reconstruction_layer, reprojection_layers, scan_of
 from ..shared.base import time_left
 from ..shared.form import SettingsForm
 from ..shared.gaussian_base import GaussianWidget, Turn
@@ -60,12 +60,12 @@ class RecoverWidget(GaussianWidget):
     """
 
     def __init__(self, viewer: Viewer, **rows: Any) -> None:
-        self._recovered: Recovered | None = None
-        form = SettingsForm(RecoverSettings, _MAIN, _SUGGESTIONS, {"time_limit": 60.0})
+        self._recovered: ReconstructionResult | None = None
+        form = SettingsForm(ReconstructSettings, _MAIN, _SUGGESTIONS, {"time_limit": 60.0})
         super().__init__(viewer, form, MisfitPlot(viewer), **rows)
 
     @property
-    def recovered(self) -> Recovered | None:
+    def recovered(self) -> ReconstructionResult | None:
         """What the last run came to."""
         return self._recovered
 
@@ -121,7 +121,7 @@ class RecoverWidget(GaussianWidget):
         if self._limits is None or (sight.result is not None and self._of.limits is None):
             self._limits = limits_of(sight.volume)  # of the first, so that they do not flicker, and of the last
         metadata = {} if sight.result is None else sight.result.gaussians.metadata
-        layer = recovered_layer(self._source.name, sight.volume, self._of.problem.grid, self._limits, metadata)
+        layer = reconstruction_layer(self._source.name, sight.volume, self._of.problem.grid, self._limits, metadata)
         if self._shown.put("recovered", layer):
             self._present(self._shown.layers["recovered"])
 
@@ -130,7 +130,7 @@ class RecoverWidget(GaussianWidget):
         if self._of.views is None or of is None or sight.reprojected is None or sight.residual is None:
             return
         scan = of[1].of_grid(self._of.problem.grid)
-        layers = reprojected_layers(self._of.views, scan, sight.reprojected, sight.residual)
+        layers = reprojection_layers(self._of.views, scan, sight.reprojected, sight.residual)
         for kind, layer in zip(_VIEWS, layers, strict=True):
             self._put(kind, layer)
 

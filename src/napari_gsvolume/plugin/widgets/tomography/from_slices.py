@@ -8,7 +8,7 @@ from magicgui.widgets import FloatSpinBox
 from napari.viewer import Viewer
 from pydantic import BaseModel, Field
 
-from ....reconstruction.problem import Problem, Stack, isotropic, longest_step
+from ....reconstruction.problem import Problem, SliceStack, isotropic_grid, slice_axis
 from ...layers.conversion import SourceVolume, source_volume
 from ...layers.projections import scan_of
 from ..shared.form import SettingsForm
@@ -85,10 +85,10 @@ class FromSlicesWidget(RecoverWidget):
             for box, thickness in zip(self.others, self.thicknesses, strict=True)
             if box.value is not None
         ]
-        grid = isotropic(source.grid, axis) if asked.known == _STACK else source.grid
+        grid = isotropic_grid(source.grid, axis) if asked.known == _STACK else source.grid
         stacks = [
-            Stack(source.array, source.grid, None if asked.known == _NOT_NAN else axis, every, asked.thickness),
-            *(Stack(o.array, o.grid, longest_step(o.grid), thickness=thickness) for o, thickness in others),
+            SliceStack(source.array, source.grid, None if asked.known == _NOT_NAN else axis, every, asked.thickness),
+            *(SliceStack(o.array, o.grid, slice_axis(o.grid), thickness=thickness) for o, thickness in others),
         ]
         views, projections = None, None
         if self.views.value is not None:

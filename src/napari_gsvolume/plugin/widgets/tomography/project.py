@@ -13,9 +13,10 @@ from pydantic import BaseModel, Field
 from ....errors import InputError
 from ....gaussians import GaussianVolume
 from ....grid import Grid
-from ....tomography.noise import DEPTH
+from ....tomography.noise import OPTICAL_DEPTH
+from ....tomography.presets import DEFAULT_VIEWS, Preset, preset_scan
 from ....tomography.projections import project
-from ....tomography.scan import VIEWS, Beam, Mode, Preset, Scan, preset
+from ....tomography.scan import Beam, Mode, Scan
 from ....types import Float32Array
 from ....units import voxel_size_mm
 from ...layers.conversion import PROJECTION_KINDS, SourceVolume, made_before
@@ -48,7 +49,7 @@ class ProjectionSettings(BaseModel):
         "circle", description="Where the views are taken from: around the first axis, or the way the viewer looks now"
     )
     beam: Beam = Field("parallel", description="How rays run: side by side, as fans one above the other, or as a cone")
-    views: int = Field(VIEWS, ge=1, le=10_000, description="Number of views, evenly spread")
+    views: int = Field(DEFAULT_VIEWS, ge=1, le=10_000, description="Number of views, evenly spread")
     arc: float = Field(120.0, gt=0, le=360, description="Degrees over which the views are spread")
     mode: Mode = Field(
         "xray", description="xray: line integrals; mip, minip, mean: largest, smallest, mean intensity along each ray"
@@ -62,7 +63,10 @@ class ProjectionSettings(BaseModel):
     photons: float | None = Field(None, gt=0, description="Photons a pixel, for Poisson noise; of xray only")
     sigma: float | None = Field(None, gt=0, description="Standard deviation of Gaussian noise, in a pixel's unit")
     depth: float = Field(
-        DEPTH, gt=0, le=50, description="Optical depth of the largest line integral, which photons are scaled by"
+        OPTICAL_DEPTH,
+        gt=0,
+        le=50,
+        description="Optical depth of the largest line integral, which photons are scaled by",
     )
     hounsfield: bool = Field(False, description="The intensities are Hounsfield units: project attenuation, 1 / mm")
 
@@ -138,7 +142,7 @@ class ProjectWidget(RunWidget):
             scan = seen_along(self._viewer, grid)
         else:
             of = settings
-            scan = preset(
+            scan = preset_scan(
                 cast(Preset, of.path), grid.shape, voxel_size_mm(grid), beam=of.beam, views=of.views, arc=of.arc
             )
         return scan.with_pixels(settings.width, settings.height)

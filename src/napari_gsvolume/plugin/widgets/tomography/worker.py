@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ....gaussians import GaussianVolume
 from ....reconstruction.problem import Problem, reprojected
-from ....reconstruction.reconstruct import Recovered, RecoverStep, Recovery
-from ....reconstruction.settings import RecoverSettings
+from ....reconstruction.run import ReconstructionResult, ReconstructStep, Recovery
+from ....reconstruction.settings import ReconstructSettings
 from ....tomography.beer_lambert import hounsfield_to_attenuation
-from ....tomography.noise import DEPTH, with_noise
+from ....tomography.noise import OPTICAL_DEPTH, add_noise
 from ....tomography.projections import Projections, project
 from ....tomography.scan import Mode, Scan
 from ....types import Float32Array
@@ -41,7 +41,7 @@ class ProjectionPostprocessing:
     hounsfield: bool = False
     photons: float | None = None
     sigma: float | None = None
-    depth: float = DEPTH
+    depth: float = OPTICAL_DEPTH
 
     def before(self, volume: Volume) -> Volume:
         """Return attenuation of Hounsfield units."""
@@ -52,7 +52,7 @@ class ProjectionPostprocessing:
         if self.photons is None and self.sigma is None:
             return projections
         depth = None if self.hounsfield else self.depth
-        images = with_noise(projections.images, self.photons, self.sigma, depth=depth)
+        images = add_noise(projections.images, self.photons, self.sigma, depth=depth)
         return replace(projections, images=images)
 
 
@@ -98,26 +98,26 @@ class Sight:
         What is recovered so far; None where only the progress is news.
     reprojected, residual : ndarray or None
         Its projections, and those measured minus these; None if there are none.
-    result : Recovered or None
+    result : ReconstructionResult or None
         Present at the end.
     """
 
-    step: RecoverStep
+    step: ReconstructStep
     volume: Float32Array | None = field(default=None, repr=False)
     reprojected: Float32Array | None = field(default=None, repr=False)
     residual: Float32Array | None = field(default=None, repr=False)
-    result: Recovered | None = None
+    result: ReconstructionResult | None = None
 
 
 def run_recovery(
-    problem: Problem, settings: RecoverSettings, pace: PreviewThrottle, stop: Callable[[], bool]
+    problem: Problem, settings: ReconstructSettings, pace: PreviewThrottle, stop: Callable[[], bool]
 ) -> Iterator[Sight]:
     """Recover a volume and yield what to show; the last has the result."""
     yield from run_in_background(_sights(problem, settings, pace, stop))
 
 
 def _sights(
-    problem: Problem, settings: RecoverSettings, pace: PreviewThrottle, stop: Callable[[], bool]
+    problem: Problem, settings: ReconstructSettings, pace: PreviewThrottle, stop: Callable[[], bool]
 ) -> Iterator[Sight]:
     recovery = problem.recovery(settings)
     for step in recovery.steps(stop):
@@ -129,7 +129,9 @@ def _sights(
     yield _sight(problem, recovery, step, recovery.result(step))
 
 
-def _sight(problem: Problem, recovery: Recovery, step: RecoverStep, result: Recovered | None = None) -> Sight:
+def _sight(
+    problem: Problem, recovery: Recovery, step: ReconstructStep, result: ReconstructionResult | None = None
+) -> Sight:
     volume = step.volume() if result is None else result.reconstruction
     again = reprojected(recovery, volume)
     residual = None

@@ -25,9 +25,9 @@ from ..grid import Grid
 from ..metrics import psnr_between, ssim
 from ..settings import validated
 from .measurements import Measurement
-from .plug_and_play import estimates
-from .plug_and_play import misfit as mean_misfit
-from .settings import ITERATIONS, VOXELS_A_GAUSSIAN, RecoverSettings
+from .plug_and_play import admm_iterates
+from .plug_and_play import data_fidelity as mean_misfit
+from .settings import DEFAULT_ITERATIONS, VOXELS_PER_GAUSSIAN, ReconstructSettings
 
 VOXELS_SHARE = 0.55
 """Of the time, for the voxels."""
@@ -40,7 +40,7 @@ _LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class RecoverPoint:
+class ReconstructPoint:
     """What was reached when."""
 
     seconds: float
@@ -52,7 +52,7 @@ class RecoverPoint:
 
 
 @dataclass(frozen=True, eq=False)
-class RecoverStep:
+class ReconstructStep:
     """The state of a recovery.
 
     Attributes
@@ -64,7 +64,7 @@ class RecoverStep:
         About how much of all is over, 0 to 1.
     message : str
         What is going on, or why it ended.
-    history : tuple of RecoverPoint
+    history : tuple of ReconstructPoint
         The last one is of this step.
     """
 
@@ -72,16 +72,16 @@ class RecoverStep:
     iteration: int
     progress: float
     message: str
-    history: tuple[RecoverPoint, ...] = field(repr=False)
+    history: tuple[ReconstructPoint, ...] = field(repr=False)
     volume: Callable[[], NDArray[np.float32]] = field(repr=False)
     """Returns the volume now, in the intensities measured."""
     voxels: Callable[[], NDArray[np.float32]] = field(repr=False)
     """Returns the voxels that measurements and prior agree on."""
-    settings: RecoverSettings = field(repr=False)
+    settings: ReconstructSettings = field(repr=False)
     fit: FitStep | None = field(repr=False, default=None)
 
     @property
-    def now(self) -> RecoverPoint:
+    def now(self) -> ReconstructPoint:
         """What is reached."""
         return self.history[-1]
 
@@ -92,7 +92,7 @@ class RecoverStep:
 
 
 @dataclass(frozen=True, eq=False)
-class Recovered:
+class ReconstructionResult:
     """A finished recovery.
 
     Attributes
@@ -115,8 +115,8 @@ class Recovered:
     ssim: float | None
     misfit: float
     seconds: float
-    settings: RecoverSettings
-    history: tuple[RecoverPoint, ...] = field(repr=False)
+    settings: ReconstructSettings
+    history: tuple[ReconstructPoint, ...] = field(repr=False)
     message: str
 
     def report(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Recovery:
     support : array_like, bool, optional
         Where the volume may differ from zero.
     **settings
-        Fields of `RecoverSettings`.
+        Fields of `ReconstructSettings`.
 
     Raises
     ------
@@ -164,7 +164,7 @@ class Recovery:
         support: ArrayLike | None = None,
         **settings: Any,
     ) -> None:
-        self.settings = validated(RecoverSettings, **settings)
+        self.settings = validated(ReconstructSettings, **settings)
         if grid.ndim != 3:
             raise InputError(f"A volume has three axes; this grid has {grid.ndim}.")
         if not measurements:
@@ -181,12 +181,12 @@ class Recovery:
         if any(_below_zero(m) for m in self.measurements):  # Hounsfield units, as a rule
             self.settings = self.settings.model_copy(update={"non_negative": False})
 
-    def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[RecoverStep]:
+    def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[ReconstructStep]:
         """Yield a step after each iteration; closing it, or `stop` returning True, ends it with what there is.
 
         Once stopped while there are only voxels, a quick fit still makes Gaussians of them.
         """
-        began, history = time.perf_counter(), list[RecoverPoint]()
+        began, history = time.perf_counter(), list[ReconstructPoint]()
         s = self.settings
         voxel_seconds = None if s.time_limit is None else VOXELS_SHARE * s.time_limit
         compared = -np.inf
@@ -199,30 +199,30 @@ class Recovery:
         def share() -> float:
             shares = [] if voxel_seconds is None else [seconds() / voxel_seconds]
             if s.iterations is not None or not shares:
-                shares.append(iteration / (s.iterations or ITERATIONS))
+                shares.append(iteration / (s.iterations or DEFAULT_ITERATIONS))
             return min(1.0, max(shares))
 
         def point(volume: Callable[[], NDArray[np.float32]], misfit: float | None, n: int) -> None:
             nonlocal compared, psnr
             if self._truth is not None and seconds() - compared >= _COMPARE_EVERY:
                 psnr, compared = self._psnr(volume()), seconds()
-            history.append(RecoverPoint(seconds(), misfit, psnr, n))
+            history.append(ReconstructPoint(seconds(), misfit, psnr, n))
 
         volume = partial(self._intensities, torch.zeros(self.grid.shape))
-        for estimate in estimates(
+        for estimate in admm_iterates(
             self.measurements, self.grid.shape, s.prior, share,
             non_negative=s.non_negative, support=self._support, seed=s.seed, stop=stop,
         ):  # fmt: skip
             volume = partial(self._intensities, estimate.volume)
             point(volume, estimate.misfit, 0)
-            yield RecoverStep(
+            yield ReconstructStep(
                 "voxels", iteration, VOXELS_SHARE * share(), "Measurements and prior", tuple(history),
                 volume, volume, s,
             )  # fmt: skip
             iteration += 1
         stopped = stop()
         left = _LAST_SECONDS if stopped else None if s.time_limit is None else max(s.time_limit - seconds(), 1.0)
-        iterations = ITERATIONS if s.fit_iterations is None and left is None else s.fit_iterations
+        iterations = DEFAULT_ITERATIONS if s.fit_iterations is None and left is None else s.fit_iterations
         for step in fit_steps(
             volume(), grid=self.grid, gaussians=self._count(), seed=s.seed, time_limit=left, iterations=iterations,
             stop=(lambda: False) if stopped else stop, device="cpu",
@@ -230,12 +230,12 @@ class Recovery:
         ):  # fmt: skip
             if step.n_gaussians:
                 point(step.reconstruction, None, step.n_gaussians)
-                yield RecoverStep(
+                yield ReconstructStep(
                     "Gaussians", step.iteration, VOXELS_SHARE + (1 - VOXELS_SHARE) * step.progress, step.message,
                     tuple(history), step.reconstruction, volume, s, step,
                 )  # fmt: skip
 
-    def result(self, step: RecoverStep) -> Recovered:
+    def result(self, step: ReconstructStep) -> ReconstructionResult:
         """Return what is worth keeping of a recovery that ended with this step."""
         if step.fit is None:
             raise InputError("There are no Gaussians yet.")
@@ -249,7 +249,7 @@ class Recovery:
         gaussians.metadata["settings"] = self.settings.model_dump(exclude_defaults=True)
         gaussians.metadata["metrics"] = {"psnr_db": psnr, "ssim": similarity, "misfit": misfit}
         history = *step.history[:-1], replace(step.now, misfit=misfit, psnr_db=psnr)
-        return Recovered(
+        return ReconstructionResult(
             gaussians, reconstruction, step.voxels(), psnr, similarity, misfit, step.now.seconds, self.settings,
             history, step.message,
         )  # fmt: skip
@@ -261,7 +261,7 @@ class Recovery:
 
     def _count(self) -> int:
         n = self.settings.gaussians
-        return max(50, self.grid.size // VOXELS_A_GAUSSIAN) if n is None else n
+        return max(50, self.grid.size // VOXELS_PER_GAUSSIAN) if n is None else n
 
     def _intensities(self, voxels: Tensor) -> NDArray[np.float32]:
         intensities: NDArray[np.float32] = (voxels * self._unit).numpy()
@@ -272,7 +272,7 @@ class Recovery:
         return psnr_between(self._truth, volume, float(np.ptp(self._truth)))
 
 
-def recover(measurements: Sequence[Measurement], grid: Grid, **others: Any) -> Recovered:
+def recover(measurements: Sequence[Measurement], grid: Grid, **others: Any) -> ReconstructionResult:
     """Recover a volume from measurements; parameters as of `Recovery`."""
     recovery = Recovery(measurements, grid, **others)
     [last] = deque(recovery.steps(), maxlen=1)
