@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QApplication, QFileDialog
 
 from helpers.clicking import LEFT, SLOW, assert_ends, click, fill, run
 from napari_gsvolume import GaussianVolume, vessel_phantom
-from napari_gsvolume.ablation import COLUMNS, as_csv, as_markdown, cases, readable
+from napari_gsvolume.ablation import COLUMNS, cases, format_row, to_csv, to_markdown
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY
 from napari_gsvolume.plugin.layers.gaussians import gaussians_of
 from napari_gsvolume.plugin.widgets.fit import worker as job
@@ -65,7 +65,7 @@ def test_a_study_becomes_rows_and_layers_in_place(open_widget, qtbot, volume):
     headers = [table.horizontalHeaderItem(column).text() for column in range(table.columnCount())]
     assert headers == list(COLUMNS.values())
     for row, outcome in enumerate(widget.outcomes):
-        assert row_texts(table, row) == readable(outcome)
+        assert row_texts(table, row) == format_row(outcome)
     best = max(widget.outcomes, key=lambda outcome: outcome.psnr_db)
     assert [table.item(row, 1).font().bold() for row in range(5)] == [case == best.case for case in wanted]
     assert f"{best.psnr_db:.2f} dB ({best.case})" in widget.status.value
@@ -192,13 +192,13 @@ def test_no_layer(open_widget, qtbot):
 @pytest.mark.filterwarnings("ignore:.*please report it")
 def test_what_nobody_foresaw_is_said_and_keeps_the_finished_cases(open_widget, qtbot, volume, monkeypatch):
     def broken(*args, **settings):
-        for at in study_steps(*args, **settings):
-            if at.index == 1:
+        for step in ablate_steps(*args, **settings):
+            if step.index == 1:
                 raise RuntimeError("no such luck")
-            yield at
+            yield step
 
-    study_steps = job.study_steps
-    monkeypatch.setattr(job, "study_steps", broken)
+    ablate_steps = job.ablate_steps
+    monkeypatch.setattr(job, "ablate_steps", broken)
     _, widget = open_widget(volume, "population")
     run(qtbot, widget)
     assert "please report it: no such luck" in widget.status.value
@@ -237,13 +237,13 @@ def test_the_table_is_saved_and_copied(open_widget, qtbot, volume, tmp_path, mon
     for _ in range(4):
         click(qtbot, widget.save)
     assert {path.name for path in tmp_path.iterdir()} == {"mine.md", "mine.csv", "a.b.md"}
-    assert (tmp_path / "mine.md").read_text(encoding="utf-8") == as_markdown(widget.outcomes)
+    assert (tmp_path / "mine.md").read_text(encoding="utf-8") == to_markdown(widget.outcomes)
     text = (tmp_path / "mine.csv").read_text(encoding="utf-8")
-    assert text == as_csv(widget.outcomes)
+    assert text == to_csv(widget.outcomes)
     assert [row["case"] for row in csv.DictReader(text.splitlines())] == list(cases("population"))
     assert "a.b.md" in widget.status.value
     click(qtbot, widget.copy)
-    assert QApplication.clipboard().text() == as_markdown(widget.outcomes)
+    assert QApplication.clipboard().text() == to_markdown(widget.outcomes)
     widget.save_table(tmp_path / "missing" / "x.csv")
     assert "missing" in widget.status.value
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +18,11 @@ from rich.table import Table
 
 from ..errors import InputError
 from ..fitting.settings import FitSettings, Study
-from ..io.gaussians import EXPORTS
+from ..io.gaussians import EXPORT_SUFFIXES, GAUSSIAN_SUFFIXES
+from ..progress import Budget
 from .app import app
 from .files import check_outputs, file_sizes, print_files, print_summary, select_volume, write_report
 from .options import (
-    GAUSSIAN_SUFFIXES,
     IMAGE_SUFFIXES,
     REPORT_SUFFIXES,
     GaussianFile,
@@ -30,11 +30,12 @@ from .options import (
     parse_factors,
     with_settings,
 )
-from .progress import StopSignal, print_message, run_fit, show_study
+from .progress import StopSignal, print_message, run_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..fitting import FitResult, FitStep
     from ..gaussians import GaussianVolume
 
 _BYTES_A_SAMPLE = 8  # 4 are measured (the float32); as many again keep the machine usable
@@ -71,11 +72,12 @@ def fit(
     source = read_nifti(image)
     volume = select_volume(source, image, time_point)
     with StopSignal() as stop:
-        result = run_fit(fit_steps(volume, grid=source.grid, stop=stop, **settings), stop, quiet)
+        steps = fit_steps(volume, grid=source.grid, budget=Budget(stop=stop), **settings)
+        result = run_steps(_announced(steps, quiet), stop, quiet)
         if out is not None:
             result.gaussians.save(out)
             if out.suffix.lower() == ".gsv":  # what is reported, and reconstructed, is what the file holds
-                result = result.of_file(GaussianVolume.load(out), volume)
+                result = result.with_gaussians(GaussianVolume.load(out), volume)
         figures = result.report()
         if out is not None:
             figures |= file_sizes(out, volume.size)
@@ -107,7 +109,7 @@ def sample(
     check_outputs([model] if like is None else [model, like], out=(out, IMAGE_SUFFIXES))
     from ..gaussians import GaussianVolume
     from ..io.nifti import read_nifti, write_nifti
-    from ..memory import require
+    from ..memory import require_memory
 
     gaussians = GaussianVolume.load(model)
     other = None if like is None else read_nifti(like)
@@ -117,7 +119,7 @@ def sample(
             f"{like} measures in {grid.units[0]}, the world of the Gaussians in {gaussians.grid.units[0]}."
         )
     shape = " x ".join(map(str, grid.shape))
-    require(math.prod(grid.shape) * _BYTES_A_SAMPLE, f"Sampling {shape} voxels takes", "ask for fewer voxels")
+    require_memory(math.prod(grid.shape) * _BYTES_A_SAMPLE, f"Sampling {shape} voxels takes", "ask for fewer voxels")
     write_nifti(out, gaussians.sample(grid), grid, like=other)
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
 
@@ -148,15 +150,15 @@ def ablate(
     source = read_nifti(image)
     volume = select_volume(source, image, time_point)
     with StopSignal() as stop:
-        steps = ablation.study_steps(volume, study, grid=source.grid, stop=stop, **settings)
-        outcomes = [at.outcome for at in show_study(steps, stop) if at.outcome is not None]
-    if not outcomes:
+        steps = ablation.ablate_steps(volume, study, grid=source.grid, budget=Budget(stop=stop), **settings)
+        results = run_steps(steps, stop)
+    if not results:
         print_message("Stopped before the first case was finished; nothing is written.")
         return
-    table.write_text(ablation.as_csv(outcomes), encoding="utf-8")
-    page.write_text(ablation.as_markdown(outcomes), encoding="utf-8")
-    ablation.plot(outcomes, f"{image.name}: {study}").savefig(picture, dpi=120)
-    print(ablation.as_markdown(outcomes))
+    table.write_text(ablation.to_csv(results), encoding="utf-8")
+    page.write_text(ablation.to_markdown(results), encoding="utf-8")
+    ablation.plot(results, f"{image.name}: {study}").savefig(picture, dpi=120)
+    print(ablation.to_markdown(results))
     print_files(files)
 
 
@@ -172,7 +174,7 @@ def convert(
     .gsv is small and rounded; .safetensors without loss; .ply for viewers of 3D Gaussian splats, which show them by
     opacity and cannot subtract.
     """
-    check_outputs([model], out=(out, (*GAUSSIAN_SUFFIXES, *EXPORTS)))
+    check_outputs([model], out=(out, (*GAUSSIAN_SUFFIXES, *EXPORT_SUFFIXES)))
     from ..gaussians import GaussianVolume
 
     gaussians = GaussianVolume.load(model)
@@ -214,7 +216,7 @@ def demo(
 
     volume, grid = anatomical_phantom(size)
     with StopSignal() as stop:
-        result = run_fit(fit_steps(volume, grid=grid, stop=stop, **settings), stop)
+        result = run_steps(_announced(fit_steps(volume, grid=grid, budget=Budget(stop=stop), **settings)), stop)
     for path in pictures:
         save_picture(path, volume, grid, result)
     print_summary(result.report(), pictures)
@@ -232,6 +234,15 @@ def devices() -> None:
         print(name)
     for what, problem in (("GPU", gpu_problem()), ("gsplat", gsplat_problem())):
         print(f"{what}: {problem or 'can be used.'}")
+
+
+def _announced(steps: Generator[FitStep, None, FitResult], quiet: bool = False) -> Generator[FitStep, None, FitResult]:
+    """Print the notes of a fit before its first step, and pass its steps on."""
+    first = next(steps)
+    for note in () if quiet else first.notes:
+        print_message(note)
+    yield first
+    return (yield from steps)
 
 
 def _facts(model: GaussianVolume, n_bytes: int) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from typer.core import TyperCommand
 
 from ..errors import InputError
 from ..fitting.settings import FitSettings
-from ..io.gaussians import GAUSSIAN_FILES
+from ..io.gaussians import GAUSSIAN_SUFFIXES as GAUSSIAN_SUFFIXES
 
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print errors, and what --json asks for, only.")]
 
 TimePoint = Annotated[int | None, typer.Option(help="Which volume of a 4D image, from 0.")]
 
-GAUSSIAN_SUFFIXES = GAUSSIAN_FILES
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
 REPORT_SUFFIXES = (".json",)
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..gaussians import GaussianVolume
 from ..grid import Grid
-from ..io.gaussians import GAUSSIAN_FILES
+from ..io.gaussians import GAUSSIAN_SUFFIXES
 from .layers.conversion import LayerData, density_layer, grid_placement
 from .layers.gaussians import gaussian_layer
 from .layers.projections import projection_layer
@@ -25,7 +25,7 @@ def nifti_reader(path: str | Sequence[str]) -> Reader | None:
 
 def gaussian_reader(path: str | Sequence[str]) -> Reader | None:
     """Return a reader for files of Gaussians (``.gsv``, ``.safetensors``)."""
-    return _each(_read_gaussians) if _all_end(path, GAUSSIAN_FILES) else None
+    return _each(_read_gaussians) if _all_end(path, GAUSSIAN_SUFFIXES) else None
 
 
 def _all_end(path: str | Sequence[str], suffixes: tuple[str, ...]) -> bool:

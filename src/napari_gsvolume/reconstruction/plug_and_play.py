@@ -143,7 +143,7 @@ def negative_gradient(measurements: Sequence[Measurement], volume: Tensor) -> Te
     """Return minus the gradient of half of the summed misfits, ``(Z, Y, X)``."""
     total = torch.zeros_like(volume)
     for m in measurements:
-        total += m.transposed(m.precision * (m.values - m.forward(volume)))
+        total += m.adjoint(m.precision * (m.values - m.forward(volume)))
     return total
 
 
@@ -151,7 +151,7 @@ def hessian_product(measurements: Sequence[Measurement], volume: Tensor) -> Tens
     """Return their Hessian times a volume."""
     total = torch.zeros_like(volume)
     for m in measurements:
-        total += m.transposed(m.precision * m.forward(volume))
+        total += m.adjoint(m.precision * m.forward(volume))
     return total
 
 

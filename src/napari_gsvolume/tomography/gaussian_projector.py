@@ -26,8 +26,8 @@ from ..operators.gaussian_sum import Gaussians, multiplicity, symmetric, upper
 from .scan import Scan
 
 
-class _ProjectedGaussians(NamedTuple):
-    """N Gaussians projected to the detector of one view."""
+class _Footprints(NamedTuple):
+    """Footprints of N Gaussians on the detector of one view."""
 
     means: Tensor  # (N, 2), pixels in array order (v, u)
     factors: Tensor  # (N, 2, 2)
@@ -37,7 +37,7 @@ class _ProjectedGaussians(NamedTuple):
 
 
 class GaussianProjector:
-    """Linear operator from the weights of Gaussians to the projections of a scan, with its derivatives.
+    """Forward operator from Gaussians to the projections of a scan, with jvp and vjp.
 
     Parameters
     ----------
@@ -68,57 +68,51 @@ class GaussianProjector:
         return self._views(
             gaussians,
             views,
-            lambda projected: splat(
-                projected.means, projected.factors, _constant(gaussians.weights * projected.gain), self.shape
-            ),
+            lambda view: splat(view.means, view.factors, _constant(gaussians.weights * view.gain), self.shape),
         )
 
-    def derivative(self, gaussians: Gaussians, step: Tensor) -> Tensor:
+    def jvp(self, gaussians: Gaussians, step: Tensor) -> Tensor:
         """Return J step: how every pixel changes with a whitened step ``(N, K)``, ``(K, V, U)``."""
         B = symmetric(step[:, 4:], 3)
 
-        def one(projected: _ProjectedGaussians) -> Tensor:
-            P = projected.factors @ projected.factors.mT  # 2D precision
-            weight = gaussians.weights * projected.gain
-            shift = (projected.flat @ step[:, 1:4, None])[:, :, 0]
-            growth = P @ (projected.flat @ B @ projected.flat.mT) @ P
-            stretch = _quadratic_form(B, projected.along) / 2
-            constant = projected.gain * (step[:, 0] + gaussians.weights * stretch)
+        def one(view: _Footprints) -> Tensor:
+            P = view.factors @ view.factors.mT  # 2D precision
+            weight = gaussians.weights * view.gain
+            shift = (view.flat @ step[:, 1:4, None])[:, :, 0]
+            growth = P @ (view.flat @ B @ view.flat.mT) @ P
+            stretch = _quadratic_form(B, view.along) / 2
+            constant = view.gain * (step[:, 0] + gaussians.weights * stretch)
             linear = weight[:, None] * (P @ shift[:, :, None])[:, :, 0]
             quadratic = upper(growth) * (weight[:, None] / 2 * multiplicity(2, growth))
-            return splat(
-                projected.means, projected.factors, torch.cat([constant[:, None], linear, quadratic], 1), self.shape
-            )
+            return splat(view.means, view.factors, torch.cat([constant[:, None], linear, quadratic], 1), self.shape)
 
         return self._views(gaussians, None, one)
 
-    def transposed_derivative(self, gaussians: Gaussians, images: Tensor) -> Tensor:
+    def vjp(self, gaussians: Gaussians, images: Tensor) -> Tensor:
         """Return J^T images, ``(N, K)``."""
         total = torch.zeros(len(gaussians.weights), 10, device=images.device)
         for k, image in enumerate(images):
-            projected = self._project(gaussians, k)
-            P = projected.factors @ projected.factors.mT
-            weight = (gaussians.weights * projected.gain)[:, None]
-            moments = gather(projected.means, projected.factors, image)
-            a = projected.flat.mT @ (P @ moments[:, 1:3, None]) * weight[:, :, None]
-            M = projected.flat.mT @ (P @ symmetric(moments[:, 3:], 2) @ P) @ projected.flat * (weight[:, :, None] / 2)
-            M = M + projected.along[:, :, None] * projected.along[:, None] * (weight * moments[:, :1] / 2)[:, :, None]
-            total[:, 0] += projected.gain * moments[:, 0]
+            view = self._project(gaussians, k)
+            P = view.factors @ view.factors.mT
+            weight = (gaussians.weights * view.gain)[:, None]
+            moments = gather(view.means, view.factors, image)
+            a = view.flat.mT @ (P @ moments[:, 1:3, None]) * weight[:, :, None]
+            M = view.flat.mT @ (P @ symmetric(moments[:, 3:], 2) @ P) @ view.flat * (weight[:, :, None] / 2)
+            M = M + view.along[:, :, None] * view.along[:, None] * (weight * moments[:, :1] / 2)[:, :, None]
+            total[:, 0] += view.gain * moments[:, 0]
             total[:, 1:4] += a[:, :, 0]
             total[:, 4:] += upper(M) * multiplicity(3, M)
         return total
 
-    def _views(
-        self, gaussians: Gaussians, views: range | None, image: Callable[[_ProjectedGaussians], Tensor]
-    ) -> Tensor:
+    def _views(self, gaussians: Gaussians, views: range | None, image: Callable[[_Footprints], Tensor]) -> Tensor:
         chosen = range(len(self.scan)) if views is None else views
         out = torch.empty(len(chosen), *self.shape, device=gaussians.weights.device)
         for place, k in enumerate(chosen):
             out[place] = image(self._project(gaussians, k))
         return out
 
-    def _project(self, gaussians: Gaussians, view: int) -> _ProjectedGaussians:
-        """Return the projected Gaussians of a view; computed in float64, as positions far from the origin need it."""
+    def _project(self, gaussians: Gaussians, view: int) -> _Footprints:
+        """Return the footprints of the Gaussians in a view; float64 keeps positions far from the origin exact."""
         W = gaussians.factors.double()
         x = (gaussians.means.double() - self._middle) * self._voxel  # mm
         G = self._inverse[view]
@@ -147,7 +141,7 @@ class GaussianProjector:
         middle = torch.tensor([(n - 1) / 2 for n in self.shape], dtype=torch.float64).to(x)
         means = torch.stack([v, u], 1) + middle
         gain = math.sqrt(2 * math.pi) / thickness
-        return _ProjectedGaussians(*(t.float() for t in (means, factors, gain, flat, along / thickness[:, None])))
+        return _Footprints(*(t.float() for t in (means, factors, gain, flat, along / thickness[:, None])))
 
 
 def _constant(weights: Tensor) -> Tensor:

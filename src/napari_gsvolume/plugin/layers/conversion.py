@@ -203,7 +203,7 @@ def _value_limits(values: NDArray[np.float32]) -> tuple[float, float]:
     return low, high if high > low else low + 1e-6
 
 
-def made_before(layers: LayerList, name: str, study: str | None = None) -> Layer | None:
+def find_earlier_layer(layers: LayerList, name: str, study: str | None = None) -> Layer | None:
     """Return the layer `name` that an earlier fit or, if given, an earlier `study` made.
 
     Where another maker's layer has the name, napari has numbered ours: "name [1]".

@@ -20,13 +20,12 @@ from ....grid import Grid
 from ...layers.conversion import SourceVolume, density_layer, residual_layer, residual_limit, series_placement
 from ...layers.gaussians import points_layer
 from ..shared.base import time_left
-from ..shared.form import Found, Late, SettingsForm
+from ..shared.form import ChoicesFound, LazyChoices, SettingsForm
 from ..shared.gaussian_base import GaussianWidget
-from ..shared.layer_updater import ShownLayers
+from ..shared.layer_updater import LayerUpdater
 from ..shared.plots import HistoryPlot
 from ..shared.worker import PreviewThrottle
-from . import worker
-from .worker import Preview
+from .worker import Preview, fit_previews
 
 _MAIN = ("gaussians", "target_psnr", "ratio", "time_limit", "solver")
 _FOLDED: dict[str, tuple[str, ...]] = {
@@ -43,13 +42,13 @@ _SUGGESTIONS = {
 }  # fmt: skip
 
 
-def _devices() -> Found:
+def _devices() -> ChoicesFound:
     """Return the devices there are, and why no GPU is among them; where there is one, this starts CUDA."""
     problem = gpu_problem()
     return devices(), f"No GPU can be used: {problem}" if problem else ""
 
 
-_LATE: dict[str, Late] = {"device": (("auto", "cpu"), _devices)}
+_LATE: dict[str, LazyChoices] = {"device": (("auto", "cpu"), _devices)}
 
 
 class FitWidget(GaussianWidget):
@@ -84,7 +83,7 @@ class FitWidget(GaussianWidget):
         return [result for _, result in self._results]
 
     @property
-    def _made(self) -> list[tuple[str, GaussianVolume]]:
+    def _named_gaussians(self) -> list[tuple[str, GaussianVolume]]:
         return [(source.name, result.gaussians) for source, result in self._results]
 
     # Running ----------------------------------------------------------------------------------------------------------
@@ -92,15 +91,15 @@ class FitWidget(GaussianWidget):
     def _begin(self) -> None:
         settings, sources = self.form.settings(), self._sources()
         self._results = []
-        self._shown = ShownLayers(
+        self._shown = LayerUpdater(
             self._viewer, {} if self.keep.value else self._earlier_layers(sources[0].name, _KINDS)
         )
         self._series = self.image.value if len(sources) > 1 else None
         if self._series is not None:  # the Gaussians of one volume would not go with the layers of all
             self._shown.forget("gaussians", "centres")
         self.save.enabled = False
-        self._pace = PreviewThrottle()
-        self._start(worker.run, sources, settings, self._pace)
+        self._throttle = PreviewThrottle()
+        self._start_steps(fit_previews, sources, settings, self._throttle)
 
     def _end(self) -> None:
         self.save.enabled = bool(self._results)
@@ -109,9 +108,9 @@ class FitWidget(GaussianWidget):
 
     # Showing ----------------------------------------------------------------------------------------------------------
 
-    def _show(self, preview: Preview) -> None:
-        step = preview.step
-        self.progress.value = round(1000 * preview.progress)
+    def _show_step(self, preview: Preview) -> None:
+        step = preview.fit
+        self.progress.value = round(1000 * preview.fraction)
         which = f"Volume {preview.index + 1} of {preview.count}: " if preview.count > 1 else ""
         if preview.density is None:
             self._say(which + step.message)
@@ -126,7 +125,7 @@ class FitWidget(GaussianWidget):
                 lambda: self.plot.show_history(step.history),
                 *self._images(preview),
                 *([] if self._series is not None else self._gaussians(preview)),
-                self._pace.drawn,
+                self._throttle.drawn,
             ]
         )
 
@@ -135,7 +134,7 @@ class FitWidget(GaussianWidget):
         density, residual, source = preview.density, preview.residual, preview.source
         if density is None or residual is None:
             return []
-        metadata, place = preview.step.gaussians.metadata, source.placement
+        metadata, place = preview.fit.gaussians.metadata, source.placement
         limit = residual_limit(residual)
         if self._series is not None:
             place = series_placement(self._series, source.grid)
@@ -158,9 +157,9 @@ class FitWidget(GaussianWidget):
 
     def _gaussians(self, preview: Preview) -> list[Callable[[], None]]:
         """Return the calls that show ellipsoids and centres."""
-        gaussians = preview.step.gaussians if preview.result is None else preview.result.gaussians
+        gaussians = preview.fit.gaussians if preview.result is None else preview.result.gaussians
         final = preview.result is not None
-        return self._gaussian_turns(preview.source.name, gaussians, preview.source.placement, final=final)
+        return self._gaussian_draw_calls(preview.source.name, gaussians, preview.source.placement, final=final)
 
 
 def _load_points() -> None:
@@ -170,10 +169,10 @@ def _load_points() -> None:
 
 
 def _figures(preview: Preview) -> str:
-    step = preview.step
+    step = preview.fit
     where = "" if step.device == "cpu" else f" on {step.device}"
     text = f"{step.psnr_db:.2f} dB, {step.n_gaussians:,} Gaussians, {step.seconds:.0f} s{where}"
     if preview.result is not None:
         similarity = "" if preview.result.ssim is None else f", SSIM {preview.result.ssim:.3f}"
         return f"{text}{similarity}. {step.message}"
-    return text + time_left(step.seconds, step.progress)
+    return text + time_left(step.seconds, step.fraction)

@@ -216,10 +216,15 @@ class RunWidget(Container[Any]):
     def _show_step(self, step: Any) -> None:
         """Show the state of a run: the bar, the line of text, and in subclasses previews."""
         self.progress.value = round(1000 * min(1.0, step.fraction))
-        self._say(f"{step.message}{time_left(time.perf_counter() - self._started, step.fraction)}")
+        self._say(f"{step.message}{time_left(self._elapsed, step.fraction)}")
 
     def _show_result(self, result: Any) -> None:
         """Show the result of a run."""
+
+    @property
+    def _elapsed(self) -> float:
+        """Seconds since the start of the run."""
+        return time.perf_counter() - self._started
 
     def _on_step(self, step: Step) -> None:
         if not self._left:

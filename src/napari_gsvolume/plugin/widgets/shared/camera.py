@@ -18,7 +18,7 @@ from ....units import voxel_size_mm
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ViewerCamera:
     """Cameras that see a volume the way a viewer does.
 
     Attributes
@@ -42,7 +42,7 @@ class Seen:
         """Return an image ``(H, W, C)`` of one of the cameras as the viewer shows it."""
         return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image
 
-    def turning(self, n: int) -> Seen:
+    def turning(self, n: int) -> ViewerCamera:
         """Return `n` cameras, the first as this one, the others turned around the volume, by the picture's vertical."""
         [matrix] = self.cameras.matrices
         axis = matrix[1, :3]  # the camera's y, in the world
@@ -55,7 +55,7 @@ class Seen:
         return replace(self, cameras=replace(self.cameras, matrices=matrices, intrinsics=intrinsics))
 
 
-def camera_of(viewer: Viewer, grid: Grid, size: int) -> Seen:
+def viewer_camera(viewer: Viewer, grid: Grid, size: int) -> ViewerCamera:
     """Return the camera that sees a grid's voxels as the canvas shows them, in its frame.
 
     In 3D direction, centre, zoom and perspective are those of the canvas: each point of the volume is at the same place
@@ -98,7 +98,7 @@ def camera_of(viewer: Viewer, grid: Grid, size: int) -> Seen:
     matrix[:3, 3] = -matrix[:3, :3] @ (centre[::-1] - distance * forward)
     intrinsics = np.array([[focal, 0, shape[1] / 2], [0, focal, shape[0] / 2], [0, 0, 1]])
     cameras = Cameras(matrix[None], intrinsics[None], shape, orthographic)
-    return Seen(cameras, mirrored, (point[0], point[1], point[2]), 1 / (camera.zoom * factor))
+    return ViewerCamera(cameras, mirrored, (point[0], point[1], point[2]), 1 / (camera.zoom * factor))
 
 
 def _middle(grid: Grid) -> NDArray[np.float64]:
@@ -116,7 +116,7 @@ def _centre(viewer: Viewer, grid: Grid) -> NDArray[np.float64]:
     return point
 
 
-def seen_along(viewer: Viewer, grid: Grid, most: int | None = None) -> Scan:
+def scan_along_view(viewer: Viewer, grid: Grid, most: int | None = None) -> Scan:
     """Return one parallel view of a grid's voxels the way the viewer shows them.
 
     In 3D rays run along the camera's; in 2D through the slices, as if all of them were looked through.

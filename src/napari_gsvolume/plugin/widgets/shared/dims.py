@@ -22,7 +22,7 @@ def move_to(viewer: Viewer, grid: Grid, axis: int, index: int) -> None:
     viewer.dims.set_point(viewer.dims.ndim - grid.ndim + dim, (index - offset) / slope)
 
 
-def look_along(viewer: Viewer, axis: int) -> None:
+def set_slice_axis(viewer: Viewer, axis: int) -> None:
     """Have the viewer show the slices across the last three axes' `axis`, if it shows slices, and others."""
     dims = viewer.dims
     first = dims.ndim - 3
@@ -33,7 +33,7 @@ def look_along(viewer: Viewer, axis: int) -> None:
     viewer.reset_view()
 
 
-def axis_shown(viewer: Viewer) -> int:
+def slice_axis_of(viewer: Viewer) -> int:
     """Return which of the last three axes the viewer's slices are across."""
     dims = viewer.dims
     if dims.ndisplay == 2 and dims.ndim >= 3:

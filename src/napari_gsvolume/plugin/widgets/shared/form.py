@@ -55,19 +55,19 @@ class OptionalNumber(Container[Any]):
             self.number.value = value
 
 
-Found = tuple[dict[str, str], str]
-"""What a `LateChoice` offers: values with what to call each, and a sentence to add to the tooltip, or ""."""
-Late = tuple[Sequence[str], Callable[[], Found]]
+ChoicesFound = tuple[dict[str, str], str]
+"""What a `LazyChoice` offers: values with what to call each, and a sentence to add to the tooltip, or ""."""
+LazyChoices = tuple[Sequence[str], Callable[[], ChoicesFound]]
 """The values that are there in any case, the default first, and what finds all."""
 
 
-class LateChoice(ComboBox):
+class LazyChoice(ComboBox):
     """A choice among what takes a while to find, and is found when somebody looks.
 
     Before that it has its default and what was chosen last time, unseen; what is gone by then is the default again.
     """
 
-    def __init__(self, late: Late, label: str, tooltip: str) -> None:
+    def __init__(self, late: LazyChoices, label: str, tooltip: str) -> None:
         self._certain, self._find = late
         self._default = self._certain[0]
         self._names = {value: value for value in self._certain}
@@ -147,7 +147,7 @@ class SettingsForm(Generic[Model]):
         initial: dict[str, Any],
         folded: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
         rest: str = "More settings",
-        late: Mapping[str, Late] = types.MappingProxyType({}),
+        late: Mapping[str, LazyChoices] = types.MappingProxyType({}),
         without: Sequence[str] = (),
     ) -> None:
         self.model = model
@@ -179,7 +179,7 @@ class SettingsForm(Generic[Model]):
             if fold is not opened and fold.isExpanded():
                 fold.collapse()
         for name in names:
-            if isinstance(self.fields[name], LateChoice):
+            if isinstance(self.fields[name], LazyChoice):
                 self.fields[name].find()
 
     def settings(self, **chosen: Any) -> Model:
@@ -196,7 +196,7 @@ class SettingsForm(Generic[Model]):
             In one sentence, naming the row, if a value does not fit.
         """
         for widget in self.fields.values():
-            if isinstance(widget, LateChoice):
+            if isinstance(widget, LazyChoice):
                 widget.settle()
         values = {name: widget.value for name, widget in self.fields.items()} | chosen
         try:
@@ -233,10 +233,10 @@ def _label(name: str) -> str:
     return special.get(name, name.replace("_", " ").capitalize())
 
 
-def _row(name: str, field: FieldInfo, suggestion: float, late: Late | None) -> Widget:
+def _row(name: str, field: FieldInfo, suggestion: float, late: LazyChoices | None) -> Widget:
     annotation, description = field.annotation, field.description or ""
     if late is not None:
-        return LateChoice(late, _label(name), description)
+        return LazyChoice(late, _label(name), description)
     kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or _is_union(annotation) else ()
     if type(None) in kinds:
         kind = next(_plain(k) for k in kinds if k is not type(None))

@@ -15,7 +15,7 @@ Key = TypeVar("Key", bound=Hashable)
 _CLASSES = {"image": Image, "labels": Labels, "surface": Surface, "points": Points}
 
 
-class ShownLayers(Generic[Key]):
+class LayerUpdater(Generic[Key]):
     """The layers of one run in a viewer.
 
     Attributes

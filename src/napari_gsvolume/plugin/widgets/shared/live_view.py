@@ -15,7 +15,7 @@ from ....types import Float32Array
 from .latest_task import LatestTask, Task
 
 _PAUSE = 30  # ms between the first change of the view and the picture, so that a turn does not become a queue
-SIDE = 260  # pixels on the screen
+PICTURE_SIZE = 260  # pixels on the screen
 
 
 class PictureLabel(QLabel):
@@ -32,7 +32,7 @@ class PictureLabel(QLabel):
         Pixels on the screen that the picture fills, if it is not high.
     """
 
-    def __init__(self, width: int = SIDE) -> None:
+    def __init__(self, width: int = PICTURE_SIZE) -> None:
         super().__init__()
         self.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.setStyleSheet("background: black")
@@ -52,7 +52,7 @@ class PictureLabel(QLabel):
         pixels = np.ascontiguousarray(levels.astype(np.uint8))
         image = QImage(pixels.tobytes(), pixels.shape[1], pixels.shape[0], pixels.strides[0], kind)
         ratio, smooth = Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
-        self.setPixmap(QPixmap.fromImage(image).scaled(self._width, SIDE, ratio, smooth))
+        self.setPixmap(QPixmap.fromImage(image).scaled(self._width, PICTURE_SIZE, ratio, smooth))
 
 
 class LiveView(PictureLabel):
@@ -76,7 +76,7 @@ class LiveView(PictureLabel):
         self, viewer: Viewer, task: Callable[[], Task], say: Callable[[str], None], *, framed: bool = False
     ) -> None:
         super().__init__()
-        self.setMinimumHeight(SIDE)
+        self.setMinimumHeight(PICTURE_SIZE)
         self._task, self._say = task, say
         self._latest = LatestTask(self.show_picture, self._fail)
         self.destroyed.connect(self._latest.drop)

@@ -42,7 +42,7 @@ class DockPlot(BaseNapariMPLWidget):
         self.setMaximumHeight(most)
 
 
-def on_the_right(axes: Axes) -> None:
+def move_axis_right(axes: Axes) -> None:
     """Put the labels of an axis that shares its place on the other side."""
     axes.yaxis.set_label_position("right")
     axes.yaxis.tick_right()
@@ -77,7 +77,7 @@ class HistoryPlot(DockPlot):
         self.axes.plot(seconds, [p.psnr_db for p in history], color="tab:cyan", lw=1.5)
         self.axes.set_ylabel("PSNR (dB)", color="tab:cyan")
         self.counts.set_ylabel("Gaussians", color="tab:orange")
-        on_the_right(self.counts)
+        move_axis_right(self.counts)
         self.counts.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         self._draw_terms(history)
         self.axes.xaxis.set_major_locator(MaxNLocator(5))  # of both: they share it
@@ -150,7 +150,7 @@ class _TwoCurves(DockPlot):
         self.quality.set_visible(bool(levels))
         self.quality.plot(*zip(*levels, strict=True), color="tab:cyan", lw=1.5) if levels else None
         self.quality.set_ylabel("PSNR (dB)", color="tab:cyan")
-        on_the_right(self.quality)
+        move_axis_right(self.quality)
         self.axes.set_xlabel("seconds")
         self.axes.xaxis.set_major_locator(MaxNLocator(5))
         self._style(self.axes, self.quality)

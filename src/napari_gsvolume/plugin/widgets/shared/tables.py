@@ -9,12 +9,12 @@ from typing import Any
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
-from ....ablation import COLUMNS, Outcome, readable
+from ....ablation import COLUMNS, CaseResult, format_row
 
 _CASE, _PSNR = (list(COLUMNS).index(name) for name in ("case", "psnr_db"))
 
 
-class OutcomeTable(QTableWidget):
+class CaseTable(QTableWidget):
     """One row a case; the best PSNR is bold. A click on a column's title sorts, one on a row chooses its case."""
 
     chosen = Signal(str)
@@ -32,12 +32,12 @@ class OutcomeTable(QTableWidget):
         self.itemSelectionChanged.connect(self._on_choice)
         self.cellClicked.connect(self._on_choice)  # also on the row that is selected already
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: CaseResult) -> None:
         """Add a case, and choose it."""
         self.setSortingEnabled(False)  # else a row moves away while it is being filled
         row = self.rowCount()
         self.insertRow(row)
-        for column, (name, text) in enumerate(zip(COLUMNS, readable(outcome), strict=True)):
+        for column, (name, text) in enumerate(zip(COLUMNS, format_row(outcome), strict=True)):
             self.setItem(row, column, _Cell(text, getattr(outcome, name)))
         case = self.item(row, _CASE)
         self._embolden_best()

@@ -43,7 +43,7 @@ class Tabs(QWidget):
         self.bar.setCurrentIndex(self._tabs.index(tab))
 
 
-def sentences(text: str) -> Label:
+def text_label(text: str) -> Label:
     """Return a label of text that takes the width there is."""
     label = Label(value=text)
     label.native.setWordWrap(True)

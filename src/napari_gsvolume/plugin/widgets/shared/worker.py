@@ -18,7 +18,7 @@ _SHORTEST_PAUSE = 0.5
 _PAUSE_PER_COST = 4.0
 
 
-class FitFailedError(GSVolumeError):
+class RunFailedError(GSVolumeError):
     """A fit ended in a way that nobody foresaw."""
 
 
@@ -59,7 +59,7 @@ def run_in_background(news: Iterator[T]) -> Iterator[T]:
         yield from news
     except RuntimeError as error:
         # superqt takes a RuntimeError for that of a worker deleted by Qt, and does not report it.
-        raise FitFailedError(str(error)) from error
+        raise RunFailedError(str(error)) from error
 
 
 def in_background(
@@ -74,4 +74,4 @@ def in_background(
         return (yield from run(*args, **options))
     except RuntimeError as error:
         # superqt takes a RuntimeError for that of a worker deleted by Qt, and does not report it.
-        raise FitFailedError(str(error)) from error
+        raise RunFailedError(str(error)) from error

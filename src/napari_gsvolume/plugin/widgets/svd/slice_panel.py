@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from ...layers.svd import is_part_of_svd
 from ..shared.base import RunWidget, row_of
-from ..shared.dims import axis_shown, index_at, look_along
+from ..shared.dims import index_at, set_slice_axis, slice_axis_of
 from ..shared.latest_task import LatestTask
 from ..shared.layer_choice import LayerChoice
 from ..shared.visibility import Presence
@@ -44,7 +44,7 @@ class SliceWidget(RunWidget):
         self._latest = LatestTask(self._on_analysed, self._on_failed)
         self._cutting = LatestTask(self._layers.show, self._on_failed)
         self.axis = ComboBox(
-            label="Axis", choices=[("z", 0), ("y", 1), ("x", 2)], value=axis_shown(viewer),
+            label="Axis", choices=[("z", 0), ("y", 1), ("x", 2)], value=slice_axis_of(viewer),
             tooltip="Along which the slices are stacked",
         )  # fmt: skip
         self.of = ComboBox(
@@ -157,7 +157,7 @@ class SliceWidget(RunWidget):
 
     def _on_axis(self, axis: int) -> None:
         if self._solid:
-            look_along(self._viewer, axis)
+            set_slice_axis(self._viewer, axis)
         self.renew()
 
     def _on_dims(self, *_: Any) -> None:
@@ -166,7 +166,7 @@ class SliceWidget(RunWidget):
     def _on_order(self, *_: Any) -> None:
         """Follow the viewer where it is turned to other slices."""
         if self._solid and self._viewer.dims.ndisplay == 2:
-            self.axis.value = axis_shown(self._viewer)
+            self.axis.value = slice_axis_of(self._viewer)
 
     def _matrix(self) -> Matrix:
         """Return what the rows and the viewer's sliders ask for; raise ValueError if there is nothing."""
