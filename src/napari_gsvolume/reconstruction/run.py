@@ -1,286 +1,344 @@
-"""From measurements to Gaussians: a generator of steps.
+"""Reconstruction of a volume, as Gaussians, from measurements: `reconstruct` and `reconstruct_steps`.
 
-First the voxels that measurements and a prior agree on are found (`voxels`), then Gaussians are fitted to them
-(`napari_gsvolume.fitting`).
+First plug-and-play ADMM reconstructs voxels from measurements and an image prior (`plug_and_play`), then Gaussians are
+fitted to the voxels (`napari_gsvolume.fitting`).
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..errors import InputError
-from ..fitting import FitStep, fit_steps
-from ..gaussians import GaussianVolume
+from ..fitting import FitResult, FitStep, fit_steps
 from ..grid import Grid
 from ..metrics import psnr_between, ssim
-from ..progress import Budget
+from ..progress import Budget, finish, never
 from ..settings import validated
-from .measurements import Measurement
-from .plug_and_play import admm_iterates
-from .plug_and_play import data_fidelity as mean_misfit
+from ..tomography.scan import Scan
+from ..types import Float32Array
+from .measurements import Measurement, ProjectionMeasurements
+from .plug_and_play import admm_iterates, mean_squared_residual
+from .problem import MeasurementInput, Problem, build_problem
+from .result import ReconstructionResult, ReconstructPoint, ReconstructStep, Reprojection
 from .settings import DEFAULT_ITERATIONS, VOXELS_PER_GAUSSIAN, ReconstructSettings
 
-VOXELS_SHARE = 0.55
-"""Of the time, for the voxels."""
-_COMPARE_EVERY = 1.0
+VOXEL_SHARE = 0.55
+"""Share of the run, and of a time limit, for the voxels; the rest is for the fit of the Gaussians."""
+_COMPARISON_INTERVAL = 1.0
 """Seconds between two comparisons with the true volume, which take time themselves."""
-_NOT_BY_NOISE = 0.02
-"""Part of the values, and of their range, that noise may take below zero."""
+_NOISE_FRACTION = 0.02
+"""Fraction of the values, and of their range, that noise may take below zero."""
 _LAST_SECONDS = 5.0
-"""For Gaussians, once one is stopped while there are only voxels."""
+"""Seconds for the fit of the Gaussians once a run is stopped while there are only voxels."""
 
 
-@dataclass(frozen=True)
-class ReconstructPoint:
-    """What was reached when."""
-
-    seconds: float
-    misfit: float | None
-    """Mean squared difference from the measurements over its variance; of the Gaussians it is told at the end."""
-    psnr_db: float | None
-    """Against the true volume, if there is one."""
-    n_gaussians: int
-
-
-@dataclass(frozen=True, eq=False)
-class ReconstructStep:
-    """The state of a recovery.
-
-    Attributes
-    ----------
-    stage : "voxels" or "Gaussians"
-    iteration : int
-        Of the stage.
-    progress : float
-        About how much of all is over, 0 to 1.
-    message : str
-        What is going on, or why it ended.
-    history : tuple of ReconstructPoint
-        The last one is of this step.
-    """
-
-    stage: Literal["voxels", "Gaussians"]
-    iteration: int
-    progress: float
-    message: str
-    history: tuple[ReconstructPoint, ...] = field(repr=False)
-    volume: Callable[[], NDArray[np.float32]] = field(repr=False)
-    """Returns the volume now, in the intensities measured."""
-    voxels: Callable[[], NDArray[np.float32]] = field(repr=False)
-    """Returns the voxels that measurements and prior agree on."""
-    settings: ReconstructSettings = field(repr=False)
-    fit: FitStep | None = field(repr=False, default=None)
-
-    @property
-    def now(self) -> ReconstructPoint:
-        """What is reached."""
-        return self.history[-1]
-
-    @property
-    def gaussians(self) -> GaussianVolume | None:
-        """The Gaussians now; None while there are only voxels."""
-        return None if self.fit is None else self.fit.gaussians
-
-
-@dataclass(frozen=True, eq=False)
-class ReconstructionResult:
-    """A finished recovery.
-
-    Attributes
-    ----------
-    gaussians : GaussianVolume
-    reconstruction : ndarray, float32
-        The Gaussians at every voxel of the grid.
-    voxels : ndarray, float32
-        What measurements and prior agreed on, to which the Gaussians were fitted.
-    psnr_db, ssim : float or None
-        Against the true volume, with its data range max - min, if there is one.
-    misfit : float
-        Mean squared difference of the measurements from those of the reconstruction, over their variance.
-    """
-
-    gaussians: GaussianVolume
-    reconstruction: NDArray[np.float32] = field(repr=False)
-    voxels: NDArray[np.float32] = field(repr=False)
-    psnr_db: float | None
-    ssim: float | None
-    misfit: float
-    seconds: float
-    settings: ReconstructSettings
-    history: tuple[ReconstructPoint, ...] = field(repr=False)
-    message: str
-
-    def report(self) -> dict[str, Any]:
-        """Return the figures, ready for JSON."""
-        return {
-            "psnr_db": self.psnr_db,
-            "ssim": self.ssim,
-            "misfit": self.misfit,
-            "n_gaussians": len(self.gaussians),
-            "seconds": self.seconds,
-            "message": self.message,
-            "settings": self.settings.model_dump(),
-            "history": [vars(point) for point in self.history],
-        }
-
-
-class Recovery:
-    """A volume to be recovered.
+def reconstruct(
+    measurements: MeasurementInput | Sequence[MeasurementInput],
+    *,
+    scan: Scan | None = None,
+    grid: Grid | None = None,
+    truth: ArrayLike | None = None,
+    support: ArrayLike | None = None,
+    budget: Budget | None = None,
+    **settings: Any,
+) -> ReconstructionResult:
+    """Reconstruct a volume, as Gaussians, from projections, from slices, or from both.
 
     Parameters
     ----------
-    measurements : sequence of Measurement
-        One or more; together they are weighted by their noise.
-    grid : Grid
-        Of the volume, 3D, each axis as the measurements have it.
-    truth : array_like, optional
-        The volume itself, to see how near one comes.
-    support : array_like, bool, optional
-        Where the volume may differ from zero.
+    measurements : array_like (K, V, U), Projections, SliceStack, Measurement, or a sequence of these
+        X-ray projections, as line integrals in intensity times mm; stacks of slices; or any other linear
+        measurements. Several measurements are weighted by their noise, which is estimated from projections.
+    scan : Scan, optional
+        Acquisition geometry of projections that are an array.
+    grid : Grid, optional
+        Voxel grid of the reconstruction, 3D. The default is that of the first stack of slices, refined to isotropic
+        voxels if all of its slices are known; without slices it is that of the scan.
+    truth : array_like, (Z, Y, X), optional
+        True volume on the grid, for PSNR and SSIM only.
+    support : array_like of bool, (Z, Y, X), optional
+        Mask of the voxels that may differ from zero.
+    budget : Budget, optional
+        Limits of the run and its stop request. A run that is stopped returns the best it has reached; one that is
+        stopped before there are Gaussians still fits them for a few seconds.
     **settings
-        Fields of `ReconstructSettings`.
+        Fields of `ReconstructSettings`, such as ``gaussians=2000``, ``time_limit=60`` or ``prior="tv"``.
+
+    Returns
+    -------
+    ReconstructionResult
+        Gaussians, voxels, quality and history.
 
     Raises
     ------
     ValueError
-        If something does not fit; the sentence says what.
+        If measurements, geometry, grid and settings do not fit each other.
+    MemoryError
+        If the grid has more voxels than the memory can take.
+
+    See Also
+    --------
+    reconstruct_steps : The same as a generator, with previews.
+    napari_gsvolume.tomography.project : The forward operator.
+    napari_gsvolume.tomography.attenuation : Line integrals of raw intensities.
+
+    Notes
+    -----
+    The voxels minimize the data fidelity ``sum_m |A_m x - y_m|^2 / variance_m`` together with an image prior, by the
+    alternating direction method of multipliers with a denoiser in place of the proximal operator of the prior
+    (plug-and-play ADMM [1]_). The denoiser is block matching with collaborative hard thresholding (BM4D [2]_), or total
+    variation [3]_. The quadratic subproblem is solved by conjugate gradients. Projections are modelled by ray casting,
+    slices by a Gaussian slice profile.
+
+    References
+    ----------
+    .. [1] S. V. Venkatakrishnan, C. A. Bouman and B. Wohlberg, "Plug-and-play priors for model based reconstruction",
+       IEEE GlobalSIP, 945-948, 2013.
+    .. [2] M. Maggioni, V. Katkovnik, K. Egiazarian and A. Foi, "Nonlocal transform-domain filter for volumetric data
+       denoising and reconstruction", IEEE Trans. Image Process. 22(1), 119-133, 2013.
+    .. [3] L. I. Rudin, S. Osher and E. Fatemi, "Nonlinear total variation based noise removal algorithms", Physica D
+       60, 259-268, 1992.
+
+    Examples
+    --------
+    From projections and their geometry:
+
+    >>> from napari_gsvolume import phantoms
+    >>> from napari_gsvolume.reconstruction import SliceStack, reconstruct
+    >>> from napari_gsvolume.tomography import circular_scan, project, spread_angles
+    >>> volume, grid = phantoms.vessel_phantom(16)
+    >>> scan = circular_scan(volume.shape, 1.0, spread_angles(8, 180))
+    >>> images = project(volume, scan).images
+    >>> result = reconstruct(images, scan=scan, gaussians=20, iterations=2, fit_iterations=2)
+    >>> result.gaussians.grid.shape
+    (16, 16, 16)
+
+    From every second slice along z:
+
+    >>> result = reconstruct(SliceStack(volume, grid, every=2), gaussians=20, iterations=2, fit_iterations=2)
+    >>> result.reconstruction.shape
+    (16, 16, 16)
     """
+    return finish(
+        reconstruct_steps(measurements, scan=scan, grid=grid, truth=truth, support=support, budget=budget, **settings)
+    )
 
-    def __init__(
-        self,
-        measurements: Sequence[Measurement],
-        grid: Grid,
-        *,
-        truth: ArrayLike | None = None,
-        support: ArrayLike | None = None,
-        **settings: Any,
-    ) -> None:
-        self.settings = validated(ReconstructSettings, **settings)
-        if grid.ndim != 3:
-            raise InputError(f"A volume has three axes; this grid has {grid.ndim}.")
-        if not measurements:
-            raise InputError("There is nothing to recover a volume from: give projections or slices.")
-        for name, array in (("true volume", truth), ("support", support)):
-            if array is not None and np.shape(array) != grid.shape:
-                raise InputError(f"The {name} is of shape {np.shape(array)}, the volume of {grid.shape}.")
-        self.measurements, self.grid = list(measurements), grid
-        self._truth = None if truth is None else np.asarray(truth, np.float32)
-        self._support = None if support is None else torch.from_numpy(np.asarray(support, bool))
-        self._unit = max(m.unit() for m in self.measurements)
-        for m in self.measurements:
-            m.scale(self._unit)
-        if any(_below_zero(m) for m in self.measurements):  # Hounsfield units, as a rule
-            self.settings = self.settings.model_copy(update={"non_negative": False})
 
-    def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[ReconstructStep]:
-        """Yield a step after each iteration; closing it, or `stop` returning True, ends it with what there is.
+def reconstruct_steps(
+    measurements: MeasurementInput | Sequence[MeasurementInput],
+    *,
+    scan: Scan | None = None,
+    grid: Grid | None = None,
+    truth: ArrayLike | None = None,
+    support: ArrayLike | None = None,
+    budget: Budget | None = None,
+    **settings: Any,
+) -> Generator[ReconstructStep, None, ReconstructionResult]:
+    """Reconstruct a volume, step by step.
 
-        Once stopped while there are only voxels, a quick fit still makes Gaussians of them.
-        """
-        began, history = time.perf_counter(), list[ReconstructPoint]()
-        s = self.settings
-        voxel_seconds = None if s.time_limit is None else VOXELS_SHARE * s.time_limit
-        compared = -np.inf
-        psnr: float | None = None
-        iteration = 0
+    Parameters and errors are those of `reconstruct`; errors of the input are raised by the call itself, before the
+    first step.
+
+    Yields
+    ------
+    ReconstructStep
+        State after each iteration.
+
+    Returns
+    -------
+    ReconstructionResult
+        The return value of the generator.
+
+    Examples
+    --------
+    >>> from napari_gsvolume import phantoms
+    >>> from napari_gsvolume.reconstruction import SliceStack, reconstruct_steps
+    >>> volume, grid = phantoms.vessel_phantom(16)
+    >>> steps = reconstruct_steps(SliceStack(volume, grid, every=2), gaussians=20, iterations=2, fit_iterations=2)
+    >>> [step.stage for step in steps]
+    ['voxels', 'voxels', 'voxels', 'Gaussians', 'Gaussians', 'Gaussians']
+    """
+    checked = validated(ReconstructSettings, **settings)
+    problem = build_problem(measurements, scan=scan, grid=grid, truth=truth, support=support)
+    return _Run(problem, checked).steps(budget or Budget())
+
+
+class _Run:
+    """Reconstruction of one problem, in intensities relative to a unit."""
+
+    def __init__(self, problem: Problem, settings: ReconstructSettings) -> None:
+        self._measurements, self._grid = problem.measurements, problem.grid
+        self._truth, self._support = problem.truth, problem.support
+        self._unit = max(m.intensity_scale() for m in self._measurements)
+        for m in self._measurements:
+            m.normalize(self._unit)
+        if any(_is_negative(m) for m in self._measurements):  # Hounsfield units, as a rule
+            settings = settings.model_copy(update={"non_negative": False})
+        self._settings = settings
+        self._history: list[ReconstructPoint] = []
+        self._psnr: float | None = None
+        self._compared = -np.inf
+
+    def steps(self, budget: Budget) -> Generator[ReconstructStep, None, ReconstructionResult]:
+        began, s = time.perf_counter(), self._settings
+        limits = budget.limited(s.iterations, s.time_limit)
 
         def seconds() -> float:
             return time.perf_counter() - began
 
-        def share() -> float:
-            shares = [] if voxel_seconds is None else [seconds() / voxel_seconds]
-            if s.iterations is not None or not shares:
-                shares.append(iteration / (s.iterations or DEFAULT_ITERATIONS))
-            return min(1.0, max(shares))
-
-        def point(volume: Callable[[], NDArray[np.float32]], misfit: float | None, n: int) -> None:
-            nonlocal compared, psnr
-            if self._truth is not None and seconds() - compared >= _COMPARE_EVERY:
-                psnr, compared = self._psnr(volume()), seconds()
-            history.append(ReconstructPoint(seconds(), misfit, psnr, n))
-
-        volume = partial(self._intensities, torch.zeros(self.grid.shape))
-        for estimate in admm_iterates(
-            self.measurements, self.grid.shape, s.prior, share,
-            non_negative=s.non_negative, support=self._support, seed=s.seed, stop=stop,
-        ):  # fmt: skip
-            volume = partial(self._intensities, estimate.volume)
-            point(volume, estimate.misfit, 0)
+        # First the voxels, from measurements and prior.
+        volume = partial(self._in_intensities, torch.zeros(self._grid.shape))
+        for iteration, iterate in enumerate(
+            admm_iterates(
+                self._measurements,
+                self._grid.shape,
+                s.prior,
+                _voxel_budget(limits),
+                non_negative=s.non_negative,
+                support=self._support,
+                seed=s.seed,
+            )
+        ):
+            volume = partial(self._in_intensities, iterate.volume)
+            history = self._record(seconds(), volume, iterate.data_fidelity, 0)
             yield ReconstructStep(
-                "voxels", iteration, VOXELS_SHARE * share(), "Measurements and prior", tuple(history),
-                volume, volume, s,
-            )  # fmt: skip
-            iteration += 1
-        stopped = stop()
-        left = _LAST_SECONDS if stopped else None if s.time_limit is None else max(s.time_limit - seconds(), 1.0)
+                fraction=VOXEL_SHARE * iterate.fraction,
+                message="Measurements and prior",
+                stage="voxels",
+                iteration=iteration,
+                history=history,
+                volume=volume,
+                voxels=volume,
+                reproject=partial(self._reproject, volume),
+            )
+
+        # Then Gaussians, fitted to the voxels.
+        voxels = volume()
+        with closing(self._fit_steps(voxels, limits, seconds())) as fits:
+            while True:
+                try:
+                    step = next(fits)
+                except StopIteration as end:
+                    return self._result(end.value, voxels, seconds())
+                if step.n_gaussians:
+                    history = self._record(seconds(), step.reconstruction, None, step.n_gaussians)
+                    yield ReconstructStep(
+                        fraction=VOXEL_SHARE + (1 - VOXEL_SHARE) * step.fraction,
+                        message=step.message,
+                        stage="Gaussians",
+                        iteration=step.iteration,
+                        history=history,
+                        volume=step.reconstruction,
+                        voxels=volume,
+                        reproject=partial(self._reproject, step.reconstruction),
+                        fit=step,
+                    )
+
+    def _fit_steps(self, voxels: Float32Array, limits: Budget, seconds: float) -> Generator[FitStep, None, FitResult]:
+        """Fit Gaussians to the voxels in the time that is left; briefly if the run was stopped before."""
+        s, stopped = self._settings, limits.stop()
+        left = _LAST_SECONDS if stopped else None
+        if not stopped and limits.time_limit is not None:
+            left = max(limits.time_limit - seconds, 1.0)
         iterations = DEFAULT_ITERATIONS if s.fit_iterations is None and left is None else s.fit_iterations
-        for step in fit_steps(
-            volume(), grid=self.grid, gaussians=self._count(), seed=s.seed, time_limit=left, iterations=iterations,
-            budget=Budget() if stopped else Budget(stop=stop), device="cpu",
-            lambda_sparsity=s.lambda_sparsity, lambda_overlap=s.lambda_overlap, lambda_smoothness=s.lambda_smoothness,
-        ):  # fmt: skip
-            if step.n_gaussians:
-                point(step.reconstruction, None, step.n_gaussians)
-                yield ReconstructStep(
-                    "Gaussians", step.iteration, VOXELS_SHARE + (1 - VOXELS_SHARE) * step.fraction, step.message,
-                    tuple(history), step.reconstruction, volume, s, step,
-                )  # fmt: skip
+        count = max(50, self._grid.size // VOXELS_PER_GAUSSIAN) if s.gaussians is None else s.gaussians
+        return fit_steps(
+            voxels,
+            grid=self._grid,
+            gaussians=count,
+            seed=s.seed,
+            time_limit=left,
+            iterations=iterations,
+            budget=Budget(stop=never if stopped else limits.stop),
+            device="cpu",
+            lambda_sparsity=s.lambda_sparsity,
+            lambda_overlap=s.lambda_overlap,
+            lambda_smoothness=s.lambda_smoothness,
+        )
 
-    def result(self, step: ReconstructStep) -> ReconstructionResult:
-        """Return what is worth keeping of a recovery that ended with this step."""
-        if step.fit is None:
-            raise InputError("There are no Gaussians yet.")
-        reconstruction = step.volume()
-        similarity = None
+    def _result(self, fit: FitResult, voxels: Float32Array, seconds: float) -> ReconstructionResult:
+        gaussians, reconstruction = fit.gaussians, fit.reconstruction
+        if not len(gaussians):
+            raise InputError("No Gaussians were fitted to the reconstructed volume.")
+        predictions = self._predict(reconstruction)
+        fidelity = mean_squared_residual(self._measurements, predictions)
+        psnr = similarity = None
         if self._truth is not None:
-            similarity = ssim(self._truth, reconstruction, float(np.ptp(self._truth)))
-        gaussians = step.fit.gaussians
-        psnr = None if self._truth is None else self._psnr(reconstruction)
-        misfit = mean_misfit(self.measurements, torch.from_numpy(reconstruction / np.float32(self._unit)))
-        gaussians.metadata["settings"] = self.settings.model_dump(exclude_defaults=True)
-        gaussians.metadata["metrics"] = {"psnr_db": psnr, "ssim": similarity, "misfit": misfit}
-        history = *step.history[:-1], replace(step.now, misfit=misfit, psnr_db=psnr)
+            psnr, similarity = self._psnr_of(reconstruction), ssim(self._truth, reconstruction, self._data_range)
+        gaussians.metadata["settings"] = self._settings.model_dump(exclude_defaults=True)
+        gaussians.metadata["metrics"] = {"psnr_db": psnr, "ssim": similarity, "data_fidelity": fidelity}
+        *earlier, last = self._history
         return ReconstructionResult(
-            gaussians, reconstruction, step.voxels(), psnr, similarity, misfit, step.now.seconds, self.settings,
-            history, step.message,
-        )  # fmt: skip
+            gaussians=gaussians,
+            reconstruction=reconstruction,
+            voxels=voxels,
+            reprojection=self._reprojection(predictions),
+            psnr_db=psnr,
+            ssim=similarity,
+            data_fidelity=fidelity,
+            seconds=seconds,
+            settings=self._settings,
+            history=(*earlier, replace(last, data_fidelity=fidelity, psnr_db=psnr)),
+            message=fit.message,
+        )
 
-    def measured_again(self, volume: NDArray[np.float32]) -> list[Tensor]:
-        """Return what each measurement would be of a volume, as the measurement has its values, in its own units."""
+    def _record(
+        self, seconds: float, volume: Callable[[], Float32Array], fidelity: float | None, count: int
+    ) -> tuple[ReconstructPoint, ...]:
+        """Append to the history; compare with the true volume now and then."""
+        if self._truth is not None and seconds - self._compared >= _COMPARISON_INTERVAL:
+            self._psnr, self._compared = self._psnr_of(volume()), seconds
+        self._history.append(ReconstructPoint(seconds, fidelity, self._psnr, count))
+        return tuple(self._history)
+
+    def _predict(self, volume: Float32Array) -> list[Tensor]:
+        """Return the predicted values of all measurements."""
         relative = torch.from_numpy(volume / np.float32(self._unit))
-        return [m.forward(relative) for m in self.measurements]
+        return [m.forward(relative) for m in self._measurements]
 
-    def _count(self) -> int:
-        n = self.settings.gaussians
-        return max(50, self.grid.size // VOXELS_PER_GAUSSIAN) if n is None else n
+    def _reproject(self, volume: Callable[[], Float32Array]) -> Reprojection | None:
+        if not any(isinstance(m, ProjectionMeasurements) for m in self._measurements):
+            return None
+        return self._reprojection(self._predict(volume()))
 
-    def _intensities(self, voxels: Tensor) -> NDArray[np.float32]:
-        intensities: NDArray[np.float32] = (voxels * self._unit).numpy()
+    def _reprojection(self, predictions: Sequence[Tensor]) -> Reprojection | None:
+        for m, values in zip(self._measurements, predictions, strict=True):
+            if isinstance(m, ProjectionMeasurements):
+                images = m.line_integrals(values)
+                return Reprojection(images, m.images - images)
+        return None
+
+    def _in_intensities(self, voxels: Tensor) -> Float32Array:
+        intensities: Float32Array = (voxels * self._unit).numpy()
         return intensities
 
-    def _psnr(self, volume: NDArray[np.float32]) -> float:
+    @property
+    def _data_range(self) -> float:
+        return float(np.ptp(self._truth)) if self._truth is not None else 0.0
+
+    def _psnr_of(self, volume: Float32Array) -> float:
         assert self._truth is not None
-        return psnr_between(self._truth, volume, float(np.ptp(self._truth)))
+        return psnr_between(self._truth, volume, self._data_range)
 
 
-def recover(measurements: Sequence[Measurement], grid: Grid, **others: Any) -> ReconstructionResult:
-    """Recover a volume from measurements; parameters as of `Recovery`."""
-    recovery = Recovery(measurements, grid, **others)
-    [last] = deque(recovery.steps(), maxlen=1)
-    return recovery.result(last)
+def _voxel_budget(limits: Budget) -> Budget:
+    """Return the limits of the first stage; a default number of iterations where there is no limit at all."""
+    if limits.time_limit is None:
+        return Budget(limits.iterations or DEFAULT_ITERATIONS, None, limits.stop)
+    return Budget(limits.iterations, VOXEL_SHARE * limits.time_limit, limits.stop)
 
 
-def _below_zero(measurement: Measurement) -> bool:
-    """Whether what was measured is below zero, and not by noise."""
+def _is_negative(measurement: Measurement) -> bool:
+    """Return whether measured values are below zero by more than noise."""
     values = measurement.values.numpy()
-    return float(np.quantile(values, _NOT_BY_NOISE)) < -_NOT_BY_NOISE * float(np.ptp(values))
+    return float(np.quantile(values, _NOISE_FRACTION)) < -_NOISE_FRACTION * float(np.ptp(values))
