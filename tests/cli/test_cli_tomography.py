@@ -125,7 +125,7 @@ def test_noise(run: Run, tmp_path: Path) -> None:
         (["ct.nii.gz", "--depth", 3], ["--depth", "--noise-photons"]),
         (["ct.nii.gz", "--pixel-size", 0, 1], ["pixel", "positive"]),
     ],
-)  # fmt: skip
+)
 def test_one_clear_sentence(run: Run, tmp_path: Path, options: list[object], words: list[str]) -> None:
     code, out, err = run("project", *options, "--out", tmp_path / "P.nii.gz")
     assert (code, out) == (2, "")

@@ -65,8 +65,9 @@ class TestOrbit:
         np.testing.assert_allclose(scan.v[0], [0, 0, -1], atol=1e-15)
 
     @pytest.mark.parametrize(
-        "angles", [[], [[1, 2]], [0, np.nan]],
-    )  # fmt: skip
+        "angles",
+        [[], [[1, 2]], [0, np.nan]],
+    )
     def test_bad_angles(self, refused, angles) -> None:
         with refused(ScanError, "angles"):
             circular_scan(SHAPE, VOXEL, angles)
@@ -99,15 +100,25 @@ class TestFile:
     def test_angles_make_an_orbit(self) -> None:
         scan = Scan.from_dict(
             {
-                "beam": "cone", "volume": {"shape": [28, 24, 20], "voxel_size": [1.0, 1.5, 2.0]}, "angles": [0, 45, 90],
-                "source_to_axis": 300, "source_to_detector": 600,
+                "beam": "cone",
+                "volume": {"shape": [28, 24, 20], "voxel_size": [1.0, 1.5, 2.0]},
+                "angles": [0, 45, 90],
+                "source_to_axis": 300,
+                "source_to_detector": 600,
                 "detector": {"pixels": [50, 40], "pixel_size": [2, 3], "offset": [4, -6]},
             }
-        )  # fmt: skip
+        )
         same = circular_scan(
-            SHAPE, VOXEL, [0, 45, 90], "cone", source_to_axis=300, source_to_detector=600, pixels=(50, 40),
-            pixel_size=(2, 3), offset=(4, -6),
-        )  # fmt: skip
+            SHAPE,
+            VOXEL,
+            [0, 45, 90],
+            "cone",
+            source_to_axis=300,
+            source_to_detector=600,
+            pixels=(50, 40),
+            pixel_size=(2, 3),
+            offset=(4, -6),
+        )
         for name in ("sources", "centres", "u", "v"):
             np.testing.assert_array_equal(getattr(scan, name), getattr(same, name))
 
@@ -121,11 +132,16 @@ class TestFile:
             ({"detector": {"pixels": [3, 4], "colour": 1}}, ["colour"]),
             ({"version": 9}, ["version"]),
             ({"angles": None, "views": [{"centre": [0, 0, 0], "u": [1, 0, 0], "v": [0, 0, 1]}]}, ["direction"]),
-            ({"angles": None, "views": [
-                {"direction": [1, 0, 0], "centre": [0, 0, 0], "u": [1, 0, 0], "v": [0, 0, 1]}
-            ], "detector": {"pixels": [3, 4]}}, ["view 0", "along the detector"]),
+            (
+                {
+                    "angles": None,
+                    "views": [{"direction": [1, 0, 0], "centre": [0, 0, 0], "u": [1, 0, 0], "v": [0, 0, 1]}],
+                    "detector": {"pixels": [3, 4]},
+                },
+                ["view 0", "along the detector"],
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_what_is_refused(self, refused, tmp_path: Path, change, words) -> None:
         data = {"beam": "parallel", "volume": {"shape": [4, 5, 6]}, "angles": [0, 90]} | change
         path = tmp_path / "geometry.json"

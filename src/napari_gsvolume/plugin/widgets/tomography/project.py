@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from magicgui.widgets import CheckBox, ComboBox
@@ -143,8 +143,8 @@ class ProjectWidget(RunWidget):
         if settings.path == "current view":
             scan = scan_along_view(self._viewer, grid)
         else:
-            s, name = settings, cast(Preset, settings.path)
-            scan = preset_scan(name, grid.shape, voxel_size_mm(grid), beam=s.beam, views=s.views, arc=s.arc)
+            s = settings
+            scan = preset_scan(s.path, grid.shape, voxel_size_mm(grid), beam=s.beam, views=s.views, arc=s.arc)
         return scan.with_pixels(settings.width, settings.height)
 
     def _show_result(self, projections: Projections | None) -> None:
