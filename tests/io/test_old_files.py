@@ -18,7 +18,7 @@ from napari_gsvolume.rendering.cameras import Cameras, images_of
 from napari_gsvolume.rendering.splats.ply import read_splats, write_splats
 from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction
 from napari_gsvolume.super_resolution.model import SRModel, superresolve
-from napari_gsvolume.tomography.projections import read_projections, scan_beside, write_projections
+from napari_gsvolume.tomography.projections import read_projections, sidecar_scan, write_projections
 from napari_gsvolume.tomography.scan import Scan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,7 +173,7 @@ class TestProjections:
     def test_stacks(self, name, told) -> None:
         stack = read_projections(FOLDER / name)
         np.testing.assert_array_equal(stack.images, told(name)["images"])
-        beside = scan_beside(FOLDER / name)
+        beside = sidecar_scan(FOLDER / name)
         assert beside is not None
         assert beside.to_dict() == stack.scan.to_dict()
 

@@ -21,7 +21,7 @@ from napari_gsvolume.plugin.layers.projections import scan_of
 from napari_gsvolume.plugin.readers import gaussian_reader, nifti_reader
 from napari_gsvolume.plugin.writers import WriteError
 from napari_gsvolume.tomography.projections import project, write_projections
-from napari_gsvolume.tomography.scan import orbit
+from napari_gsvolume.tomography.scan import circular_scan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
 
@@ -166,7 +166,7 @@ class TestReadingNifti:
 
     def test_a_stack_of_projections_has_the_geometry_beside_it(self, viewer, tmp_path):
         volume = np.random.default_rng(0).random((5, 8, 7)).astype(np.float32)
-        stack = project(volume, orbit(volume.shape, 2.0, [0, 30, 60]))
+        stack = project(volume, circular_scan(volume.shape, 2.0, [0, 30, 60]))
         path = tmp_path / "P.nii.gz"
         write_projections(path, stack)
         [layer] = viewer.open(path, plugin=PLUGIN)

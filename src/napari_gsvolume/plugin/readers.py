@@ -42,11 +42,11 @@ def _each(read: Callable[[str], list[LayerData]]) -> Reader:
 
 def _read_nifti(path: str) -> list[LayerData]:
     from ..io.nifti import read_nifti
-    from ..tomography.projections import Projections, scan_beside
+    from ..tomography.projections import Projections, sidecar_scan
     from ..tomography.scan import grid_of_scan
 
     image = read_nifti(path)
-    if (scan := scan_beside(path)) is not None and scan.image_shape == image.data.shape:
+    if (scan := sidecar_scan(path)) is not None and scan.image_shape == image.data.shape:
         projections = Projections(np.asarray(image.data, np.float32), scan)
         images, options, kind = projection_layer(_stem(path), projections, grid_of_scan(scan))
         return [(images, options | {"name": _stem(path)}, kind)]

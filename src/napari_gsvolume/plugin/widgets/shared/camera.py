@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ....grid import Grid
 from ....rendering.cameras import Cameras
-from ....tomography.scan import Scan, along
+from ....tomography.presets import parallel_view
+from ....tomography.scan import Scan
 from ....units import voxel_size_mm
 
 
@@ -130,10 +131,10 @@ def scan_along_view(viewer: Viewer, grid: Grid, most: int | None = None) -> Scan
     size = voxel_size_mm(grid)
     # Index coordinates times mm are the scanner's frame.
     ray, right, down = np.linalg.solve(grid.affine[:-1, :-1], _directions(viewer).T).T * size
-    scan = along(grid.shape, size, ray, right, down)
+    scan = parallel_view(grid.shape, size, ray, right, down)
     if most is not None and max(scan.pixels) > most:
         side = float(size.min()) * max(scan.pixels) / most
-        scan = along(grid.shape, size, ray, right, down, pixel_size=(side, side))
+        scan = parallel_view(grid.shape, size, ray, right, down, pixel_size=(side, side))
     return scan
 
 

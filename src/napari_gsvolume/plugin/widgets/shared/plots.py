@@ -1,4 +1,4 @@
-"""Curves over time, in napari's colours: of a fit, and of a recovery."""
+"""Curves over time, in napari's colours: of a fit, and of a reconstruction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from napari.viewer import Viewer
 from napari_matplotlib.base import BaseNapariMPLWidget
 
 from ....fitting import HistoryPoint
-from ....reconstruction.reconstruct import RecoverPoint
+from ....reconstruction import ReconstructPoint
 from ....rendering.splats.training import TrainPoint
 
 _TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
@@ -157,18 +157,18 @@ class _TwoCurves(DockPlot):
         self.canvas.draw_idle()
 
 
-class MisfitPlot(_TwoCurves):
-    """Misfit to the measurements (left axis), and PSNR where there is a true volume (right axis), over seconds.
+class DataFidelityPlot(_TwoCurves):
+    """Data fidelity of a reconstruction (left axis), and PSNR against the true volume (right axis), over seconds.
 
-    Where there are Gaussians, after a dotted line, misfits are not told until the end.
+    After a dotted line there are Gaussians, for which data fidelity is computed at the end only.
     """
 
-    _FALLING = "misfit"
+    _FALLING = "data fidelity"
 
-    def show_history(self, history: Sequence[RecoverPoint]) -> None:
+    def show_history(self, history: Sequence[ReconstructPoint]) -> None:
         """Draw a history, from its start; without one there is nothing to see."""
-        misfits = [(p.seconds, p.misfit) for p in history if p.misfit]
-        self._draw(misfits, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
+        fidelity = [(p.seconds, p.data_fidelity) for p in history if p.data_fidelity]
+        self._draw(fidelity, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
         self.setVisible(len(history) > 0)
         first = next((p.seconds for p in history if p.n_gaussians), None)
         if first is not None:
