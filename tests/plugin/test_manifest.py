@@ -128,11 +128,11 @@ class TestCommands:
         assert len(said) == 2
         assert "Open a widget first" in said[0]
 
-    def test_the_one_with_the_focus_comes_first(self, opened, monkeypatch):
+    def test_the_one_with_the_focus_comes_first(self, opened, qtbot, monkeypatch):
         viewer, first = opened
         second = ProjectWidget(viewer)
         viewer.window.add_dock_widget(second, area="bottom")
-        assert visible_widgets(viewer) == [second, first]
+        qtbot.waitUntil(lambda: visible_widgets(viewer) == [second, first], timeout=5000)
         row = first.form.fields["gaussians"].number.native
         monkeypatch.setattr(QApplication, "focusWidget", lambda: row)  # without a window manager none has it
         assert visible_widgets(viewer) == [first, second]
