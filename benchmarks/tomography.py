@@ -161,10 +161,10 @@ def sirt(images: NDArray[np.float32], scan: Scan, steps: int = SIRT_STEPS) -> ND
     """Return the simultaneous iterative reconstruction (Gilbert 1972), nowhere negative."""
     data = Projected(images, scan, variance=0.0)
     rays = data.forward(torch.ones(scan.shape)).clamp_min(1e-3)
-    voxels = data.transposed(torch.ones_like(rays)).clamp_min(1e-3)
+    voxels = data.adjoint(torch.ones_like(rays)).clamp_min(1e-3)
     x = torch.zeros(scan.shape)
     for _ in range(steps):
-        x = (x + data.transposed((data.values - data.forward(x)) / rays) / voxels).clamp_min(0)
+        x = (x + data.adjoint((data.values - data.forward(x)) / rays) / voxels).clamp_min(0)
     return x.numpy()
 
 
@@ -189,7 +189,7 @@ def fista_tv(images: NDArray[np.float32], scan: Scan, weight: float, iterations:
     probe = torch.rand(scan.shape, generator=torch.Generator().manual_seed(0))
     largest = 1.0
     for _ in range(15):
-        probe = data.transposed(data.forward(probe / probe.norm()))
+        probe = data.adjoint(data.forward(probe / probe.norm()))
         largest = float(probe.norm())
     x = y = torch.zeros(scan.shape)
     t = 1.0

@@ -10,7 +10,7 @@ import torch
 
 import napari_gsvolume as gsv
 from napari_gsvolume.cli.app import main
-from napari_gsvolume.devices import available_device, devices, gpu_problem, gsplat_problem, idle_gpu
+from napari_gsvolume.devices import available_device, devices, gpu_problem, gsplat_problem, unused_gpu_note
 
 Pretend = Callable[..., None]
 
@@ -110,7 +110,7 @@ class TestOnPretendedMachines:
 
     def test_a_gpu_that_is_used_is_not_noted(self, machine: Pretend) -> None:
         machine()
-        assert idle_gpu() is None
+        assert unused_gpu_note() is None
 
     def test_a_gpu_is_taken(self, machine: Pretend) -> None:
         machine()

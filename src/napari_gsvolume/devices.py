@@ -37,7 +37,7 @@ def available_device(wanted: str) -> str:
     return f"cuda:{index}"
 
 
-def idle_gpu() -> str | None:
+def unused_gpu_note() -> str | None:
     """Return in one sentence why a GPU that is there is not used; None where it is, or there is none."""
     problem = gpu_problem()
     if problem is None or torch.version.cuda is None or not torch.cuda.device_count():

@@ -44,7 +44,7 @@ def _check(shape: Sequence[int], needed: int, free: int, device: str) -> None:
         )
 
 
-def require(needed: float, what: str, advice: str) -> None:
+def require_memory(needed: float, what: str, advice: str) -> None:
     """Raise MemoryError if `what`, the beginning of a sentence, takes more than is free; `advice` ends it."""
     free = free_bytes("cpu")
     if needed > free:
@@ -60,28 +60,28 @@ def free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
-def give_back() -> None:
+def release_cache() -> None:
     """Let other programs have what torch keeps of a GPU's memory for the next tensor."""
     torch.cuda.empty_cache()  # does nothing where CUDA was not used
 
 
-def within(device: torch.device, compute: Callable[[], Result]) -> Result:
+def run_on_device(device: torch.device, compute: Callable[[], Result]) -> Result:
     """Return what `compute` does; raise MemoryError, in one sentence, with what was taken free again, if it ran out."""
     try:
         return compute()
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
     # Here, not above: the functions that the error's traceback leads to hold tensors.
-    raise too_little(device)
+    raise out_of_memory_error(device)
 
 
-def ran_out(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Return whether this is one of NumPy's and torch's ways of running out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
-def too_little(device: torch.device) -> MemoryError:
+def out_of_memory_error(device: torch.device) -> MemoryError:
     """Return what to raise where memory ran out on a device."""
     choice = "" if device.type == "cpu" else ", or choose the device 'cpu'"
     return OutOfMemoryError(f"Memory ran out during the fit; crop the volume or ask for fewer Gaussians{choice}.")

@@ -21,7 +21,7 @@ from .types import Float32Array, Float64Array
 
 # The coordinates (z, y, x) of one point or, as arrays that broadcast, of a box of voxels.
 Positions = tuple[Any, Any, Any]
-Turn = tuple[float, float, float]
+EulerAngles = tuple[float, float, float]
 
 _BODY_WIDTH = 384.0  # mm: 3 mm voxels at 128
 _VESSELS_WIDTH = 64.0  # mm: 0.5 mm voxels at 128
@@ -207,12 +207,12 @@ def _oval(places: Positions, height: Any, width: Any, middle: Any = 0.0) -> Any:
     return k * (k - 1) / slope
 
 
-def _ellipsoid(places: Positions, centre: ArrayLike, radii: ArrayLike, turn: Turn | None = None) -> Any:
+def _ellipsoid(places: Positions, centre: ArrayLike, radii: ArrayLike, angles: EulerAngles | None = None) -> Any:
     """Distance to an ellipsoid, right near its surface; `turn` rotates about z, y and x, in degrees."""
     radii = np.asarray(radii, np.float32)
     offset = [p - c for p, c in zip(places, np.asarray(centre, np.float32), strict=True)]
-    if turn is not None:
-        rows = Rotation.from_euler("xyz", turn, degrees=True).as_matrix().astype(np.float32)
+    if angles is not None:
+        rows = Rotation.from_euler("xyz", angles, degrees=True).as_matrix().astype(np.float32)
         offset = [row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2] for row in rows]
     scaled = [o / radius for o, radius in zip(offset, radii, strict=True)]
     k = np.sqrt(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2) + 1e-6

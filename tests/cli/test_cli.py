@@ -345,13 +345,15 @@ def test_a_stopped_fit_keeps_its_result(inputs: Path, tmp_path: Path, number: in
     code = """
 import sys
 import napari_gsvolume.fitting as fitting
+from napari_gsvolume.progress import mapped
 from napari_gsvolume.cli import main
 all_steps = fitting.fit_steps
+def announce(step):
+    if step.iteration == 2:
+        print("ready", flush=True)
+    return step
 def fit_steps(*args, **options):
-    for step in all_steps(*args, **options):
-        if step.iteration == 2:
-            print("ready", flush=True)
-        yield step
+    return mapped(all_steps(*args, **options), announce)
 fitting.fit_steps = fit_steps
 sys.exit(main())
 """

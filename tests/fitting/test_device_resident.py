@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import napari_gsvolume as gsv
+from helpers.long_runs import collect
 from helpers.pretended_device import DEVICE, OnCard, pretended
 from napari_gsvolume import memory
 from napari_gsvolume.fitting.gauss_newton import GaussNewton
-from napari_gsvolume.fitting.growth import births, smoothed, source
+from napari_gsvolume.fitting.growth import births, random_generator, smoothed
 from napari_gsvolume.fitting.neighbours import nearest_pairs, overlapping_pairs
 from napari_gsvolume.fitting.objective import Objective
 from napari_gsvolume.operators.gaussian_sum import Gaussians
@@ -123,7 +124,7 @@ CASES = {
     },
     "penalties": {"lambda_sparsity": 1e-3, "lambda_overlap": 1e-4, "lambda_smoothness": 1e-4, "lambda_spacing": 1e-4},
     "penalties, adam": {"solver": "adam", "lambda_overlap": 1e-4, "lambda_spacing": 1e-4},
-    **{population: {"population": population, "rounds": 4, "iterations": 14} for population in
+    **{growth: {"growth": growth, "rounds": 4, "iterations": 14} for growth in
        ("residual", "gradient", "saddle", "mcmc", "merge")},
     "target_bytes": {"gaussians": None, "target_bytes": 260},
     "target_psnr": {"gaussians": None, "target_psnr": 18.0, "iterations": 20},
@@ -241,7 +242,7 @@ class TestBirths:
         monkeypatch.setattr("napari_gsvolume.fitting.growth._KEYS", 7000)  # several runs
         residual = torch.ones(200, 200)
         residual[:, :20] = 3
-        born = births(residual, 400, 10**6, source(0, torch.device("cpu")))
+        born = births(residual, 400, 10**6, random_generator(0, torch.device("cpu")))
         inside = int((born.means[:, 1] < 19.5).sum())
         assert inside == pytest.approx(400 / 2, abs=4 * 10)  # four standard deviations
         places = {tuple(p) for p in born.means.round().long().tolist()}
@@ -250,7 +251,7 @@ class TestBirths:
     def test_nothing_is_born_where_there_is_no_residual(self):
         residual = torch.zeros(50, 50)
         residual[10:20, 10:20] = 1
-        born = births(residual, 60, 10**6, source(1, torch.device("cpu")))
+        born = births(residual, 60, 10**6, random_generator(1, torch.device("cpu")))
         assert ((born.means > 9.4) & (born.means < 19.6)).all()
 
 
@@ -258,8 +259,7 @@ class TestMemory:
     def test_a_fit_leaves_nothing(self, card, body):
         kept = torch.zeros(10, device=DEVICE)
         before = card.live
-        steps = list(gsv.fit_steps(body, **FIT, device="cuda"))
-        result = steps[-1].result()
+        steps, result = collect(gsv.fit_steps(body, **FIT, device="cuda"))
         assert card.live > before
         del steps
         assert card.live == before

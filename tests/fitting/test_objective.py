@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import napari_gsvolume as gsv
+from helpers.long_runs import collect
 from napari_gsvolume import ablation
 from napari_gsvolume.fitting.penalties import mean_overlap, spacings
 from napari_gsvolume.fitting.settings import FitSettings
 from napari_gsvolume.kernels.reference import basis, grid_points
 from napari_gsvolume.operators.gaussian_sum import Gaussians
+from napari_gsvolume.progress import Budget, finish, mapped
 
 LAMBDAS = {"sparsity": 2e-3, "overlap": 1e-3, "smoothness": 1e-4, "spacing": 1e-3}
 
@@ -97,7 +99,7 @@ class TestDataTerms:
         _, e = basis(grid_points(volume.shape), g.means.double(), g.factors.double())
         target = torch.from_numpy(volume.ravel()).double()[:, None] - g.background
         best = float((target - e @ torch.linalg.lstsq(e, target).solution).square().mean().sqrt())
-        assert result.of_file(g, volume).psnr_db == pytest.approx(20 * np.log10(span / best), abs=0.02)
+        assert result.with_gaussians(g, volume).psnr_db == pytest.approx(20 * np.log10(span / best), abs=0.02)
 
     @pytest.mark.parametrize(
         ("others", "word"),
@@ -105,7 +107,7 @@ class TestDataTerms:
             ({"lambda_sparsity": 1e-3}, "sparsity"),
             ({"batch_fraction": 0.5}, "batch"),
             ({"ratio": 100}, "file"),
-            ({"population": "mcmc"}, "residual"),
+            ({"growth": "mcmc"}, "residual"),
         ],
     )
     def test_what_does_not_go_together_is_said(self, volume, others, word):
@@ -117,7 +119,7 @@ class TestDataTerms:
 class TestPopulations:
     @pytest.mark.parametrize("name", ["gradient", "saddle", "mcmc", "merge"])
     def test_every_strategy_reaches_its_count_and_a_like_quality(self, volume, free, name):
-        result = gsv.fit(volume, gaussians=80, iterations=40, population=name)
+        result = gsv.fit(volume, gaussians=80, iterations=40, growth=name)
         assert 0.9 * 80 <= result.n_gaussians <= 80
         assert result.psnr_db > free.psnr_db - 3
 
@@ -126,30 +128,31 @@ class TestStudies:
     @pytest.mark.parametrize("study", ablation.STUDIES)
     def test_every_case_is_measured(self, study):
         tiny = gsv.vessel_phantom(16)[0]
-        steps = list(ablation.study_steps(tiny, study, gaussians=12, iterations=4))
-        outcomes = [step.outcome for step in steps if step.outcome is not None]
-        assert [outcome.case for outcome in outcomes] == list(ablation.cases(study))
-        assert [step.progress for step in steps] == sorted(step.progress for step in steps)
-        for outcome in outcomes:
-            assert 0 < outcome.n_gaussians <= 12
-            assert outcome.n_bytes > 0
-            assert outcome.artefacts.shape == tiny.shape
-        rows = list(csv.DictReader(io.StringIO(ablation.as_csv(outcomes))))
-        assert [float(row["psnr_db"]) for row in rows] == [outcome.psnr_db for outcome in outcomes]
-        assert ablation.as_markdown(outcomes).count("\n") == len(outcomes) + 2
-        assert len(ablation.plot(outcomes, study).axes) == 2
+        steps, results = collect(ablation.ablate_steps(tiny, study, gaussians=12, iterations=4))
+        assert [step.result for step in steps if step.result is not None] == results
+        assert [result.case for result in results] == list(ablation.cases(study))
+        assert [step.fraction for step in steps] == sorted(step.fraction for step in steps)
+        for result in results:
+            assert 0 < result.n_gaussians <= 12
+            assert result.n_bytes > 0
+            assert result.artefacts.shape == tiny.shape
+        rows = list(csv.DictReader(io.StringIO(ablation.to_csv(results))))
+        assert [float(row["psnr_db"]) for row in rows] == [result.psnr_db for result in results]
+        assert ablation.to_markdown(results).count("\n") == len(results) + 2
+        assert len(ablation.plot(results, study).axes) == 2
 
     def test_stopping_leaves_out_the_case_under_way(self):
         tiny = gsv.vessel_phantom(16)[0]
         seen = []
-        for at in ablation.study_steps(tiny, "support", gaussians=12, iterations=4, stop=lambda: len(seen) > 8):
-            seen.append(at)  # noqa: PERF402, stop looks at it
-        outcomes = [at.outcome for at in seen if at.outcome is not None]
-        assert 0 < len(outcomes) < 5
+        budget = Budget(stop=lambda: len(seen) > 8)
+        steps = ablation.ablate_steps(tiny, "support", budget=budget, gaussians=12, iterations=4)
+        results = finish(mapped(steps, lambda step: seen.append(step) or step))
+        assert results == [step.result for step in seen if step.result is not None]
+        assert 0 < len(results) < 5
 
     def test_there_is_no_such_study(self):
         with pytest.raises(ValueError, match="choose spacing, penalties"):
-            ablation.study_steps(np.eye(9), "colour")
+            ablation.ablate_steps(np.eye(9), "colour")
 
     def test_settings_of_cases_are_settings(self):
         for study in ablation.STUDIES:

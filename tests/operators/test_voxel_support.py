@@ -11,7 +11,13 @@ from napari_gsvolume.kernels import gather, gather_flat, n_monomials, reference,
 from napari_gsvolume.kernels.constants import SUPPORT
 from napari_gsvolume.operators.cut_artefacts import artefact_map, cut_surfaces, surface_artefact
 from napari_gsvolume.operators.gaussian_sum import Gaussians
-from napari_gsvolume.operators.voxel_support import Ball, Ellipsoid, EllipsoidAt, Neighbourhood, NeighbourhoodAt
+from napari_gsvolume.operators.voxel_support import (
+    Ball,
+    Ellipsoid,
+    LinearisedEllipsoid,
+    LinearisedNeighbourhood,
+    Neighbourhood,
+)
 
 SHAPES = [(9, 11), (6, 7, 8)]
 KERNEL_SHAPES = [(1, 1), (9, 1), (1, 20), (13, 37), (9, 7, 1), (1, 8, 16), (7, 6, 33), (2, 1, 40)]
@@ -111,7 +117,7 @@ class TestFlat:
         torch.testing.assert_close(sums.double(), expected, rtol=0, atol=1e-6 * float(grid.abs().sum()))
 
     @pytest.mark.parametrize("shape", [(13, 37), (7, 6, 33)], ids=str)
-    def test_transposed(self, shape: tuple[int, ...]) -> None:
+    def test_vjp_is_adjoint_of_jvp(self, shape: tuple[int, ...]) -> None:
         g = gaussians(50, shape, (0.5, 4))
         values, grid = noise((50,)), noise(shape)
         left = (splat_flat(*g[:2], values, shape, 2.5).double() * grid).sum()
@@ -262,15 +268,15 @@ class TestPrediction:
         g = gaussians(9, tuple(term.values.shape), (0.5, 3))
         other = g._replace(weights=torch.zeros(9))
         assert torch.equal(term.predict(g), term.predict(other))
-        assert torch.equal(term.at(g).derivative(steps(g)), term.at(other).derivative(steps(g)))
+        assert torch.equal(term.at(g).jvp(steps(g)), term.at(other).jvp(steps(g)))
         assert torch.equal(term.at(g).blocks.times(steps(g)), term.at(other).blocks.times(steps(g)))
 
     def test_no_gaussians(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(0, tuple(term.values.shape), (1, 2))
         at = term.at(g)
         assert not at.prediction.any()
-        assert not at.derivative(steps(g)).any()
-        for result in (at.transposed(term.values), at.blocks.times(steps(g)), at.blocks.solve(steps(g))):
+        assert not at.jvp(steps(g)).any()
+        for result in (at.vjp(term.values), at.blocks.times(steps(g)), at.blocks.solve(steps(g))):
             assert result.shape == steps(g).shape
 
 
@@ -316,7 +322,7 @@ class TestDerivative:
                 for unit in units.double()
             ]
         )
-        got = torch.stack([at.derivative(unit) for unit in units]).double()
+        got = torch.stack([at.jvp(unit) for unit in units]).double()
         sizes = slopes.abs().flatten(1).amax(1)
         assert (sizes.view(2, K)[:, 1:] > 1e-3 * sizes.max()).all()
         assert sizes.max() > 0.03
@@ -324,30 +330,30 @@ class TestDerivative:
         errors = (got - slopes).abs().flatten(1).amax(1)
         assert (errors <= 2e-4 * sizes + 1e-5 * sizes.max()).all()
 
-    def test_transposed(self, term: Neighbourhood | Ellipsoid) -> None:
+    def test_vjp_is_adjoint_of_jvp(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(20, tuple(term.values.shape), (0.7, 3))
         at = term.at(g)
         for i in range(20):  # each Gaussian alone: the large ones do not hide the small ones
             step, grid = torch.zeros_like(steps(g)), noise(tuple(term.values.shape), i)
             step[i] = steps(g)[i]
-            change = at.derivative(step)
-            left, right = (change.double() * grid).sum(), (at.transposed(grid).double() * step).sum()
+            change = at.jvp(step)
+            left, right = (change.double() * grid).sum(), (at.vjp(grid).double() * step).sum()
             assert abs(left - right) <= 1e-5 * float(change.norm() * grid.norm())
-        assert at.derivative(steps(g)).abs().max() > 0.03
-        assert not at.transposed(term.values)[:, 0].any()
+        assert at.jvp(steps(g)).abs().max() > 0.03
+        assert not at.vjp(term.values)[:, 0].any()
 
     def test_is_linear(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(20, tuple(term.values.shape), (0.7, 3))
         at, v, w = term.at(g), steps(g, 1), steps(g, 2)
-        apart = at.derivative(v) - 3 * at.derivative(w)
+        apart = at.jvp(v) - 3 * at.jvp(w)
         size = float(apart.abs().max())
-        torch.testing.assert_close(at.derivative(v - 3 * w), apart, rtol=0, atol=1e-5 * size)
+        torch.testing.assert_close(at.jvp(v - 3 * w), apart, rtol=0, atol=1e-5 * size)
 
 
 # The blocks
 
 
-def own_blocks(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
+def own_blocks(at: LinearisedNeighbourhood | LinearisedEllipsoid, g: Gaussians) -> Tensor:
     """Return the block diagonal of ``J^T J`` without omega, (N, K - 1, K - 1)."""
     blocks = []
     for i, _ in enumerate(g.means):
@@ -355,13 +361,13 @@ def own_blocks(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
         for k in range(1, steps(g).shape[1]):
             unit = torch.zeros_like(steps(g))
             unit[i, k] = 1
-            columns.append(at.derivative(unit).flatten().double())
+            columns.append(at.jvp(unit).flatten().double())
         J = torch.stack(columns, 1)
         blocks.append(J.T @ J)
     return torch.stack(blocks)
 
 
-def as_matrices(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
+def as_matrices(at: LinearisedNeighbourhood | LinearisedEllipsoid, g: Gaussians) -> Tensor:
     n, K = steps(g).shape
     columns = [at.blocks.times(unit.expand(n, K)) for unit in torch.eye(K)]
     return torch.stack(columns, 2).double()
@@ -422,7 +428,7 @@ class TestBlocksAreClose:
         spread(at, g, low=0.03, high=30)
 
 
-def spread(at: NeighbourhoodAt, g: Gaussians, *, low: float, high: float) -> float:
+def spread(at: LinearisedNeighbourhood, g: Gaussians, *, low: float, high: float) -> float:
     """Return the worst condition number of the true blocks after preconditioning; check their median size."""
     roots = torch.linalg.cholesky(as_matrices(at, g)[:, 1:, 1:])
     halves = torch.linalg.solve_triangular(roots, own_blocks(at, g), upper=False)

@@ -9,7 +9,7 @@ from napari_gsvolume import GaussianVolume, Grid, vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import grid_placement
 from napari_gsvolume.plugin.layers.gaussians import gaussian_layer
 from napari_gsvolume.plugin.layers.projections import scan_of
-from napari_gsvolume.plugin.widgets.shared.camera import seen_along
+from napari_gsvolume.plugin.widgets.shared.camera import scan_along_view
 from napari_gsvolume.plugin.widgets.tomography.project import ProjectWidget
 from napari_gsvolume.tomography.beer_lambert import hounsfield_to_attenuation
 from napari_gsvolume.tomography.projections import project
@@ -136,7 +136,7 @@ def test_the_current_view_is_what_the_canvas_shows(open_widget, qtbot, gaussians
     viewer.reset_view()
     if ndisplay == 3:
         camera.angles = (20, -50, 30)
-    image = project(gaussians, seen_along(viewer, GRID)).images[0]
+    image = project(gaussians, scan_along_view(viewer, GRID)).images[0]
     seen = np.array(np.unravel_index(image.argmax(), image.shape)) - (np.array(image.shape) - 1) / 2  # (v, u)
     blob = (gaussians.means[0].numpy() - (np.array(GRID.shape) - 1) / 2) * GRID.voxel_size
     if ndisplay == 2:
@@ -164,7 +164,7 @@ def test_following_the_camera(open_widget, qtbot, volume, gaussians, kind):
     qtbot.waitUntil(lambda: widget.live.picture is not first, timeout=SLOW)
     qtbot.waitUntil(lambda: not widget.live.busy, timeout=SLOW)
     source = volume if kind == "voxels" else gaussians
-    scan = seen_along(viewer, GRID, 160)
+    scan = scan_along_view(viewer, GRID, 160)
     np.testing.assert_allclose(widget.live.picture, project(source, scan).images[0], rtol=1e-5, atol=1e-5)
     fill(widget, mode="mip")
     qtbot.waitUntil(lambda: 0.5 < widget.live.picture.max() < 1.01, timeout=SLOW)

@@ -14,7 +14,7 @@ from napari_gsvolume import vessel_phantom
 from napari_gsvolume.grid import Grid
 from napari_gsvolume.metrics import psnr_between
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, SourceVolume, grid_placement
-from napari_gsvolume.plugin.widgets.shared.camera import camera_of
+from napari_gsvolume.plugin.widgets.shared.camera import viewer_camera
 from napari_gsvolume.plugin.widgets.views import worker
 from napari_gsvolume.plugin.widgets.views.worker import Part, Subject
 from napari_gsvolume.rendering.cameras import Cameras
@@ -100,9 +100,9 @@ def test_train_and_look_from_the_camera(open_widget, qtbot, volume, tmp_path):
     assert "hidden" in widget.status.value
     assert not view.visible
     assert entry(view)["parts"]["CT"]["metrics"]["psnr_db"] == part.trained.psnr_db
-    seen = camera_of(viewer, GRID, 48)
+    seen = viewer_camera(viewer, GRID, 48)
     np.testing.assert_allclose(entry(view)["camera"]["matrices"], seen.cameras.matrices)
-    again = seen.shown(part.seen_at(seen.cameras.pixel_mm).render(seen.cameras)[0].numpy())
+    again = seen.as_displayed(part.seen_at(seen.cameras.pixel_mm).render(seen.cameras)[0].numpy())
     np.testing.assert_allclose(view.data / 255, again.clip(0, 1), atol=0.003)
     # The volume itself, and how far off the splats are.
     press(qtbot, widget, widget.dvr)
@@ -179,11 +179,11 @@ def test_parts_that_are_shown_and_hidden(open_widget, qtbot, volume):
     one = view.data.astype(int)
     assert np.abs(both - one).max() > 20
     press(qtbot, widget, widget.panel.difference)
-    seen = camera_of(viewer, GRID, 48)
+    seen = viewer_camera(viewer, GRID, 48)
     subject = widget.parts["CT · label 1"].subject
     image = render(volume, GRID.voxel_size, seen.cameras, transfer=subject.look(volume), mask=labels() == 1)
     np.testing.assert_allclose(
-        viewer.layers["CT · difference"].data, np.abs(one / 255 - seen.shown(image[0])).mean(-1), atol=0.005
+        viewer.layers["CT · difference"].data, np.abs(one / 255 - seen.as_displayed(image[0])).mean(-1), atol=0.005
     )
     widget.panel.check("CT · label 1", False)
     click(qtbot, widget.panel.view)
@@ -252,7 +252,7 @@ def test_pictures_are_what_the_canvas_shows(make_napari_viewer, ndisplay, flippe
         camera.angles, camera.perspective = (20, -50, 30), perspective
     canvas = viewer.window._qt_viewer.canvas
     canvas.on_draw(None)
-    seen = camera_of(viewer, GRID, 300)
+    seen = viewer_camera(viewer, GRID, 300)
     assert seen.cameras.orthographic == (ndisplay == 2 or not perspective)
     node = canvas.layer_to_visual[layer].node
     point = np.array([3.0, 15.0, 5.0])
@@ -492,8 +492,8 @@ def test_from_closer_the_blur_of_the_training_stays(volume):
 def test_cameras_of_a_turntable_see_the_same_ball(open_widget, volume):
     viewer, _ = open_widget(volume)
     viewer.scene.camera.angles = (20, 60, 10)
-    seen = camera_of(viewer, GRID, 32)
-    turned = seen.turning(4)
+    seen = viewer_camera(viewer, GRID, 32)
+    turned = seen.orbit(4)
     assert isinstance(turned.cameras, Cameras)
     np.testing.assert_allclose(turned.cameras.matrices[0], seen.cameras.matrices[0])
     np.testing.assert_allclose(turned.cameras.matrices[2, 2, :3], -seen.cameras.matrices[0, 2, :3], atol=1e-9)

@@ -62,12 +62,12 @@ class TestMeasurements:
     @pytest.mark.parametrize(
         ("name", "measured", "shape"), measurements(), ids=lambda v: v if isinstance(v, str) else ""
     )
-    def test_transposed(self, name: str, measured, shape: tuple[int, ...]) -> None:
+    def test_adjoint(self, name: str, measured, shape: tuple[int, ...]) -> None:
         random = torch.Generator().manual_seed(1)
         volume = torch.randn(shape, generator=random)
         values = torch.randn(measured.values.shape, generator=random)
         left = (measured.forward(volume).double() * values).sum()
-        right = (measured.transposed(values).double() * volume).sum()
+        right = (measured.adjoint(values).double() * volume).sum()
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-3)
 
     @pytest.mark.parametrize("offset", [(0, 0), (2, 0.4)], ids=str)

@@ -88,22 +88,22 @@ class TestGaussians:
         assert torch.equal(xray.predict(gaussians, range(1, 3)), xray.predict(gaussians)[1:3])
 
     @pytest.mark.parametrize("beam", BEAMS)
-    def test_derivative(self, beam: str) -> None:
+    def test_jvp(self, beam: str) -> None:
         gaussians, xray = some(), XRay(scan_of(beam))
         step = torch.randn(len(gaussians.weights), 10, generator=torch.Generator().manual_seed(1))
         # Long steps, for the supports' edges jump over pixels: in the mean over many jumps they move as they should.
         change = xray.predict(gaussians.moved(0.05 * step)) - xray.predict(gaussians.moved(-0.05 * step))
-        slope = xray.derivative(gaussians, step) * 0.1
+        slope = xray.jvp(gaussians, step) * 0.1
         assert (change - slope).norm() < 0.06 * slope.norm()
 
     @pytest.mark.parametrize("beam", BEAMS)
-    def test_transposed(self, beam: str) -> None:
+    def test_vjp_is_adjoint_of_jvp(self, beam: str) -> None:
         gaussians, xray = some(), XRay(scan_of(beam))
         random = torch.Generator().manual_seed(2)
         step = torch.randn(len(gaussians.weights), 10, generator=random)
         images = torch.randn(5, *xray.shape, generator=random)
-        left = (xray.derivative(gaussians, step).double() * images).sum()
-        right = (xray.transposed_derivative(gaussians, images).double() * step).sum()
+        left = (xray.jvp(gaussians, step).double() * images).sum()
+        right = (xray.vjp(gaussians, images).double() * step).sum()
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-3)
 
 
@@ -136,7 +136,7 @@ class TestVoxels:
                     assert (one * axis).sum() / one.sum() == pytest.approx((other * axis).sum() / other.sum(), abs=0.1)
 
     @pytest.mark.parametrize("beam", BEAMS)
-    def test_transposed(self, beam: str) -> None:
+    def test_adjoint(self, beam: str) -> None:
         random, scan = np.random.default_rng(3), scan_of(beam)
         volume = random.normal(size=SHAPE).astype(np.float32)
         images = random.normal(size=(5, scan.pixels[1], scan.pixels[0])).astype(np.float32)

@@ -13,14 +13,13 @@ from pydantic.fields import FieldInfo
 
 from ..errors import InputError
 from ..fitting.settings import FitSettings
-from ..io.gaussians import GAUSSIAN_FILES
+from ..io.gaussians import GAUSSIAN_SUFFIXES as GAUSSIAN_SUFFIXES
 from .sections import SectionedCommand
 
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Suppress everything but errors and the output of --json.")]
 
 TimePoint = Annotated[int | None, typer.Option(help="Volume index of a 4D image, from 0.")]
 
-GAUSSIAN_SUFFIXES = GAUSSIAN_FILES
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
 REPORT_SUFFIXES = (".json",)
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -48,7 +48,7 @@ def superresolve(
     import numpy as np
 
     from ..io.nifti import read_nifti, write_nifti
-    from ..memory import require
+    from ..memory import require_memory
     from ..super_resolution.bspline import factors_of, spline
     from ..super_resolution.degradation import Degradation
 
@@ -64,7 +64,9 @@ def superresolve(
     factors = factors_of(asked.factor, "zyx".index(asked.axis), asked.axes, volume.ndim)
     grid = source.grid.resampled(factors)
     shape = " x ".join(map(str, grid.shape))
-    require(grid.size * _BYTES_A_VOXEL, f"Making {shape} voxels takes", "use a smaller --factor or a smaller volume")
+    require_memory(
+        grid.size * _BYTES_A_VOXEL, f"Making {shape} voxels takes", "use a smaller --factor or a smaller volume"
+    )
     volume = volume.astype(np.float32)
     degradation = Degradation.of_low(volume.shape, factors, asked.degradation, asked.fwhm)
     if trained is None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import n_monomials
-from ..operators.gaussian_sum import Gaussians, derivative, self_overlap, transposed_derivative, triangle
+from ..operators.gaussian_sum import Gaussians, jvp, self_overlap, triangle, vjp
 from ..operators.small_matrices import orthogonalised
 
 WEIGHT_FLOOR = 0.02
@@ -137,6 +137,6 @@ class Curvature:
 
     def times(self, step: Tensor) -> Tensor:
         """Return ``J^T J`` times a step ``(N, K)``."""
-        change = derivative(self.gaussians, self.amplitude * step, self.shape)
-        curved: Tensor = self.amplitude * transposed_derivative(self.gaussians, change)
+        change = jvp(self.gaussians, self.amplitude * step, self.shape)
+        curved: Tensor = self.amplitude * vjp(self.gaussians, change)
         return curved

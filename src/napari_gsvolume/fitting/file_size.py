@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from ..io.gsv.format import rounded as to_codes
 from ..io.gsv.quantization import Codes, with_amplitudes, with_means
 from ..kernels import n_monomials
 from ..operators.gaussian_sum import Gaussians
+from ..progress import Budget
 from .objective import Objective
 from .refit import refit
 
@@ -40,8 +40,8 @@ def check_size(n_bytes: int, grid: Grid) -> None:
         )
 
 
-def compressed(
-    objective: Objective, gaussians: GaussianVolume, n_bytes: int, seconds: float | None, stop: Callable[[], bool]
+def fit_to_size(
+    objective: Objective, gaussians: GaussianVolume, n_bytes: int, budget: Budget
 ) -> tuple[Gaussians, float]:
     """Return Gaussians as a file of at most `n_bytes` holds them, relative to the data range, and their step.
 
@@ -55,13 +55,14 @@ def compressed(
     """
     began = time.perf_counter()
 
-    def enough() -> bool:
-        return stop() or (seconds is not None and time.perf_counter() - began > seconds)
+    def is_over() -> bool:
+        return budget.stop() or budget.fraction(0, time.perf_counter() - began) > 1
 
+    refit_budget = Budget(iterations=_ITERATIONS, stop=is_over)
     allowed = n_bytes - _SLACK
     for _ in range(_ATTEMPTS):
         step, codes, kept = _of_size(gaussians, allowed)
-        rounded = _refitted(objective, gaussians.select(torch.from_numpy(kept)), codes, step, enough)
+        rounded = _refitted(objective, gaussians.select(torch.from_numpy(kept)), codes, step, refit_budget)
         size = len(pack(rounded, step, gaussians))
         if size <= n_bytes - _SLACK:
             break
@@ -90,18 +91,16 @@ def _of_size(gaussians: GaussianVolume, n_bytes: int) -> tuple[float, Codes, NDA
     return best
 
 
-def _refitted(
-    objective: Objective, gaussians: GaussianVolume, codes: Codes, step: float, enough: Callable[[], bool]
-) -> Codes:
+def _refitted(objective: Objective, gaussians: GaussianVolume, codes: Codes, step: float, budget: Budget) -> Codes:
     """Return the codes with all that can be made good fitted again."""
     n, ndim = len(gaussians), gaussians.ndim
     free = torch.ones(n, n_monomials(ndim), device=objective.target.values.device)
     free[:, 1 + ndim :] = 0
-    state = refit(objective, _relative(decoded(codes, step, gaussians), objective), free, _ITERATIONS, enough)
+    state = refit(objective, _relative(decoded(codes, step, gaussians), objective), free, budget)
     codes = with_means(codes, floats(state.means), CELL)
     state = state._replace(means=decoded(codes, step, gaussians).means.to(free))
     free[:, 1:] = 0
-    state = refit(objective, state, free, _ITERATIONS, enough)
+    state = refit(objective, state, free, budget)
     return with_amplitudes(codes, floats(state.weights) * objective.target.data_range, step)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..operators.gaussian_sum import Gaussians, predict, symmetric, transposed_derivative, upper
+from ..operators.gaussian_sum import Gaussians, predict, symmetric, upper, vjp
 from ..operators.small_matrices import exponential
+from ..progress import Budget
 from .gauss_newton import shape_change, shortened
 from .objective import Evaluation, Linear, Objective
 from .settings import FitSettings
@@ -46,16 +46,16 @@ class FirstOrder:
         Its solver ("adam" or "sgd"), learning_rate (a factor on the tuned rates, which fall along a
         cosine to a twentieth as the fit proceeds), batch_fraction (rounded to 1 over the D-th power of an integer)
         and seed.
-    stop : callable
-        Asked before an iteration; once it returns True nothing changes any more.
+    budget : Budget
+        Limits of the run; its stop request is read before each iteration, which then changes nothing.
     """
 
     stuck = False
     converged_db = -math.inf  # they do not descend steadily: the schedule ends them
 
-    def __init__(self, settings: FitSettings, stop: Callable[[], bool]) -> None:
+    def __init__(self, settings: FitSettings, budget: Budget) -> None:
         self.settings = settings
-        self.stop = stop
+        self.stop = budget.stop
         self.random = random.Random(settings.seed)  # of batches, which the host places
         self.iteration = 0
         # Running means of the gradient and its square (N, K), and iterations since birth (N, 1); none yet.
@@ -64,7 +64,7 @@ class FirstOrder:
         self.caution = 1.0
         self.evaluated = True  # whether the loss is that of the newest Gaussians
 
-    def population_changed(self, kept: Tensor, born: int) -> None:
+    def gaussians_changed(self, kept: Tensor, born: int) -> None:
         """Keep the moments of the Gaussians that stay, start those of new ones at zero."""
         self.sgd_rate = None
         if not len(self.age):
@@ -105,7 +105,7 @@ class FirstOrder:
             moved = self._sgd(gaussians, linear, downhill, rate * calm)
         else:
             moved = self._adam(gaussians, downhill, rate)
-        moved = objective.kept_in_orthant(gaussians, moved, downhill)
+        moved = objective.project_to_orthant(gaussians, moved, downhill)
         self.iteration += 1
         self.evaluated = stride == 1 or self.iteration % _EVALUATE_EVERY == 0
         if self.evaluated:
@@ -152,7 +152,7 @@ class FirstOrder:
         error = values - predict(thinned, values.shape)
         if target.valid is not None:
             error *= target.valid[lattice]
-        return transposed_derivative(thinned, error) * math.prod(strides)
+        return vjp(thinned, error) * math.prod(strides)
 
 
 def _largest_eigenvalue(linear: Linear, start: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..operators.gaussian_sum import Gaussians, symmetric
+from ..progress import Budget
 from .curvature import Blocks
 from .objective import Evaluation, Linear, Objective
 
@@ -41,17 +42,17 @@ class GaussNewton:
     ----------
     cg_steps : int
         Few beat many while the linear model is good for a short way only. Late in a fit they are more (`_LATE_CG`).
-    stop : callable
-        Asked between kernels; once it returns True the present iteration ends where it began.
+    budget : Budget, optional
+        Limits of the run; its stop request is read between kernels, and ends the current iteration without a step.
     """
 
     evaluated = True  # the loss is always that of the newest Gaussians
     converged_db = 0.01
     """Ten iterations of a complete population that gain less, all together, are the last."""
 
-    def __init__(self, cg_steps: int, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, cg_steps: int, budget: Budget | None = None) -> None:
         self.cg_steps = cg_steps
-        self.stop = stop
+        self.stop = (budget or Budget()).stop
         self.damping = 1e-2
         self.own_damping = torch.ones(0, 1)
         self.slow = False
@@ -65,7 +66,7 @@ class GaussNewton:
         """Return which of `count` Gaussians are old enough to be judged: all, one iteration solves for the weights."""
         return self.own_damping.new_ones(count, dtype=torch.bool)
 
-    def population_changed(self, kept: Tensor, born: int) -> None:
+    def gaussians_changed(self, kept: Tensor, born: int) -> None:
         """Follow the Gaussians that stay, and start afresh with the new ones."""
         if born:
             self.objective_changed()
@@ -91,7 +92,7 @@ class GaussNewton:
             return gaussians, now
         step = self._within_trust(step, now.residual.ndim)
         for backtrack in range(_BACKTRACKS + 1):
-            moved = objective.kept_in_orthant(gaussians, gaussians.moved(step / 4**backtrack), downhill)
+            moved = objective.project_to_orthant(gaussians, gaussians.moved(step / 4**backtrack), downhill)
             new = objective.evaluate(moved)
             if new.loss < now.loss:
                 self.slow |= new.loss > (1 - _SLOW) * now.loss

@@ -85,7 +85,7 @@ def file_size(settings: FitSettings, n_voxels: int) -> int | None:
     return None if settings.ratio is None else int(4 * n_voxels / settings.ratio)
 
 
-def make_plan(settings: FitSettings, n_valid: int, n_voxels: int, ndim: int) -> Plan:
+def make_growth_plan(settings: FitSettings, n_valid: int, n_voxels: int, ndim: int) -> Plan:
     """Return the plan that the settings ask for on so many voxels.
 
     Raises
@@ -117,12 +117,12 @@ def spacing(n_voxels: int, count: int, ndim: int) -> float:
     return float((n_voxels / count) ** (1 / ndim))
 
 
-def source(seed: int, device: torch.device) -> torch.Generator:
+def random_generator(seed: int, device: torch.device) -> torch.Generator:
     """Return the source of random numbers of a fit on that device: equal seeds give equal fits."""
     return torch.Generator(device).manual_seed(seed)
 
 
-def seeds(values: Tensor, count: int, random: torch.Generator) -> Gaussians:
+def initial_gaussians(values: Tensor, count: int, random: torch.Generator) -> Gaussians:
     """Return the first Gaussians: round, of weight 0, where the gradient of the volume is large."""
     sigma = 0.35 * spacing(values.numel(), count, values.ndim)
     smooth = smoothed(values, 1.0)
@@ -156,7 +156,7 @@ def smoothed(grid: Tensor, sigma: float) -> Tensor:
     return grid
 
 
-def useful(gaussians: Gaussians, loss: float, n_valid: int, shape: tuple[int, ...]) -> Tensor:
+def useful_mask(gaussians: Gaussians, loss: float, n_valid: int, shape: tuple[int, ...]) -> Tensor:
     """Return a mask of the Gaussians worth keeping.
 
     One goes when its energy inside the grid, ``w^2 sum_x e(x)``, is under a thousandth of the mean share of the squared

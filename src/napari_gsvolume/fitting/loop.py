@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -12,20 +11,21 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..devices import idle_gpu
+from ..devices import unused_gpu_note
 from ..errors import InputError
 from ..grid import Grid
 from ..kernels import available_device, prepare
-from ..memory import check_device, give_back, ran_out, too_little
+from ..memory import check_device, is_out_of_memory, out_of_memory_error, release_cache
 from ..metrics import psnr_db
 from ..operators.gaussian_sum import Gaussians, empty
+from ..progress import Budget, finish
 from ..settings import validated
-from .file_size import check_size, compressed
+from .file_size import check_size, fit_to_size
 from .first_order import FirstOrder
 from .gauss_newton import EXACT_FROM, GaussNewton
-from .growth import Plan, make_plan, seeds, source, useful
+from .growth import Plan, initial_gaussians, make_growth_plan, random_generator, useful_mask
 from .objective import Evaluation, Objective
-from .result import FitResult, FitStep, HistoryPoint
+from .result import FitResult, FitStep, HistoryPoint, fit_result
 from .settings import FitSettings
 from .split_merge import Change
 from .strategies import Strategy, strategy
@@ -72,8 +72,7 @@ def fit(volume: ArrayLike, *, affine: ArrayLike | None = None, grid: Grid | None
     >>> result.gaussians.sample(scale=2).shape
     (64, 64, 64)
     """
-    [last] = deque(fit_steps(volume, affine=affine, grid=grid, **settings), maxlen=1)
-    return last.result()
+    return finish(fit_steps(volume, affine=affine, grid=grid, **settings))
 
 
 def fit_steps(
@@ -81,9 +80,9 @@ def fit_steps(
     *,
     affine: ArrayLike | None = None,
     grid: Grid | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    budget: Budget | None = None,
     **settings: Any,
-) -> Iterator[FitStep]:
+) -> Generator[FitStep, None, FitResult]:
     """Fit Gaussians to a volume, step by step.
 
     Takes and raises what `fit` does; what is wrong with the input is raised here, before the first step. The first step
@@ -103,6 +102,8 @@ def fit_steps(
     FitStep
     """
     options = validated(FitSettings, **settings)
+    budget = (budget or Budget()).limited(options.iterations, options.time_limit)
+    options = options.model_copy(update={"iterations": budget.iterations, "time_limit": budget.time_limit})
     array = check_volume(volume)
     if affine is not None and grid is not None:
         raise InputError("Give an affine or a grid, not both.")
@@ -111,37 +112,36 @@ def fit_steps(
         raise InputError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
     device = available_device(options.device)
     target = make_target(array, grid)
-    if options.device == "auto" and (note := idle_gpu()):
+    if options.device == "auto" and (note := unused_gpu_note()):
         target = replace(target, notes=(*target.notes, note))
-    plan = make_plan(options, target.n_valid, array.size, array.ndim)
+    plan = make_growth_plan(options, target.n_valid, array.size, array.ndim)
     check_device(device, grid.shape, options.data_term, 0 if plan.open_ended else plan.final)
     if plan.n_bytes is not None:
         check_size(plan.n_bytes, grid)
-    return _on_device(target, options, plan, torch.device(device), stop)
+    return _on_device(target, options, plan, torch.device(device), budget)
 
 
 def _on_device(
-    target: Target, settings: FitSettings, plan: Plan, device: torch.device, stop: Callable[[], bool]
-) -> Iterator[FitStep]:
+    target: Target, settings: FitSettings, plan: Plan, device: torch.device, budget: Budget
+) -> Generator[FitStep, None, FitResult]:
     """Pass on the steps of a fit on a device, whose memory is given back at the end, whatever ends it."""
     try:
-        yield from _steps(Objective(target.to(device), settings), plan, stop)
-        return
+        return (yield from _steps(Objective(target.to(device), settings), plan, budget))
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
     finally:
-        give_back()
+        release_cache()
     # Here, not above: the functions that the error's traceback leads to hold tensors.
-    raise too_little(device)
+    raise out_of_memory_error(device)
 
 
-def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterator[FitStep]:
+def _steps(objective: Objective, plan: Plan, budget: Budget) -> Generator[FitStep, None, FitResult]:
     started = time.perf_counter()
     target, settings = objective.target, objective.settings
-    random = source(settings.seed, target.values.device)
-    solver = _solver(settings, stop)
-    places = strategy(settings.population)
+    random = random_generator(settings.seed, target.values.device)
+    solver = _solver(settings, budget)
+    places = strategy(settings.growth)
     state = empty(target.grid.ndim, target.values.device)
     now = objective.evaluate(state)
     first_psnr = psnr_db(now.mean_square)
@@ -161,9 +161,17 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
         point = HistoryPoint(clock(), psnr_db(now.mean_square), len(state.weights), now.terms)
         history.append(point)
         return FitStep(
-            iteration, point.seconds, point.psnr_db, point.n_gaussians, progress(), message, objective, state,
-            tuple(history), rounding,
-        )  # fmt: skip
+            progress(),
+            message,
+            iteration=iteration,
+            seconds=point.seconds,
+            psnr_db=point.psnr_db,
+            n_gaussians=point.n_gaussians,
+            objective=objective,
+            state=state,
+            history=tuple(history),
+            rounding=rounding,
+        )
 
     def progress() -> float:
         shares = [0.0]
@@ -180,7 +188,7 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
     def become(change: Change) -> None:
         nonlocal state, now, gains
         state, gains = change.gaussians, []
-        solver.population_changed(change.kept, change.born)
+        solver.gaussians_changed(change.kept, change.born)
         now = evaluated()
 
     def evaluated() -> Evaluation:
@@ -214,9 +222,9 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
         idle = objective.idle(state, now.residual)
         if idle is not None:
             state = state.select(~idle)
-            solver.population_changed(~idle, 0)
+            solver.gaussians_changed(~idle, 0)
 
-        if stop():
+        if budget.stop():
             ended = "Stopped."
         elif settings.target_psnr is not None and psnr_db(now.mean_square) >= settings.target_psnr:
             ended = "The target PSNR is reached."
@@ -246,16 +254,20 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
     if plan.n_bytes is not None:
         whole = step("Rounding to the size of the file")
         yield whole
-        left = None if settings.time_limit is None else settings.time_limit - clock()
-        state, rounding = compressed(objective, whole.gaussians, plan.n_bytes, left, stop)
+        left = None if settings.time_limit is None else max(settings.time_limit - clock(), 1e-9)
+        state, rounding = fit_to_size(
+            objective, whole.gaussians, plan.n_bytes, Budget(time_limit=left, stop=budget.stop)
+        )
         now = evaluated()
-    yield step(ended)
+    last = replace(step(ended), is_last=True)
+    yield last
+    return fit_result(last)
 
 
-def _solver(settings: FitSettings, stop: Callable[[], bool]) -> GaussNewton | FirstOrder:
+def _solver(settings: FitSettings, budget: Budget) -> GaussNewton | FirstOrder:
     if settings.solver == "gauss-newton":
-        return GaussNewton(settings.cg_steps, stop)
-    return FirstOrder(settings, stop)
+        return GaussNewton(settings.cg_steps, budget)
+    return FirstOrder(settings, budget)
 
 
 def _worth_keeping(
@@ -266,7 +278,7 @@ def _worth_keeping(
         return torch.ones_like(state.weights, dtype=torch.bool)
     target = objective.target
     young = ~solver.settled(len(state.weights)).to(state.weights.device)
-    return useful(state, mean_square, target.n_valid, target.grid.shape) | young
+    return useful_mask(state, mean_square, target.n_valid, target.grid.shape) | young
 
 
 def _grown(
@@ -276,7 +288,8 @@ def _grown(
     """Return the useful ones of the Gaussians, and as many new ones as make `wanted`."""
     if not len(state.weights):
         change = Change(
-            torch.zeros_like(state.weights, dtype=torch.bool), seeds(objective.target.values, wanted, random)
+            torch.zeros_like(state.weights, dtype=torch.bool),
+            initial_gaussians(objective.target.values, wanted, random),
         )
     else:
         keep = _worth_keeping(state, mean_square, objective, solver)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..operators.gaussian_sum import Gaussians, multiplicity, upper
 from ..operators.small_matrices import determinant, inverse
 
-THRESHOLD = 1e-3
+OVERLAP_THRESHOLD = 1e-3
 """Pairs that overlap less are left out."""
 _CANDIDATES = 1 << 19
 """Pairs looked at together: it bounds the memory that a few huge Gaussians take."""
@@ -108,7 +108,7 @@ def spacings(gaussians: Gaussians, pairs: Tensor, k: float) -> Spacings:
     return Spacings((rho[0] * rho[1] / (k * both))[:, 0], torch.stack(slopes))
 
 
-def overlapping_pairs(gaussians: Gaussians, threshold: float = THRESHOLD) -> Tensor:
+def overlapping_pairs(gaussians: Gaussians, threshold: float = OVERLAP_THRESHOLD) -> Tensor:
     """Return all pairs with ``o_ij >= threshold`` and no others, ``(2, M)``.
 
     As ``d^T A^-1 d >= d_k^2 / A_kk`` along each axis k, bounding boxes are compared first, and o itself is computed for

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..kernels import gather
-from ..operators.gaussian_sum import Gaussians, empty, predict, transposed_derivative
+from ..operators.gaussian_sum import Gaussians, empty, predict, vjp
 from ..operators.voxel_support import Ellipsoid, Neighbourhood
 from .curvature import Blocks, Curvature, GaussianBlocks
-from .penalties import Overlap, Penalty, Smoothness, Spacing, Sparsity, pseudo_gradient, within_orthant
+from .penalties import Overlap, Penalty, Smoothness, Spacing, Sparsity, clip_to_orthant, pseudo_gradient
 from .settings import FitSettings
 from .target import Target
 
@@ -54,7 +54,7 @@ class _Weighted:
         self._curvature: Curvature | None = None
 
     def gradient(self, residual: Tensor) -> Tensor:
-        return transposed_derivative(self.gaussians, residual)
+        return vjp(self.gaussians, residual)
 
     def times(self, step: Tensor) -> Tensor:
         if self._curvature is None:
@@ -70,10 +70,10 @@ class _Supported:
         self.blocks: Blocks = self._at.blocks
 
     def gradient(self, residual: Tensor) -> Tensor:
-        return self._at.transposed(residual)
+        return self._at.vjp(residual)
 
     def times(self, step: Tensor) -> Tensor:
-        return self._at.transposed(self._at.derivative(step))
+        return self._at.vjp(self._at.jvp(step))
 
 
 class Objective:
@@ -230,8 +230,8 @@ class Objective:
         idle[idle.clone()] = pull <= self.strength(self.sparsity) / self.count
         return idle if idle.any() else None
 
-    def kept_in_orthant(self, before: Gaussians, after: Gaussians, downhill: Tensor) -> Gaussians:
+    def project_to_orthant(self, before: Gaussians, after: Gaussians, downhill: Tensor) -> Gaussians:
         """Return `after` with weights that changed sign set to zero, where sparsity asks for it."""
         if self.sparsity == 0:
             return after
-        return after._replace(weights=within_orthant(before.weights, after.weights, downhill[:, 0]))
+        return after._replace(weights=clip_to_orthant(before.weights, after.weights, downhill[:, 0]))

@@ -61,10 +61,14 @@ class _Mean:
 
 
 class Sparsity(_Mean):
-    """Sum of |w| / count: it drives weights to exactly zero.
+    """L1 penalty ``sum |w| / count``: it drives weights to exactly zero.
 
-    It has a kink at 0, so solvers go along `pseudo_gradient` and end steps `within_orthant`, as OWL-QN does: G. Andrew,
-    J. Gao. Scalable Training of L1-Regularized Log-Linear Models. *ICML*, 2007.
+    The penalty has a kink at 0. Solvers therefore follow `pseudo_gradient` and end each step with `clip_to_orthant`, as
+    in OWL-QN [1]_.
+
+    References
+    ----------
+    .. [1] G. Andrew, J. Gao. Scalable Training of L1-Regularized Log-Linear Models. ICML, 2007.
     """
 
     name = "sparsity"
@@ -92,7 +96,7 @@ def pseudo_gradient(downhill_omega: Tensor, weights: Tensor, strength: float) ->
     return torch.where(weights == 0, shortened, downhill_omega - strength * weights.sign())
 
 
-def within_orthant(old_weights: Tensor, new_weights: Tensor, pseudo: Tensor) -> Tensor:
+def clip_to_orthant(old_weights: Tensor, new_weights: Tensor, pseudo: Tensor) -> Tensor:
     """Return the new weights, those set to 0 that have left the old ones' orthant, ``(N,)``.
 
     A weight's orthant is its sign, or where it is 0 that of the pseudo-gradient: in there |w| is linear.

@@ -16,7 +16,7 @@ from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric
 from ..operators.small_matrices import determinant, inverse
 from .neighbours import overlapping_pairs
 
-ALIKE = 0.8
+MERGE_OVERLAP = 0.8
 """Normalised overlap above which two Gaussians may become one; equal ones overlap so much at 0.94 radii."""
 
 
@@ -41,7 +41,7 @@ class Change:
         return len(self.gaussians.weights) - int(self.kept.sum())
 
 
-def extended(gaussians: Gaussians, new: Gaussians) -> Change:
+def append(gaussians: Gaussians, new: Gaussians) -> Change:
     """Return the change by which all stay and new ones come."""
     return Change(torch.ones_like(gaussians.weights, dtype=torch.bool), gaussians.join(new))
 
@@ -81,7 +81,7 @@ def semi_axes(gaussians: Gaussians, shape: tuple[int, ...]) -> tuple[Tensor, Ten
     return axes.flip(1), Vt.flip(1)
 
 
-def halves(gaussians: Gaussians, shape: tuple[int, ...], share: float) -> tuple[Gaussians, Gaussians]:
+def split_in_halves(gaussians: Gaussians, shape: tuple[int, ...], share: float) -> tuple[Gaussians, Gaussians]:
     """Split each Gaussian along its longest axis into two; their sum has its mass, mean and covariance.
 
     The centres go to ``mu +- delta``, delta `share` (t) of the semi-axis, and what their distance adds to the
@@ -125,7 +125,7 @@ def splitting_matrices(gaussians: Gaussians, residual: Tensor) -> Tensor:
     return matrices
 
 
-def merge_alike(gaussians: Gaussians, threshold: float = ALIKE) -> Change:
+def merge_similar(gaussians: Gaussians, threshold: float = MERGE_OVERLAP) -> Change:
     """Merge pairs of Gaussians that are nearly the same into one each, closest pairs first.
 
     A pair has weights of one sign and a normalised overlap above the threshold,

@@ -11,9 +11,18 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels import gather
-from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric, transposed_derivative
+from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric, vjp
 from .growth import births, spacing
-from .split_merge import ALIKE, Change, extended, halves, merge_alike, semi_axes, splitting_matrices, substitute
+from .split_merge import (
+    MERGE_OVERLAP,
+    Change,
+    append,
+    merge_similar,
+    semi_axes,
+    split_in_halves,
+    splitting_matrices,
+    substitute,
+)
 
 
 class Strategy(ABC):
@@ -51,7 +60,7 @@ class ResidualBirths(Strategy):
     def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
         """Return the Gaussians as they are, and births."""
         present = len(gaussians.weights)
-        return extended(gaussians, births(residual, wanted - present, present, random))
+        return append(gaussians, births(residual, wanted - present, present, random))
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,10 @@ class AdaptiveDensity(Strategy):
     its centre has converged, so they are judged before they are added (in images: AbsGS, Ye et al. 2024): the score is
     the sum of the squared pulls of single voxels, ``sum_x |r df/da|^2``, in whitened coordinates.
 
-    Those above the threshold, the highest first, are split (`halves`) if large. Small ones are cloned: both have half
-    of the weight, one stays and one moves downhill by a part of its radius. To first order half of the squared error
-    falls by half of that part times the slope.
+    Gaussians with a score above the threshold are handled in descending order of the score. Large ones are split
+    (`split_in_halves`). Small ones are cloned: each of the two copies has half of the weight, one stays and the other
+    moves downhill by a fraction of its radius, so that to first order half of the squared error falls by half of that
+    fraction times the slope.
 
     Parameters
     ----------
@@ -93,13 +103,13 @@ class AdaptiveDensity(Strategy):
         radius = semi_axes(gaussians.select(chosen), shape)[0][:, 0].norm(dim=1)
         is_large = radius > self.large * spacing(residual.numel(), wanted, residual.ndim)
         split, clone = chosen[is_large], chosen[~is_large]
-        old, new = halves(gaussians.select(split), shape, self.share)
+        old, new = split_in_halves(gaussians.select(split), shape, self.share)
         gaussians = substitute(gaussians, split, old)
         half = gaussians.select(clone)
         half = half._replace(weights=half.weights / 2)
         gaussians = substitute(gaussians, clone, half)
         moved = half._replace(means=half.means + self.pace * _downhill(half, residual))
-        return _filled(extended(gaussians, new.join(moved)), residual, wanted, random)
+        return _filled(append(gaussians, new.join(moved)), residual, wanted, random)
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,7 @@ class SteepestSplitting(Strategy):
         half = half._replace(weights=half.weights / 2)
         gaussians = substitute(gaussians, chosen, half._replace(means=half.means + offset))
         twins = half._replace(means=half.means - offset)
-        return _filled(extended(gaussians, twins), residual, wanted, random)
+        return _filled(append(gaussians, twins), residual, wanted, random)
 
     def splits(self, gaussians: Gaussians, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far each Gaussian would be split, ``(N, D)`` voxels, and what half the squared error loses."""
@@ -200,7 +210,7 @@ class Relocation(Strategy):
         """Return the Gaussians with `count` copies, drawn with probabilities as the energy."""
         present = len(energy)
         if not count:
-            return extended(gaussians, gaussians.select(torch.arange(0, device=energy.device)))
+            return append(gaussians, gaussians.select(torch.arange(0, device=energy.device)))
         chance = energy.double() + 1e-30  # never all zero
         drawn = torch.multinomial(chance, count, replacement=True, generator=random)
         source = torch.cat([torch.arange(present, device=energy.device), drawn])
@@ -222,15 +232,15 @@ class Merging(ResidualBirths):
     Parameters
     ----------
     threshold : float
-        Least normalised overlap of a pair to be merged; see `merge_alike`.
+        Least normalised overlap of a pair to be merged; see `merge_similar`.
     """
 
     name = "merge"
-    threshold: float = ALIKE
+    threshold: float = MERGE_OVERLAP
 
     def rearrange(self, gaussians: Gaussians, residual: Tensor, random: torch.Generator) -> Change | None:
         """Return the Gaussians with close pairs merged, and as many births."""
-        merged = merge_alike(gaussians, self.threshold)
+        merged = merge_similar(gaussians, self.threshold)
         if merged.kept.all():
             return None
         return _filled(merged, residual, len(gaussians.weights), random)
@@ -271,7 +281,7 @@ def _squared_pulls(gaussians: Gaussians, residual: Tensor) -> Tensor:
 def _downhill(gaussians: Gaussians, residual: Tensor) -> Tensor:
     """Return the way, one radius long, on which each centre lowers the squared error most, ``(N, D)``."""
     axes, whitened = semi_axes(gaussians, tuple(residual.shape))
-    slope = transposed_derivative(gaussians, residual)[:, 1 : residual.ndim + 1]
+    slope = vjp(gaussians, residual)[:, 1 : residual.ndim + 1]
     z = (whitened @ slope[:, :, None])[:, :, 0]  # (N, T)
     flat = z.norm(dim=1) == 0
     z[flat, 0] = 1  # nothing pulls: along the longest axis

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..gaussians import GaussianVolume
 from ..grid import Grid
 from .atomic import atomic_write
-from .safetensors_file import one_line, opened
+from .safetensors_file import one_line, open_safetensors
 
 _PROGRAM = "napari-gsvolume/"
 _FORMAT = f"{_PROGRAM}1"  # the number grows when older readers could not make sense of a file
@@ -81,7 +81,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> GaussianVolume:
     FileFormatError
         If the file is damaged, is not one of ours, or has a format that this version does not know.
     """
-    with opened(path, "np") as file:
+    with open_safetensors(path, "np") as file:
         return _parse(file)
 
 

@@ -11,9 +11,9 @@ from ..errors import FileFormatError, InputError
 if TYPE_CHECKING:
     from ..gaussians import GaussianVolume
 
-GAUSSIAN_FILES = (".safetensors", ".gsv")
+GAUSSIAN_SUFFIXES = (".safetensors", ".gsv")
 """Files of Gaussians that can be written and read."""
-EXPORTS = (".ply",)
+EXPORT_SUFFIXES = (".ply",)
 """Files of Gaussians that can be written only."""
 
 
@@ -33,14 +33,14 @@ def write_gaussians(path: str | os.PathLike[str], gaussians: GaussianVolume) -> 
 
         write_safetensors(path, gaussians)
     else:
-        endings = f"{', '.join(GAUSSIAN_FILES)} or {EXPORTS[0]}"
+        endings = f"{', '.join(GAUSSIAN_SUFFIXES)} or {EXPORT_SUFFIXES[0]}"
         raise InputError(f"The name of a file of Gaussians ends in {endings}; got {Path(path).name}.")
 
 
 def read_gaussians(path: str | os.PathLike[str]) -> GaussianVolume:
     """Read Gaussians; see `GaussianVolume.load`. What is not called ``.gsv`` is taken for a safetensors file."""
     suffix = Path(path).suffix.lower()
-    if suffix in EXPORTS:
+    if suffix in EXPORT_SUFFIXES:
         raise FileFormatError(f"{path} cannot be read: {suffix} files are for other viewers; keep a .gsv beside it.")
     if suffix == ".gsv":
         from .gsv.format import read_gsv

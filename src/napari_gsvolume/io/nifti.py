@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import FileFormatError, InputError
 from ..grid import Grid
+from ..units import metres_per_unit
 from .atomic import atomic_write
 
 # The two halves of the header's `xyzt_units`.
@@ -35,14 +36,7 @@ _TIME_UNITS = {
 }
 _TIME_CODES = {unit: code for code, unit in _TIME_UNITS.items()} | {"pixel": 0}
 
-# Metres in each spelling of a length. There are two letters mu: U+00B5 on keyboards, U+03BC in pint's output.
-_METRES = {
-    **dict.fromkeys(("m", "meter", "metre"), 1.0),
-    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e-2),
-    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e-3),
-    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "micrometer", "micrometre"), 1e-6),
-    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-9),
-}
+# Codes of the lengths that NIfTI has, in metres.
 _SPACE_CODES = {1.0: 1, 1e-3: 2, 1e-6: 3}
 
 _ALIGNED = 2  # the code of a world that is none of those NIfTI names
@@ -271,7 +265,7 @@ def _file_affine(grid: Grid) -> tuple[NDArray[np.float64], int]:
     """Return the 4x4 affine in xyz order and the code of its unit."""
     affine = grid.affine.copy()
     code = 0
-    metres = [_METRES[unit] for unit in grid.units if unit in _METRES]
+    metres = [length for unit in grid.units if (length := metres_per_unit(unit)) is not None]
     if len(metres) == grid.ndim:
         unit = metres[0]
         if unit not in _SPACE_CODES or len(set(metres)) > 1:

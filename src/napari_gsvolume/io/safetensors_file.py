@@ -14,7 +14,7 @@ from ..errors import FileFormatError
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str], framework: str, what: str = "") -> Iterator[Any]:
+def open_safetensors(path: str | os.PathLike[str], framework: str, what: str = "") -> Iterator[Any]:
     """Open a file as `safe_open` does; a ValueError in the block is about what the file holds.
 
     Parameters

@@ -67,7 +67,7 @@ def predict(gaussians: Gaussians, shape: Sequence[int]) -> Tensor:
     return splat(gaussians.means, gaussians.factors, coefficients, shape)
 
 
-def derivative(gaussians: Gaussians, step: Tensor, shape: Sequence[int]) -> Tensor:
+def jvp(gaussians: Gaussians, step: Tensor, shape: Sequence[int]) -> Tensor:
     """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
     ndim = len(shape)
     w = gaussians.weights[:, None]
@@ -77,7 +77,7 @@ def derivative(gaussians: Gaussians, step: Tensor, shape: Sequence[int]) -> Tens
     return splat(gaussians.means, gaussians.factors, torch.cat([step[:, :1], linear, quadratic], 1), shape)
 
 
-def transposed_derivative(gaussians: Gaussians, grid: Tensor) -> Tensor:
+def vjp(gaussians: Gaussians, grid: Tensor) -> Tensor:
     """Return J^T grid: the gradient of ``<grid, f>`` with respect to a whitened step, ``(N, K)``."""
     ndim = grid.ndim
     moments = gather(gaussians.means, gaussians.factors, grid)

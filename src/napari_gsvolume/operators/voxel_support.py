@@ -27,7 +27,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..kernels import gather, gather_flat, splat_flat
 from ..kernels.constants import SUPPORT
-from .gaussian_sum import Gaussians, derivative, predict, symmetric, transposed_derivative, upper
+from .gaussian_sum import Gaussians, jvp, predict, symmetric, upper, vjp
 from .support_blocks import OwnBlocks, outer, shape_blocks
 
 NORMALISED_SIGMA = 0.5
@@ -57,9 +57,9 @@ class Neighbourhood:
         """Return q at every voxel."""
         return self.at(gaussians).prediction
 
-    def at(self, gaussians: Gaussians) -> NeighbourhoodAt:
+    def at(self, gaussians: Gaussians) -> LinearisedNeighbourhood:
         """Return q linearised at these Gaussians."""
-        return NeighbourhoodAt(self, gaussians)
+        return LinearisedNeighbourhood(self, gaussians)
 
     def initial_sigma(self, n_voxels: int, count: int, ndim: int) -> float:
         """Return the radius at which `count` round Gaussians give a total support ``sum_N G`` of about one.
@@ -72,7 +72,7 @@ class Neighbourhood:
         return float((n_voxels / (count * self.ball.size)) ** (1 / ndim) / math.sqrt(2 * math.pi))
 
 
-class NeighbourhoodAt:
+class LinearisedNeighbourhood:
     """`Neighbourhood` linearised: with ``T = sum_N G``, ``dq = sum_N p dG`` or ``(sum_N p dG - q sum_N dG) / T``."""
 
     def __init__(self, term: Neighbourhood, gaussians: Gaussians) -> None:
@@ -94,16 +94,16 @@ class NeighbourhoodAt:
         """Return q at every voxel."""
         return self._sums[0].float()
 
-    def derivative(self, step: Tensor) -> Tensor:
+    def jvp(self, step: Tensor) -> Tensor:
         """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
-        dG = derivative(self.gaussians, _without_omega(step), self.values.shape)
+        dG = jvp(self.gaussians, _without_omega(step), self.values.shape)
         change = self.ball.sum(self.values * dG)
         if self.normalised:
             q, inverse = self._sums
             change = (change - q * self.ball.sum(dG)) * inverse
         return change.float()
 
-    def transposed(self, grid: Tensor) -> Tensor:
+    def vjp(self, grid: Tensor) -> Tensor:
         """Return J^T grid, ``(N, K)``."""
         if self.normalised:
             q, inverse = self._sums
@@ -111,7 +111,7 @@ class NeighbourhoodAt:
             pulled = self.values * self.ball.sum(scaled) - self.ball.sum(q * scaled)
         else:
             pulled = self.values * self.ball.sum(grid)
-        return _without_omega(transposed_derivative(self.gaussians, pulled.float()))
+        return _without_omega(vjp(self.gaussians, pulled.float()))
 
     @cached_property
     def blocks(self) -> OwnBlocks:
@@ -162,9 +162,9 @@ class Ellipsoid:
         """Return q at every voxel."""
         return self.at(gaussians).prediction
 
-    def at(self, gaussians: Gaussians) -> EllipsoidAt:
+    def at(self, gaussians: Gaussians) -> LinearisedEllipsoid:
         """Return q linearised at these Gaussians."""
-        return EllipsoidAt(self, gaussians)
+        return LinearisedEllipsoid(self, gaussians)
 
     def initial_sigma(self, n_voxels: int, count: int, ndim: int) -> float:
         """Return the radius at which `count` round Gaussians give a total support ``sum_i 1_i M_i`` of about one.
@@ -179,7 +179,7 @@ class Ellipsoid:
         return float((n_voxels / (count * ball * mass)) ** (1 / (2 * ndim)))
 
 
-class EllipsoidAt:
+class LinearisedEllipsoid:
     """`Ellipsoid` linearised, with M_i as A_i is, but for 1 in place of p_j, and ``T = sum_i 1_i M_i``.
 
     ``dq = sum_i 1_i dA_i``, or ``sum_i 1_i (dA_i - q dM_i) / T``. Which voxels are inside (1_i) is constant almost
@@ -222,7 +222,7 @@ class EllipsoidAt:
         """Return q at every voxel."""
         return self._sums[0].clone()
 
-    def derivative(self, step: Tensor) -> Tensor:
+    def jvp(self, step: Tensor) -> Tensor:
         """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
         step = _without_omega(step)
         change = self._spread((self._A * step).sum(1))
@@ -231,7 +231,7 @@ class EllipsoidAt:
         q, inverse = self._sums
         return (change - q * self._spread((self._M * step).sum(1))) * inverse
 
-    def transposed(self, grid: Tensor) -> Tensor:
+    def vjp(self, grid: Tensor) -> Tensor:
         """Return J^T grid, ``(N, K)``."""
         if self._M is None:
             return _without_omega(self._A * self._collect(grid))

@@ -57,7 +57,7 @@ class Measurement(Protocol):
     def forward(self, volume: Tensor) -> Tensor:
         """Return what would be measured of a volume of shape (Z, Y, X)."""
 
-    def transposed(self, values: Tensor) -> Tensor:
+    def adjoint(self, values: Tensor) -> Tensor:
         """Return the transpose of `forward` applied to values."""
 
 
@@ -126,7 +126,7 @@ class Projected:
         images = matrix @ planes.contiguous()  # (K U, V)
         return images.reshape(len(self.scan), -1, images.shape[1]).transpose(1, 2) / self._side
 
-    def transposed(self, values: Tensor) -> Tensor:
+    def adjoint(self, values: Tensor) -> Tensor:
         """Return the back-projection of images, ``(Z, Y, X)``."""
         if self._map is None:
             return torch.from_numpy(back_project(values.numpy(), self.scan, step=2 * STEP)) / self._side
@@ -203,7 +203,7 @@ class Sliced:
             raise InputError("No voxel of the slices lies in the volume that is to be recovered.")
         matrix = scipy.sparse.csr_matrix(scipy.sparse.diags(1 / reach[inside]) @ matrix[inside])
         self._measured, self._variance = array[known][inside], variance
-        self._matrix, self._transposed = _sparse(matrix), _sparse(matrix.T.tocsr())
+        self._matrix, self._adjoint_matrix = _sparse(matrix), _sparse(matrix.T.tocsr())
         self.scale(1.0)
 
     def unit(self) -> float:
@@ -234,9 +234,9 @@ class Sliced:
         """Return the measured voxels of a relative volume, ``(M,)``."""
         return (self._matrix @ volume.reshape(-1, 1))[:, 0]
 
-    def transposed(self, values: Tensor) -> Tensor:
+    def adjoint(self, values: Tensor) -> Tensor:
         """Return the transpose, ``(Z, Y, X)``."""
-        return (self._transposed @ values[:, None]).reshape(self._volume_grid.shape)
+        return (self._adjoint_matrix @ values[:, None]).reshape(self._volume_grid.shape)
 
 
 def _profile_matrix(

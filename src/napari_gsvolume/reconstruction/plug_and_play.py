@@ -143,7 +143,7 @@ def downhill(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
     """Return minus the gradient of half of the summed misfits, ``(Z, Y, X)``."""
     total = torch.zeros_like(volume)
     for m in measurements:
-        total += m.transposed(m.precision * (m.values - m.forward(volume)))
+        total += m.adjoint(m.precision * (m.values - m.forward(volume)))
     return total
 
 
@@ -151,7 +151,7 @@ def curvature(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
     """Return their Hessian times a volume."""
     total = torch.zeros_like(volume)
     for m in measurements:
-        total += m.transposed(m.precision * m.forward(volume))
+        total += m.adjoint(m.precision * m.forward(volume))
     return total
 
 

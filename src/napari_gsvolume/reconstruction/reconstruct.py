@@ -23,6 +23,7 @@ from ..fitting import FitStep, fit_steps
 from ..gaussians import GaussianVolume
 from ..grid import Grid
 from ..metrics import psnr_between, ssim
+from ..progress import Budget
 from ..settings import validated
 from .measurements import Measurement
 from .plug_and_play import estimates
@@ -225,13 +226,13 @@ class Recovery:
         iterations = ITERATIONS if s.fit_iterations is None and left is None else s.fit_iterations
         for step in fit_steps(
             volume(), grid=self.grid, gaussians=self._count(), seed=s.seed, time_limit=left, iterations=iterations,
-            stop=(lambda: False) if stopped else stop, device="cpu",
+            budget=Budget() if stopped else Budget(stop=stop), device="cpu",
             lambda_sparsity=s.lambda_sparsity, lambda_overlap=s.lambda_overlap, lambda_smoothness=s.lambda_smoothness,
         ):  # fmt: skip
             if step.n_gaussians:
                 point(step.reconstruction, None, step.n_gaussians)
                 yield RecoverStep(
-                    "Gaussians", step.iteration, VOXELS_SHARE + (1 - VOXELS_SHARE) * step.progress, step.message,
+                    "Gaussians", step.iteration, VOXELS_SHARE + (1 - VOXELS_SHARE) * step.fraction, step.message,
                     tuple(history), step.reconstruction, volume, s, step,
                 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..io.atomic import atomic_write
-from ..io.safetensors_file import opened
+from ..io.safetensors_file import open_safetensors
 from ..settings import validated
 from .bspline import factors_of
 from .degradation import Degradation
@@ -87,7 +87,7 @@ class SRModel:
         FileFormatError
             If it is damaged, or no trained super-resolution.
         """
-        with opened(path, "pt", "a trained super-resolution") as file:
+        with open_safetensors(path, "pt", "a trained super-resolution") as file:
             texts: dict[str, str] = file.metadata() or {}
             return _parsed(texts, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
 

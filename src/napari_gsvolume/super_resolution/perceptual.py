@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..io.safetensors_file import opened
+from ..io.safetensors_file import open_safetensors
 
 _SEED = 0  # of random features, which are the same in every training
 _LPIPS_RANGE = 2.0  # normalised intensities that become 1 there; most are within
@@ -125,7 +125,7 @@ class VGG16Features(VGG):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__([(64, 2), (128, 2), (256, 3), (512, 3)], 3, nn.MaxPool2d)
-        with opened(path, "pt", "weights of VGG-16") as file:
+        with open_safetensors(path, "pt", "weights of VGG-16") as file:
             names, n = set(file.keys()), 0
             for stage in self.stages:
                 for layer in (each for each in stage.modules() if isinstance(each, nn.Conv2d)):

@@ -64,7 +64,7 @@ class XRay:
             seen.means, seen.factors, _constant(gaussians.weights * seen.gain), self.shape
         ))  # fmt: skip
 
-    def derivative(self, gaussians: Gaussians, step: Tensor) -> Tensor:
+    def jvp(self, gaussians: Gaussians, step: Tensor) -> Tensor:
         """Return J step: how every pixel changes with a whitened step ``(N, K)``, ``(K, V, U)``."""
         B = symmetric(step[:, 4:], 3)
 
@@ -81,7 +81,7 @@ class XRay:
 
         return self._views(gaussians, None, one)
 
-    def transposed_derivative(self, gaussians: Gaussians, images: Tensor) -> Tensor:
+    def vjp(self, gaussians: Gaussians, images: Tensor) -> Tensor:
         """Return J^T images, ``(N, K)``."""
         total = torch.zeros(len(gaussians.weights), 10, device=images.device)
         for k, image in enumerate(images):

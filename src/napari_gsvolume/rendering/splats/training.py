@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ...memory import require
+from ...memory import require_memory
 from ...metrics import psnr_between
 from ...progress import Budget
 from ...settings import validated
@@ -147,7 +147,7 @@ class Training:
         self.scene, self.settings = scene, validated(TrainSettings, **settings)
         s = self.settings
         views = s.views + s.hold_out
-        require(
+        require_memory(
             views * s.size**2 * _BYTES_A_PIXEL,
             f"The references, {views} views of {s.size} x {s.size} pixels, take",
             "ask for fewer, or smaller ones",

@@ -11,15 +11,15 @@ from qtpy.QtWidgets import QLabel
 from ....explain.concepts.grids import ConceptMaps
 from ....explain.concepts.patches import Patch, Patches, top_patches
 from ....explain.models.inputs import Place
-from ...layers.conversion import made_before
+from ...layers.conversion import find_earlier_layer
 from ...layers.explanation import CHANGE, PATCHES, WHAT_IF, concept_layer, concept_name, patches_layer, what_if_layers
 from ..shared.dims import move_to
 from ..shared.latest_task import LatestTask
-from ..shared.layer_updater import ShownLayers
+from ..shared.layer_updater import LayerUpdater
 from ..shared.tabs import Tab
 from .plots import PatchPlot
 from .sample_tabs import Stage
-from .worker import ALONE, Explained, Outcome, WhatIf, patch_box, run_maps
+from .worker import ALONE, CaseResult, Explained, WhatIf, patch_box, run_maps
 
 _PATCHES = 6  # at each end of a concept
 
@@ -89,7 +89,7 @@ class MapsTab(Tab):
             name = concept_name(source.name, maps.layer, mode)
             about = {"concept": mode, "model": stage.explained.of.loaded.name}
             layer = concept_layer(source, maps.layer, mode, maps.values[mode - 1], maps.grid, about)
-            ShownLayers(viewer, {name: made_before(viewer.layers, name)}).put(name, layer)
+            LayerUpdater(viewer, {name: find_earlier_layer(viewer.layers, name)}).put(name, layer)
         stage.say(f"'{name}' is the projection of what the layer says on concept {mode}.")
 
     def _on_find(self) -> None:
@@ -118,7 +118,7 @@ class MapsTab(Tab):
             if place.volume == 0:
                 labels[patch_box(images, place, patch.start, patch.image.shape[1:])] = number
         viewer, name = self._stage.viewer, f"{source.name} · {PATCHES}"
-        shown = ShownLayers(viewer, {PATCHES: made_before(viewer.layers, name)})
+        shown = LayerUpdater(viewer, {PATCHES: find_earlier_layer(viewer.layers, name)})
         if shown.put(PATCHES, patches_layer(source, labels, len(patches.positive))):
             shown.layers[PATCHES].contour = 1
 
@@ -164,7 +164,7 @@ class WhatIfTab(Tab):
         self._key: tuple[Any, ...] = ()
         self._what_if: WhatIf | None = None
         self._limits: dict[tuple[str, int], float] = {}
-        self._shown: ShownLayers[str] | None = None
+        self._shown: LayerUpdater[str] | None = None
         self._placed: Place | None = None
         self.amount.changed.connect(self.ask)
         self.channel.changed.connect(self.follow)
@@ -205,14 +205,14 @@ class WhatIfTab(Tab):
         layer, mode, amount, channel = stage.layer, min(stage.mode, d.k) - 1, self.amount.value, int(self.channel.value)
         key = (explained, layer, place, channel)
 
-        def outcome() -> tuple[Explained, Outcome]:
+        def outcome() -> tuple[Explained, CaseResult]:
             if key != self._key or self._what_if is None:
                 self._what_if, self._key = WhatIf(explained.of, layer, place, channel), key
             return explained, self._what_if.at(mode, amount)
 
         self.latest.ask(outcome)
 
-    def _show(self, made: tuple[Explained, Outcome]) -> None:
+    def _show(self, made: tuple[Explained, CaseResult]) -> None:
         explained, at = made
         if explained is not self._stage.explained:
             return
@@ -234,10 +234,10 @@ class WhatIfTab(Tab):
         there = self._shown is not None and any(one in viewer.layers for one in self._shown.layers.values())
         if self._shown is None or not there:
             names = {kind: f"{source.name} · {kind}" for kind in (WHAT_IF, CHANGE)}
-            earlier = {kind: made_before(viewer.layers, name) for kind, name in names.items()}
-            self._shown = ShownLayers(viewer, earlier)
+            earlier = {kind: find_earlier_layer(viewer.layers, name) for kind, name in names.items()}
+            self._shown = LayerUpdater(viewer, earlier)
         elif at.place != self._placed:
-            self._shown = ShownLayers(viewer, dict(self._shown.layers))  # places them anew
+            self._shown = LayerUpdater(viewer, dict(self._shown.layers))  # places them anew
         self._placed = at.place
         about = {"layer": at.layer, "concept": at.mode + 1, "amount": at.amount}
         both = what_if_layers(source, at.image, at.change, at.grid, limits, limit, about)

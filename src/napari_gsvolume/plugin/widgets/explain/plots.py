@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ....explain.concepts.patches import Patch
 from ....explain.decomposition.components import Components
 from ....explain.tracking.tracker import Evolution
-from ..shared.plots import DockPlot, on_the_right
+from ..shared.plots import DockPlot, move_axis_right
 from ..svd.plots import _ENERGY, _MODE, _VALUES, _MarkedPlot
 
 _SELECTED = (1.0, 0.55, 0.1)
@@ -63,7 +63,7 @@ class LayerPlot(_MarkedPlot):
         self.axes.set_ylabel("singular value / first", color=_VALUES)
         self.energy.set_ylabel("energy", color=_ENERGY)
         self.energy.set_ylim(0, 1.03)
-        on_the_right(self.energy)
+        move_axis_right(self.energy)
         self.axes.yaxis.set_major_locator(LogLocator(numticks=5))
         self.axes.yaxis.set_minor_formatter(NullFormatter())
         self.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

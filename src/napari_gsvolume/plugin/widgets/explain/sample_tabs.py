@@ -17,11 +17,11 @@ from ....explain.concepts.sample_positions import Positions, positions
 from ....explain.decomposition.components import Components
 from ....explain.explanation import layer_figures
 from ....explain.models.inputs import Place
-from ...layers.conversion import made_before
+from ...layers.conversion import find_earlier_layer
 from ...layers.explanation import SELECTED, selected_layer
 from ..shared.dims import index_at
 from ..shared.layer_choice import LayerChoice
-from ..shared.layer_updater import ShownLayers
+from ..shared.layer_updater import LayerUpdater
 from ..shared.tabs import Tab
 from .plots import LayerPlot, SamplesPlot
 from .worker import Explained, place_at
@@ -221,7 +221,7 @@ class SamplesTab(Tab):
         shape = at.samples.shape
         own: Any = self._own.get(volume)
         if own is None or own not in viewer.layers or own.data.shape != shape:
-            shown = ShownLayers(viewer, {SELECTED: made_before(viewer.layers, f"{source.name} · {SELECTED}")})
+            shown = LayerUpdater(viewer, {SELECTED: find_earlier_layer(viewer.layers, f"{source.name} · {SELECTED}")})
             shown.put(SELECTED, selected_layer(source, np.zeros(shape, np.uint8), at.grid))
             own = self._own[volume] = shown.layers[SELECTED]
             if self.labels.value is None:

@@ -217,7 +217,7 @@ def _followed(
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class CaseResult:
     """What a model gives under an edit.
 
     Attributes
@@ -259,7 +259,7 @@ class WhatIf:
         self.layer = layer
         self._before = output_of(self._run.unedited, of, place, channel)
 
-    def at(self, mode: int, amount: float) -> Outcome:
+    def at(self, mode: int, amount: float) -> CaseResult:
         """Return the output with a component, counted from 0, moved by an amount, in its `spread`."""
         edit = Edit.of_mode(self._of.layers[self.layer], mode, amount)
         with ALONE:
@@ -267,10 +267,10 @@ class WhatIf:
         after = output_of(given, self._of, self._place, self._channel)
         if self._before.ndim == 1:
             pairs = np.stack([self._before, after], 1).astype(np.float64)
-            return Outcome(self.layer, mode, amount, self._place, numbers=pairs)
+            return CaseResult(self.layer, mode, amount, self._place, numbers=pairs)
         image, grid = on_slab(after, self._place, self._of.images)
         change, _ = on_slab(after - self._before, self._place, self._of.images)
-        return Outcome(self.layer, mode, amount, self._place, image, change, grid)
+        return CaseResult(self.layer, mode, amount, self._place, image, change, grid)
 
 
 def output_of(given: Any, of: Explanation, place: Place, channel: int = 0) -> Float32Array:

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from napari.viewer import Viewer
 from numpy.typing import NDArray
 
-from ..shared.plots import DockPlot, on_the_right
+from ..shared.plots import DockPlot, move_axis_right
 from .slice_matrix import Analysed, Curve
 from .worker import Spectra
 
@@ -112,7 +112,7 @@ class SpectrumPlot(_MarkedPlot):
         self.axes.set_xlabel("mode")
         self.axes.set_ylabel("singular value", color=_VALUES)
         self.energy.set_ylabel("energy", color=_ENERGY)
-        on_the_right(self.energy)
+        move_axis_right(self.energy)
         self.axes.yaxis.set_major_locator(LogLocator(numticks=5))
         self.axes.yaxis.set_minor_formatter(NullFormatter())
         self.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -7,9 +7,9 @@ from typing import Any
 from napari.layers import Layer
 from napari.viewer import Viewer
 
-from ...layers.conversion import LayerData, made_before
+from ...layers.conversion import LayerData, find_earlier_layer
 from ...layers.svd import RANK, RESIDUAL, mode_layer, mode_name, rank_layers, slab_placement
-from ..shared.layer_updater import ShownLayers
+from ..shared.layer_updater import LayerUpdater
 from .slice_matrix import Analysed, Matrix, Truncated
 
 
@@ -25,7 +25,7 @@ class RankLayers:
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = viewer
-        self._shown: ShownLayers[str] | None = None
+        self._shown: LayerUpdater[str] | None = None
         self._matrix: Matrix | None = None
         self._limits: dict[str, tuple[float, float]] = {}  # that were set here
 
@@ -45,12 +45,12 @@ class RankLayers:
         source = matrix.source
         if self._shown is None:
             names = {kind: f"{source.name} · {kind}" for kind in (RANK, RESIDUAL)}
-            self._shown = ShownLayers(
-                self._viewer, {kind: made_before(self._viewer.layers, name) for kind, name in names.items()}
+            self._shown = LayerUpdater(
+                self._viewer, {kind: find_earlier_layer(self._viewer.layers, name) for kind, name in names.items()}
             )
             self._limits = {}
         elif matrix is not self._matrix:  # places them anew
-            self._shown = ShownLayers(self._viewer, dict(self._shown.layers))
+            self._shown = LayerUpdater(self._viewer, dict(self._shown.layers))
         same, self._matrix = matrix is self._matrix, matrix
         placement = slab_placement(source, matrix.slab, matrix.index)
         about = {"rank": made.rank, **about_matrix(matrix)}
@@ -58,7 +58,7 @@ class RankLayers:
         for kind, data in zip((RANK, RESIDUAL), both, strict=True):
             self._put(self._shown, kind, data, same)
 
-    def _put(self, shown: ShownLayers[str], kind: str, data: LayerData, same: bool) -> None:
+    def _put(self, shown: LayerUpdater[str], kind: str, data: LayerData, same: bool) -> None:
         layer: Any = shown.layers.get(kind)
         limits = tuple(data[1]["contrast_limits"])
         ours = layer is None or tuple(layer.contrast_limits) == self._limits.get(kind, limits)
@@ -80,7 +80,7 @@ class RankLayers:
 def put_mode(viewer: Viewer, of: Analysed, k: int) -> Layer | None:
     """Add the image of a mode, counted from 1, as a layer, or update the one that is there."""
     matrix, name = of.matrix, f"{of.matrix.source.name} · {mode_name(k)}"
-    shown = ShownLayers(viewer, {name: made_before(viewer.layers, name)})
+    shown = LayerUpdater(viewer, {name: find_earlier_layer(viewer.layers, name)})
     image = matrix.folded(of.decomposition.mode(k - 1))
     placement = slab_placement(matrix.source, matrix.slab, matrix.index)
     shown.put(name, mode_layer(matrix.source, k, image, placement, about_matrix(matrix)))

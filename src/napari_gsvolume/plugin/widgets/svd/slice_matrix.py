@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ....memory import require
+from ....memory import require_memory
 from ....metrics import psnr_db
 from ....svd import decomposition as spectra
 from ....svd.continuous_basis import BasisKind, ContinuousBasis
@@ -215,4 +215,4 @@ def curve(vector: Float64Array, label: str, basis: BasisChoice) -> Curve:
 
 def check_memory(needed: float, what: str) -> None:
     """Raise MemoryError if `what`, the beginning of a sentence, needs more bytes than are free."""
-    require(needed, f"{what} takes", "choose a smaller image or a smaller factor")
+    require_memory(needed, f"{what} takes", "choose a smaller image or a smaller factor")

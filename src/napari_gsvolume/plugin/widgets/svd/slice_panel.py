@@ -11,10 +11,10 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from ...layers.svd import is_part_of_svd
 from ..shared.base import RunWidget, row_of
-from ..shared.dims import axis_shown, index_at, look_along
+from ..shared.dims import index_at, set_slice_axis, slice_axis_of
 from ..shared.latest_task import LatestTask
 from ..shared.layer_choice import LayerChoice
-from ..shared.visibility import Presence
+from ..shared.visibility import VisibilityFilter
 from .plots import SpectrumPlot
 from .rank_layers import RankLayers
 from .slice_matrix import Analysed, Matrix, MatrixKind, analysed, figures, truncated
@@ -44,7 +44,7 @@ class SliceWidget(RunWidget):
         self._latest = LatestTask(self._on_analysed, self._on_failed)
         self._cutting = LatestTask(self._layers.show, self._on_failed)
         self.axis = ComboBox(
-            label="Axis", choices=[("z", 0), ("y", 1), ("x", 2)], value=axis_shown(viewer),
+            label="Axis", choices=[("z", 0), ("y", 1), ("x", 2)], value=slice_axis_of(viewer),
             tooltip="Along which the slices are stacked",
         )  # fmt: skip
         self.of = ComboBox(
@@ -85,8 +85,8 @@ class SliceWidget(RunWidget):
             box.changed.connect(self.renew)
         self._viewer.dims.events.point.connect(self._on_dims)
         self._viewer.dims.events.order.connect(self._on_order)
-        self._presence = Presence(self.renew, self._forget)
-        self.native.installEventFilter(self._presence)
+        self._visibility = VisibilityFilter(hidden=self._forget, shown=self.renew)
+        self.native.installEventFilter(self._visibility)
         self._ready = True
         self._on_image(self.image.value)
 
@@ -157,7 +157,7 @@ class SliceWidget(RunWidget):
 
     def _on_axis(self, axis: int) -> None:
         if self._solid:
-            look_along(self._viewer, axis)
+            set_slice_axis(self._viewer, axis)
         self.renew()
 
     def _on_dims(self, *_: Any) -> None:
@@ -166,7 +166,7 @@ class SliceWidget(RunWidget):
     def _on_order(self, *_: Any) -> None:
         """Follow the viewer where it is turned to other slices."""
         if self._solid and self._viewer.dims.ndisplay == 2:
-            self.axis.value = axis_shown(self._viewer)
+            self.axis.value = slice_axis_of(self._viewer)
 
     def _matrix(self) -> Matrix:
         """Return what the rows and the viewer's sliders ask for; raise ValueError if there is nothing."""
@@ -183,7 +183,7 @@ class SliceWidget(RunWidget):
 
     def renew(self, *_: Any) -> None:
         """Decompose what is to be shown, unless it is."""
-        if not self._ready or self._left or self._presence.hidden:
+        if not self._ready or self._left or self._visibility.is_hidden:
             return
         try:
             matrix = self._matrix()

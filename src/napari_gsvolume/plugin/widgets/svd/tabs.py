@@ -10,7 +10,7 @@ from napari.utils.notifications import show_warning
 from napari.viewer import Viewer
 
 from ..shared.form import SettingsForm
-from ..shared.tabs import Tab, sentences
+from ..shared.tabs import Tab, text_label
 from .plots import HeatMap, ModePlot
 from .rank_layers import put_mode
 from .slice_matrix import Analysed, BasisChoice, curve
@@ -136,7 +136,7 @@ class FinerTab(Tab):
         )  # fmt: skip
         self._rows: Container[Any] = Container(widgets=[self.of, *form.rows])
         self._rows.margins = (0, 0, 0, 0)
-        self.about = sentences("No model yet: train or load one in the tab Learn.")
+        self.about = text_label("No model yet: train or load one in the tab Learn.")
         super().__init__(self._rows.native, self.about.native)
         self._fields = form.fields
         self._fields["project"].text = "Projection: agrees exactly with the image"

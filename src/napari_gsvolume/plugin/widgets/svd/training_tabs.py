@@ -20,7 +20,7 @@ from ...layers.conversion import SourceVolume, source_volume
 from ...layers.svd import is_part_of_svd
 from ..shared.form import SettingsForm
 from ..shared.tables import PSNRTable
-from ..shared.tabs import Tab, sentences
+from ..shared.tabs import Tab, text_label
 from .training_plots import ExplainedPlot, SRTrainingPlot
 from .training_worker import Explained, Learning, SliceSpectra, TrainOrder
 
@@ -82,7 +82,7 @@ class LearnTab(Tab):
         self._rows: Container[Any] = Container(widgets=[*self.form.rows])
         for rows in (self._from, self._files, self._rows):
             rows.margins = (0, 0, 0, 0)
-        self.about = sentences(_NO_MODEL)
+        self.about = text_label(_NO_MODEL)
         super().__init__(self._rows.native, *self.form.folds, self._files.native, self.about.native)
         from_ = next(fold for fold in self.form.folds if fold.text() == "What is learnt from")
         from_.content().layout().insertWidget(0, self._from.native)
@@ -229,7 +229,7 @@ class UnderstandTab(Tab):
         self.start = PushButton(
             text="Explain", tooltip="Where each loss pulls, and what the model lacks, as layers of a slice held out"
         )
-        self.about = sentences(
+        self.about = text_label(
             "Of the slice held out that is nearest to the viewer's: what the model lacks and where each loss pulls, as "
             "layers, and what its modes are."
         )

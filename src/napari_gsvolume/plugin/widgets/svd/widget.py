@@ -13,12 +13,12 @@ from ....errors import InputError
 from ....grid import Grid
 from ....super_resolution.model import SRModel
 from ....super_resolution.settings import SuperResolveSettings
-from ...layers.conversion import LayerData, made_before
+from ...layers.conversion import LayerData, find_earlier_layer
 from ...layers.svd import FINER, PREVIEW, explained_layer, finer_layer, slab_placement
 from ..shared.base import time_left
 from ..shared.dims import index_at, move_to
 from ..shared.form import SettingsForm
-from ..shared.layer_updater import ShownLayers
+from ..shared.layer_updater import LayerUpdater
 from ..shared.tabs import Tabs
 from ..shared.worker import PreviewThrottle
 from .slice_matrix import Analysed, Matrix, MatrixKind
@@ -47,7 +47,7 @@ class SVDWidget(SliceWidget):
         self._spectra: Spectra | None = None
         self._order: TrainOrder | None = None
         self._look, self._pace = Look(0), PreviewThrottle()
-        self._shown: ShownLayers[str] = ShownLayers(napari_viewer)
+        self._shown: LayerUpdater[str] = LayerUpdater(napari_viewer)
         self._seen_at: Grid | None = None
         self.form = SettingsForm(SuperResolveSettings, (*_OF_A_MODEL, "project", "ensemble"), {}, {}, without=("axis",))
         super().__init__(napari_viewer)
@@ -181,7 +181,7 @@ class SVDWidget(SliceWidget):
         self._order, self._pace = order, PreviewThrottle()
         self._look = Look(index_at(self._viewer, order.source.grid, self.axis.value))
         name = f"{order.source.name} · {PREVIEW}"
-        self._shown = ShownLayers(self._viewer, {PREVIEW: made_before(self._viewer.layers, name)})
+        self._shown = LayerUpdater(self._viewer, {PREVIEW: find_earlier_layer(self._viewer.layers, name)})
         self._seen_at = None
         self.learning.restart()
         self._run(run_learning, order, self._look, self._pace)
@@ -247,7 +247,7 @@ class SVDWidget(SliceWidget):
         )
 
     def _put(self, name: str, data: LayerData) -> Layer | None:
-        shown = ShownLayers(self._viewer, {name: made_before(self._viewer.layers, name)})
+        shown = LayerUpdater(self._viewer, {name: find_earlier_layer(self._viewer.layers, name)})
         shown.put(name, data)
         return shown.layers.get(name)
 
@@ -265,7 +265,7 @@ class SVDWidget(SliceWidget):
     def _show_sight(self, news: Learning, sight: Sight) -> None:
         """Show what a model makes of the viewer's slice; contrast limits that the user sets stay."""
         if sight.grid != self._seen_at:
-            self._shown, self._seen_at = ShownLayers(self._viewer, dict(self._shown.layers)), sight.grid  # placed anew
+            self._shown, self._seen_at = LayerUpdater(self._viewer, dict(self._shown.layers)), sight.grid  # placed anew
         layer: Any = self._shown.layers.get(PREVIEW)
         limits = news.order.source.limits if layer is None else tuple(layer.contrast_limits)
         about = {"settings": news.order.settings.model_dump(), "iteration": news.step.iteration}

@@ -16,8 +16,8 @@ from ...layers.conversion import LayerData, SourceVolume, grid_placement
 from ...layers.projections import projection_kind, recovered_layer, reprojected_layers, scan_of
 from ..shared.base import time_left
 from ..shared.form import SettingsForm
-from ..shared.gaussian_base import GaussianWidget, Turn
-from ..shared.layer_updater import ShownLayers
+from ..shared.gaussian_base import DrawCall, GaussianWidget
+from ..shared.layer_updater import LayerUpdater
 from ..shared.plots import MisfitPlot
 from ..shared.worker import PreviewThrottle
 from .worker import Sight, run_recovery
@@ -70,7 +70,7 @@ class RecoverWidget(GaussianWidget):
         return self._recovered
 
     @property
-    def _made(self) -> list[Any]:
+    def _named_gaussians(self) -> list[Any]:
         return [] if self._recovered is None else [(self._source.name, self._recovered.gaussians)]
 
     def _asked(self, source: SourceVolume) -> Asked:
@@ -86,7 +86,7 @@ class RecoverWidget(GaussianWidget):
         self._of = self._asked(source)
         self._of.problem.check()
         self._source, self._limits, self._recovered = source, self._of.limits, None
-        self._shown = ShownLayers(self._viewer, self._earlier_layers(source.name, _KINDS))
+        self._shown = LayerUpdater(self._viewer, self._earlier_layers(source.name, _KINDS))
         if self._of.views is None:
             self._shown.forget(*_VIEWS)
         self.save.enabled = False
@@ -106,14 +106,14 @@ class RecoverWidget(GaussianWidget):
         if sight.volume is None:
             return
         result = sight.result
-        turns: list[Turn] = [lambda: self.plot.show_history(sight.step.history), lambda: self._put_volume(sight)]
+        calls: list[DrawCall] = [lambda: self.plot.show_history(sight.step.history), lambda: self._put_volume(sight)]
         if sight.reprojected is not None:
-            turns.append(lambda: self._put_views(sight))
+            calls.append(lambda: self._put_views(sight))
         if result is not None:
             self._recovered = result
             placement = grid_placement(self._of.problem.grid)
-            turns += self._gaussian_turns(self._source.name, result.gaussians, placement, final=True)
-        self._draw([*turns, self._pace.drawn])
+            calls += self._gaussian_draw_calls(self._source.name, result.gaussians, placement, final=True)
+        self._draw([*calls, self._pace.drawn])
 
     def _put_volume(self, sight: Sight) -> None:
         if sight.volume is None:

@@ -18,14 +18,14 @@ from ....tomography.projections import project
 from ....tomography.scan import VIEWS, Beam, Mode, Preset, Scan, preset
 from ....types import Float32Array
 from ....units import voxel_size_mm
-from ...layers.conversion import PROJECTION_KINDS, SourceVolume, made_before
+from ...layers.conversion import PROJECTION_KINDS, SourceVolume, find_earlier_layer
 from ...layers.gaussians import gaussians_of
 from ...layers.projections import projection_layer, scan_of
 from ..shared.base import RunWidget, row_of
-from ..shared.camera import seen_along
+from ..shared.camera import scan_along_view
 from ..shared.form import SettingsForm
 from ..shared.latest_task import Task
-from ..shared.layer_updater import ShownLayers
+from ..shared.layer_updater import LayerUpdater
 from ..shared.live_view import LiveView
 from . import worker
 from .worker import ProjectionPostprocessing, ProjectionProgress
@@ -77,7 +77,7 @@ class ProjectWidget(RunWidget):
     """
 
     def __init__(self, napari_viewer: Viewer) -> None:
-        self._shown: ShownLayers[str] = ShownLayers(napari_viewer)
+        self._shown: LayerUpdater[str] = LayerUpdater(napari_viewer)
         suggestions = {"width": 128, "height": 128, "photons": 1e5, "sigma": 1.0}
         self.form = SettingsForm(ProjectionSettings, _MAIN, suggestions, {}, _FOLDED)
         self.form.fields["path"].label = "Views from"
@@ -118,8 +118,8 @@ class ProjectWidget(RunWidget):
         self._name, self._grid = self.image.value.name, source.grid
         scan = self._scan(settings, source.grid)
         kind = PROJECTION_KINDS[settings.mode]
-        earlier = made_before(self._viewer.layers, f"{self._name} · {kind}")
-        self._shown = ShownLayers(self._viewer, {kind: earlier})
+        earlier = find_earlier_layer(self._viewer.layers, f"{self._name} · {kind}")
+        self._shown = LayerUpdater(self._viewer, {kind: earlier})
         finish = ProjectionPostprocessing(settings.hounsfield, settings.photons, settings.sigma, settings.depth)
         self._start(worker.run_projection, source, scan, settings.mode, finish)
 
@@ -135,7 +135,7 @@ class ProjectWidget(RunWidget):
     def _scan(self, settings: ProjectionSettings, grid: Grid) -> Scan:
         """Return the geometry that is asked for; pixels of a given number are large enough to see all of the volume."""
         if settings.path == "current view":
-            scan = seen_along(self._viewer, grid)
+            scan = scan_along_view(self._viewer, grid)
         else:
             of = settings
             scan = preset(
@@ -177,10 +177,10 @@ class ProjectWidget(RunWidget):
         source, mode = self._source(), self.form.fields["mode"].value
         units = ProjectionPostprocessing(hounsfield=self.form.fields["hounsfield"].value)
         if isinstance(source, GaussianVolume) and mode == "xray":
-            scan, gaussians = seen_along(self._viewer, source.grid, _LIVE_PIXELS), source
+            scan, gaussians = scan_along_view(self._viewer, source.grid, _LIVE_PIXELS), source
             return lambda: project(units.before(gaussians), scan).images[0]
         grid = _thinned(source.grid)
-        scan = seen_along(self._viewer, grid, _LIVE_PIXELS)
+        scan = scan_along_view(self._viewer, grid, _LIVE_PIXELS)
         return lambda: project(units.before(self._few_voxels(source, grid)), scan, mode).images[0]
 
     def _few_voxels(self, source: SourceVolume | GaussianVolume, grid: Grid) -> Float32Array:

@@ -17,7 +17,7 @@ from rich.filesize import decimal as file_size
 from ....errors import InputError
 from ....rendering.splats.model import Splats
 from ....rendering.splats.ply import write_splats
-from ..shared.camera import Seen, camera_of
+from ..shared.camera import ViewerCamera, viewer_camera
 from ..shared.latest_task import Task
 from ..shared.live_view import LiveView
 from .worker import Kind, Order, Part, Subject, film_problem, view_of
@@ -137,10 +137,10 @@ class ModelPanel(Container[Any]):
             raise InputError("No part is checked; check at least one in the list.")
         return parts
 
-    def _seen(self, size: int) -> tuple[Seen, Splats]:
+    def _seen(self, size: int) -> tuple[ViewerCamera, Splats]:
         """Return how the viewer sees the checked parts, and all of their Gaussians as they look from there."""
         parts = self._chosen()
-        seen = camera_of(self._viewer, parts[0].source.grid, size)
+        seen = viewer_camera(self._viewer, parts[0].source.grid, size)
         return seen, Splats.joined([part.seen_at(seen.cameras.pixel_mm) for part in parts])
 
     def _subject(self) -> Subject:
@@ -172,7 +172,7 @@ class ModelPanel(Container[Any]):
         subject = self._subject() if kind == "difference" else None
         seen, splats = self._seen(self.pixels.value)
         if kind == "turntable":
-            seen = seen.turning(self.frames.value)
+            seen = seen.orbit(self.frames.value)
         about = {
             part.name: {"settings": part.trained.settings.model_dump(), "metrics": metrics(part)}
             for part in self.checked

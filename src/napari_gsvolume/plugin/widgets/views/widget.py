@@ -17,14 +17,14 @@ from ....devices import devices, gsplat_problem
 from ....errors import InputError
 from ....rendering.settings import RenderMode, TrainSettings
 from ....rendering.splats.ply import read_splats
-from ...layers.conversion import SourceVolume, label_array, made_before
+from ...layers.conversion import SourceVolume, find_earlier_layer, label_array
 from ...layers.pictures import is_picture, picture_layer
 from ...layers.projections import scan_of
 from ..shared.base import RunWidget, row_of, time_left
-from ..shared.camera import camera_of
-from ..shared.form import Found, SettingsForm
+from ..shared.camera import viewer_camera
+from ..shared.form import ChoicesFound, SettingsForm
 from ..shared.layer_choice import LayerChoice
-from ..shared.layer_updater import ShownLayers
+from ..shared.layer_updater import LayerUpdater
 from ..shared.live_view import PictureLabel
 from ..shared.plots import LossPlot
 from ..shared.worker import PreviewThrottle
@@ -39,7 +39,7 @@ _GAP = 2  # pixels between reference and trained view
 _PAIR = 270  # pixels on the screen, of both
 
 
-def _devices() -> Found:
+def _devices() -> ChoicesFound:
     """Return the devices there are, and why none of them is a GPU; where there is one, this starts CUDA."""
     problem = gsplat_problem()
     return ({"auto": "auto", "cpu": "cpu"}, f"No GPU can be used: {problem}") if problem else (devices(), "")
@@ -206,7 +206,7 @@ class ViewsWidget(RunWidget):
     def _on_render(self) -> None:
         try:
             subject = self._subject()
-            seen = camera_of(self._viewer, subject.source.grid, self.panel.pixels.value)
+            seen = viewer_camera(self._viewer, subject.source.grid, self.panel.pixels.value)
             mode: RenderMode = self.mode.value
             about = {"mode": mode, "shading": subject.shading}
             self._make(Order("DVR", subject.source, seen, subject=subject, mode=mode, about=about))
@@ -225,7 +225,7 @@ class ViewsWidget(RunWidget):
             return
         images = made.images if order.kind == "turntable" else made.images[0]
         about = order.about if made.psnr_db is None else {**order.about, "psnr_db": made.psnr_db}
-        shown = ShownLayers(self._viewer, {name: made_before(self._viewer.layers, name)})
+        shown = LayerUpdater(self._viewer, {name: find_earlier_layer(self._viewer.layers, name)})
         data = picture_layer(order.source.name, order.kind, images, order.seen, order.source.grid.units, about)
         added = shown.put(name, data)
         height, width = made.images.shape[1:3]

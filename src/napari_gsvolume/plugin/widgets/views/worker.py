@@ -26,7 +26,7 @@ from ....rendering.volume.transfer_functions import TransferFunction, intervals,
 from ....types import Float32Array
 from ....units import voxel_size_mm
 from ...layers.conversion import SourceVolume
-from ..shared.camera import Seen
+from ..shared.camera import ViewerCamera
 from ..shared.worker import PreviewThrottle, run_in_background
 
 Look = Callable[[NDArray[Any]], TransferFunction]
@@ -213,7 +213,7 @@ class Order:
     kind : "view", "turntable", "difference" or "DVR"
     source : SourceVolume
         What they are pictures of.
-    seen : Seen
+    seen : ViewerCamera
     splats : Splats or None
         None for DVR alone.
     subject : Subject or None
@@ -228,7 +228,7 @@ class Order:
 
     kind: Kind
     source: SourceVolume
-    seen: Seen
+    seen: ViewerCamera
     splats: Splats | None = field(default=None, repr=False)
     subject: Subject | None = None
     mode: RenderMode = "dvr"
@@ -289,11 +289,11 @@ def _picture(order: Order, k: int) -> tuple[NDArray[Any], float | None]:
     return np.abs(splats - reference).mean(-1), psnr_between(reference, splats, 1.0)
 
 
-def view_of(splats: Splats, seen: Seen, k: int = 0) -> Float32Array:
+def view_of(splats: Splats, seen: ViewerCamera, k: int = 0) -> Float32Array:
     """Return a picture of splats ``(H, W, 3)``, from 0 to 1, as the viewer would show it."""
     with torch.no_grad():
         image = splats.render(seen.cameras[k])[0].cpu().numpy()
-    return seen.shown(np.clip(image, 0, 1).astype(np.float32))
+    return seen.as_displayed(np.clip(image, 0, 1).astype(np.float32))
 
 
 def eight_bits(image: Float32Array) -> NDArray[np.uint8]:
