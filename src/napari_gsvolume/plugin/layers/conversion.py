@@ -195,7 +195,7 @@ def label_array(layer: Labels, grid: Grid) -> NDArray[np.generic]:
     return np.array(labels)
 
 
-def _value_limits(values: NDArray[np.float32]) -> tuple[float, float]:
+def value_limits(values: NDArray[np.float32]) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     return low, high if high > low else low + 1e-6
 
