@@ -124,7 +124,7 @@ CASES = {
     },
     "penalties": {"lambda_sparsity": 1e-3, "lambda_overlap": 1e-4, "lambda_smoothness": 1e-4, "lambda_spacing": 1e-4},
     "penalties, adam": {"solver": "adam", "lambda_overlap": 1e-4, "lambda_spacing": 1e-4},
-    **{population: {"population": population, "rounds": 4, "iterations": 14} for population in
+    **{growth: {"growth": growth, "rounds": 4, "iterations": 14} for growth in
        ("residual", "gradient", "saddle", "mcmc", "merge")},
     "target_bytes": {"gaussians": None, "target_bytes": 260},
     "target_psnr": {"gaussians": None, "target_psnr": 18.0, "iterations": 20},

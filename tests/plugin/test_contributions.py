@@ -84,7 +84,7 @@ class TestManifest:
 
     def test_no_command_is_left_over_or_missing(self):
         contributions = PluginManifest.from_distribution(PLUGIN).contributions
-        offered = ("widgets", "readers", "writers", "sample_data")
+        offered = ("widgets", "readers", "writers", "sample_data", "keybindings")
         used = {entry.command for kind in offered for entry in getattr(contributions, kind) or []}
         assert used == {command.id for command in contributions.commands}
 

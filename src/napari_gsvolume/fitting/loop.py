@@ -141,7 +141,7 @@ def _steps(objective: Objective, plan: Plan, budget: Budget) -> Generator[FitSte
     target, settings = objective.target, objective.settings
     random = random_generator(settings.seed, target.values.device)
     solver = _solver(settings, budget)
-    places = strategy(settings.population)
+    places = strategy(settings.growth)
     state = empty(target.grid.ndim, target.values.device)
     now = objective.evaluate(state)
     first_psnr = psnr_db(now.mean_square)

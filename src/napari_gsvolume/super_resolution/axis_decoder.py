@@ -12,7 +12,7 @@ from .bspline import finer
 from .networks import EDSR
 
 _KNOTS = 17  # of a weighting of frequencies
-_TINY = 1e-12
+TINY = 1e-12
 _WEAK = 3e-3  # of the strongest mode: singular values below are not divided by
 
 
@@ -59,7 +59,7 @@ class AxisDecoder(nn.Module):
             return corrected
         image = ((vectors * values[:, None]) @ others.transpose(1, 2))[:, None]  # (B, 1, n, m)
         lacking = self.details(image, image)[:, 0] @ others * (n / len(matrix)) ** 0.5  # (B, N, r)
-        floor = (_WEAK * values[:, :1]).square() + _TINY
+        floor = (_WEAK * values[:, :1]).square() + TINY
         corrected = corrected + lacking * (values / (values.square() + floor))[:, None]
         return corrected
 
@@ -68,7 +68,7 @@ class AxisDecoder(nn.Module):
         if self.weights is None:
             return vectors
         n = vectors.shape[1]
-        cosines = _cosines(n).to(vectors)
+        cosines = cosine_transform(n).to(vectors)
         frequencies = torch.linspace(0, _KNOTS - 1, n)
         left = frequencies.long().clamp_max(_KNOTS - 2)
         weights = torch.lerp(self.weights[left], self.weights[left + 1], (frequencies - left).to(vectors))
@@ -77,7 +77,7 @@ class AxisDecoder(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def _cosines(n: int) -> Tensor:
+def cosine_transform(n: int) -> Tensor:
     """Return the orthonormal cosine transform (DCT-II), (n, n): the rows are its basis."""
     k = np.arange(n)
     rows = np.cos(np.pi * k[:, None] * (k + 0.5) / n) * np.sqrt(2 / n)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..svd.continuous_basis import bspline_response
-from .axis_decoder import _TINY, AxisDecoder, _cosines
+from .axis_decoder import TINY, AxisDecoder, cosine_transform
 from .bspline import finer
 from .degradation import Degradation, separable
 from .networks import network
@@ -165,7 +165,7 @@ def filtered(low: Tensor, rank: int | None, smoothing: float = 0.0, order: int =
         return low
     U, values, V = modes(low.flatten(0, 1), rank)
     if smoothing:
-        weights = smoothing / (values / values[:, :1].clamp_min(_TINY)).square().clamp_min(_TINY)
+        weights = smoothing / (values / values[:, :1].clamp_min(TINY)).square().clamp_min(TINY)
         U, V = _smoothed(U, weights, order), _smoothed(V, weights, order)
     return ((U * values[:, None]) @ V.transpose(1, 2)).view_as(low)
 
@@ -173,7 +173,7 @@ def filtered(low: Tensor, rank: int | None, smoothing: float = 0.0, order: int =
 def _smoothed(vectors: Tensor, weights: Tensor, order: int) -> Tensor:
     """Return vectors (B, n, r), smoothed with the weights (B, r)."""
     gain, rough = (torch.from_numpy(each).to(vectors) for each in bspline_response(vectors.shape[1], order))
-    cosines = _cosines(vectors.shape[1]).to(vectors)
+    cosines = cosine_transform(vectors.shape[1]).to(vectors)
     smoothed: Tensor = cosines.T @ (gain / (gain + weights[:, None] * rough) * (cosines @ vectors))
     return smoothed
 
@@ -187,7 +187,7 @@ def check_rank(shape: Sequence[int], rank: int | None) -> None:
 def c_grid(values: Tensor) -> Tensor:
     """Return, for singular values (B, r), where each is: (B, r, 2), its number from 0 to 1, and log10(s / s_0) / 3."""
     place = torch.linspace(0, 1, values.shape[1]).to(values).expand_as(values)
-    strength = torch.log10(values / (values[:, :1] + _TINY) + 1e-6) / 3
+    strength = torch.log10(values / (values[:, :1] + TINY) + 1e-6) / 3
     return torch.stack([place, strength], -1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from napari.layers import Layer
 from numpy.typing import NDArray
 
-from .conversion import METADATA_KEY, LayerData, _value_limits, residual_limit
+from .conversion import METADATA_KEY, LayerData, residual_limit, value_limits
 
 if TYPE_CHECKING:
     from ...rendering.cameras import Cameras
@@ -65,7 +65,7 @@ def picture_layer(
     n = len(shape)
     height = float(shape[-2] * seen.pixel)
     scale = np.array([height / shape[0], seen.pixel, seen.pixel])[-n:]  # the slider over views is as long
-    limits = (0.0, 255.0) if rgb else (0.0, residual_limit(images)) if kind == "difference" else _value_limits(images)
+    limits = (0.0, 255.0) if rgb else (0.0, residual_limit(images)) if kind == "difference" else value_limits(images)
     cameras = seen.cameras
     camera = {
         "matrices": cameras.matrices.tolist(),

@@ -16,11 +16,11 @@ from .conversion import (
     PROJECTION_KINDS,
     LayerData,
     SourceVolume,
-    _value_limits,
     density_layer,
     grid_placement,
     residual_layer,
     residual_limit,
+    value_limits,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def projection_layer(name: str, projections: Projections, grid: Grid) -> LayerDa
     scale = np.array([np.ptp(world[:, 0]) / len(images), *pixel])
     options = {
         "name": f"{name} · {PROJECTION_KINDS[projections.kind]}",
-        "contrast_limits": _value_limits(images),
+        "contrast_limits": value_limits(images),
         "colormap": "gray",
         "scale": tuple(scale),
         "translate": tuple((world.min(0) + world.max(0)) / 2 - scale * (np.array(images.shape) - 1) / 2),

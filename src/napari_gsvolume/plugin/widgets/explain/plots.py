@@ -19,7 +19,7 @@ from ....explain.concepts.patches import Patch
 from ....explain.decomposition.components import Components
 from ....explain.tracking.tracker import Evolution
 from ..shared.plots import DockPlot, move_axis_right
-from ..svd.plots import _ENERGY, _MODE, _VALUES, _MarkedPlot
+from ..svd.plots import ENERGY_COLOR, MODE_COLOR, VALUE_COLOR, MarkedPlot
 
 _SELECTED = (1.0, 0.55, 0.1)
 _CELLS = 240  # along each axis of the samples' plot, at most
@@ -27,7 +27,7 @@ _LINES = 12
 _LEAST = 1e-6  # of the first singular value: below is rounding
 
 
-class LayerPlot(_MarkedPlot):
+class LayerPlot(MarkedPlot):
     """Singular values of a layer (left axis) and their energy (right axis); a click chooses a concept.
 
     Attributes
@@ -55,13 +55,13 @@ class LayerPlot(_MarkedPlot):
         for other in others:
             if other.k:
                 self._draw_values(other, color="gray", lw=0.6, alpha=0.5)
-        values = self._draw_values(of, color=_VALUES, lw=1.3, marker=".", ms=4)
-        self.energy.plot(np.arange(1, of.k + 1), of.energy, color=_ENERGY, lw=1.3, marker=".", ms=4)
+        values = self._draw_values(of, color=VALUE_COLOR, lw=1.3, marker=".", ms=4)
+        self.energy.plot(np.arange(1, of.k + 1), of.energy, color=ENERGY_COLOR, lw=1.3, marker=".", ms=4)
         self.axes.set_xlim(0.5, min(len(values), 4 * of.k) + 0.5)
         self.axes.set_ylim(_LEAST, 2) if values[: 4 * of.k].min() < _LEAST else None
         self.axes.set_xlabel("concept")
-        self.axes.set_ylabel("singular value / first", color=_VALUES)
-        self.energy.set_ylabel("energy", color=_ENERGY)
+        self.axes.set_ylabel("singular value / first", color=VALUE_COLOR)
+        self.energy.set_ylabel("energy", color=ENERGY_COLOR)
         self.energy.set_ylim(0, 1.03)
         move_axis_right(self.energy)
         self.axes.yaxis.set_major_locator(LogLocator(numticks=5))
@@ -71,7 +71,7 @@ class LayerPlot(_MarkedPlot):
         self._style(self.axes, self.energy)
         self._marks = []
         self._shown = values
-        [self.mode] = self.axes.plot([mode], [values[mode - 1]], "o", mfc="none", color=_MODE, ms=8, mew=1.5)
+        [self.mode] = self.axes.plot([mode], [values[mode - 1]], "o", mfc="none", color=MODE_COLOR, ms=8, mew=1.5)
         self._add_mark(self.mode)
         self._draw_all()
 
@@ -87,7 +87,7 @@ class LayerPlot(_MarkedPlot):
             self._move_marks()
 
 
-class SamplesPlot(_MarkedPlot):
+class SamplesPlot(MarkedPlot):
     """Coordinates of samples along two concepts, as many as 100,000; a lasso selects.
 
     Samples are counted in cells of about a pixel, once, so that what is selected can be shown at once.
@@ -316,7 +316,7 @@ class EvolutionPlot(DockPlot):
             axes.clear()
         for other in list(layers.values())[: 4 * _LINES]:
             self.ranks.plot(other.epochs, other.effective_ranks, color="gray", lw=0.6, alpha=0.6)
-        self.ranks.plot(of.epochs, of.effective_ranks, color=_VALUES, lw=1.5, marker=".", ms=4)
+        self.ranks.plot(of.epochs, of.effective_ranks, color=VALUE_COLOR, lw=1.5, marker=".", ms=4)
         there = np.flatnonzero(of.values.max(0) > 0)[:5]
         for number, j in enumerate(there):
             colour = colormaps["tab10"](number)

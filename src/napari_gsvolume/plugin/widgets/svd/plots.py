@@ -16,12 +16,18 @@ from ..shared.plots import DockPlot, move_axis_right
 from .slice_matrix import Analysed, Curve
 from .worker import Spectra
 
-_VALUES, _ENERGY, _RANK, _THRESHOLD, _MODE = "tab:cyan", "tab:orange", "tab:pink", "tab:olive", "tab:purple"
+VALUE_COLOR, ENERGY_COLOR, _RANK, _THRESHOLD, MODE_COLOR = (
+    "tab:cyan",
+    "tab:orange",
+    "tab:pink",
+    "tab:olive",
+    "tab:purple",
+)
 _LEAST = 1e-12  # of the largest singular value: rounding, which a logarithm would make the most of
 _DARKEST = 1e-5  # of the largest in the heat map
 
 
-class _MarkedPlot(DockPlot):
+class MarkedPlot(DockPlot):
     """A plot with marks that move over it without all being drawn anew: that would be slower than a slider is moved.
 
     Parameters
@@ -68,7 +74,7 @@ class _MarkedPlot(DockPlot):
             self._on_click(float(event.xdata))
 
 
-class SpectrumPlot(_MarkedPlot):
+class SpectrumPlot(MarkedPlot):
     """Singular values by their logarithm (left axis) and cumulative energy (right axis), over the mode from 1.
 
     Attributes
@@ -102,16 +108,16 @@ class SpectrumPlot(_MarkedPlot):
         for axes in (self.axes, self.energy):
             axes.clear()
         self.axes.set_yscale("log")
-        self.axes.plot(modes, self._values, color=_VALUES, lw=1.2, marker=".", ms=3)
+        self.axes.plot(modes, self._values, color=VALUE_COLOR, lw=1.2, marker=".", ms=3)
         self.threshold = None
         if of.threshold is not None and of.threshold > _LEAST * values[0]:
             self.threshold = self.axes.axhline(of.threshold, color=_THRESHOLD, ls="--", lw=1)
-        self.energy.plot(modes, of.energy, color=_ENERGY, lw=1.2)
+        self.energy.plot(modes, of.energy, color=ENERGY_COLOR, lw=1.2)
         self.energy.set_ylim(min(float(of.energy[0]), 0.99) - 0.01, 1.005)
         self.axes.set_xlim(0.5, max(len(values), 2) + 0.5)
         self.axes.set_xlabel("mode")
-        self.axes.set_ylabel("singular value", color=_VALUES)
-        self.energy.set_ylabel("energy", color=_ENERGY)
+        self.axes.set_ylabel("singular value", color=VALUE_COLOR)
+        self.energy.set_ylabel("energy", color=ENERGY_COLOR)
         move_axis_right(self.energy)
         self.axes.yaxis.set_major_locator(LogLocator(numticks=5))
         self.axes.yaxis.set_minor_formatter(NullFormatter())
@@ -122,7 +128,7 @@ class SpectrumPlot(_MarkedPlot):
         self._style(self.axes, self.energy)
         self._marks = []
         self.rank = self.energy.axvline(rank, color=_RANK, lw=1.5)
-        [self.mode] = self.axes.plot([k], [self._values[k - 1]], "o", mfc="none", color=_MODE, ms=7)
+        [self.mode] = self.axes.plot([k], [self._values[k - 1]], "o", mfc="none", color=MODE_COLOR, ms=7)
         for mark in (self.rank, self.mode):
             self._add_mark(mark)
         self._draw_all()
@@ -136,7 +142,7 @@ class SpectrumPlot(_MarkedPlot):
         self._move_marks()
 
 
-class HeatMap(_MarkedPlot):
+class HeatMap(MarkedPlot):
     """Singular values of all slices as colours, by their logarithm: a column a slice.
 
     Attributes
@@ -221,8 +227,8 @@ class ModePlot(DockPlot):
             axes.set_aspect("auto")  # after a picture
         for axes, name, one in zip(self.panels, names, curves, strict=False):
             many = len(one.samples) > 200
-            axes.plot(np.arange(len(one.samples)), one.samples, ".", color=_ENERGY, ms=2 if many else 4)
-            axes.plot(one.x, one.function, color=_VALUES, lw=1)
+            axes.plot(np.arange(len(one.samples)), one.samples, ".", color=ENERGY_COLOR, ms=2 if many else 4)
+            axes.plot(one.x, one.function, color=VALUE_COLOR, lw=1)
             axes.set_xlim(one.x[0], one.x[-1])
             axes.axhline(0, color="gray", lw=0.5)
             axes.set_ylabel(f"{name} along {one.label}")

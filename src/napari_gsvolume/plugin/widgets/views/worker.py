@@ -293,7 +293,7 @@ def view_of(splats: Splats, seen: ViewerCamera, k: int = 0) -> Float32Array:
     """Return a picture of splats ``(H, W, 3)``, from 0 to 1, as the viewer would show it."""
     with torch.no_grad():
         image = splats.render(seen.cameras[k])[0].cpu().numpy()
-    return seen.shown(np.clip(image, 0, 1).astype(np.float32))
+    return seen.as_displayed(np.clip(image, 0, 1).astype(np.float32))
 
 
 def eight_bits(image: Float32Array) -> NDArray[np.uint8]:
