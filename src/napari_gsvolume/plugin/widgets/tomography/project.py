@@ -144,7 +144,7 @@ class ProjectWidget(RunWidget):
             scan = scan_along_view(self._viewer, grid)
         else:
             s = settings
-            scan = preset_scan(s.path, grid.shape, voxel_size_mm(grid), beam=s.beam, views=s.views, arc=s.arc)
+            scan = preset_scan(settings.path, grid.shape, voxel_size_mm(grid), beam=s.beam, views=s.views, arc=s.arc)
         return scan.with_pixels(settings.width, settings.height)
 
     def _show_result(self, projections: Projections | None) -> None:
