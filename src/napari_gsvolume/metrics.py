@@ -27,8 +27,8 @@ def ssim(
 ) -> float | None:
     """Return the mean structural similarity [1]_ with windows of 7 voxels; None if no window fits.
 
-    Axes of one voxel are left out; on small volumes the window shrinks to the largest odd size that fits. Invalid voxels count
-    as reconstructed in the windows of their neighbours, and are left out of the mean.
+    Axes of one voxel are left out; on small volumes the window shrinks to the largest odd size that fits. Invalid
+    voxels count as reconstructed in the windows of their neighbours, and are left out of the mean.
 
     References
     ----------

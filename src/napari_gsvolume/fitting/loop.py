@@ -232,7 +232,7 @@ def _steps(objective: Objective, plan: Plan, budget: Budget) -> Generator[FitSte
     def apply(change: Change) -> None:
         nonlocal state, now, gains
         state, gains = change.gaussians, []
-        solver.gaussians_changed(change.kept, change.born)
+        solver.gaussians_changed(change.kept, change.n_new)
         now = evaluate()
 
     def evaluate() -> Evaluation:
@@ -244,7 +244,7 @@ def _steps(objective: Objective, plan: Plan, budget: Budget) -> Generator[FitSte
 
     ended, converged = "", False
     while not ended:
-        wanted = plan.wanted(size, progress(), gains) if size else plan.start
+        wanted = plan.target_count(size, progress(), gains) if size else plan.start
         if wanted > size:
             objective.set_count(wanted)
             apply(_grown(state, now.residual, now.mean_square, wanted, objective, random, solver, growth))
@@ -346,7 +346,7 @@ def _grown(
     # Without weights every Gaussian has full height: new ones start small enough not to dominate.
     means, factors, weights = change.gaussians
     sigma = objective.support.initial_sigma(residual.numel(), wanted, residual.ndim)
-    born = change.born
+    born = change.n_new
     isotropic = torch.eye(residual.ndim, device=residual.device).div(max(sigma, 0.3)).expand(born, -1, -1)
     factors = torch.cat([factors[: len(factors) - born], isotropic])
     return Change(change.kept, Gaussians(means, factors, torch.ones_like(weights)))

@@ -66,14 +66,14 @@ class _Supported:
     """Voxel-support data term, linearised."""
 
     def __init__(self, term: Neighbourhood | Ellipsoid, gaussians: Gaussians) -> None:
-        self._at = term.at(gaussians)
-        self.blocks: Blocks = self._at.blocks
+        self._linear = term.linearise(gaussians)
+        self.blocks: Blocks = self._linear.blocks
 
     def gradient(self, residual: Tensor) -> Tensor:
-        return self._at.vjp(residual)
+        return self._linear.vjp(residual)
 
     def times(self, step: Tensor) -> Tensor:
-        return self._at.vjp(self._at.jvp(step))
+        return self._linear.vjp(self._linear.jvp(step))
 
 
 class Objective:
