@@ -1,8 +1,8 @@
 """First-order solvers, Adam and SGD with momentum, on the same kernels as Gauss-Newton.
 
 A batch of voxels is a lattice: every s-th voxel along each axis, from a random offset. All voxels are equally likely,
-and batches cover the volume evenly. On the lattice the Gaussians are Gaussians again, with scaled means and factors, and
-the kernels for grids apply. Whitened steps are invariant under the scaling.
+and batches cover the volume evenly. On the lattice the Gaussians are Gaussians again, with scaled means and factors,
+and the kernels for grids apply. Whitened steps are invariant under the scaling.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ class SteepestSplitting(Strategy):
     3) lambda^2 / (w^2 c)``, at ``s^2 = -(8 / 3) lambda / (w^2 c)``.
 
     To second order, splitting along v equals growth along v and a loss of weight. C therefore vanishes where weights
-    and shapes have converged; the Gaussians that are split have not, as their trust radius or their neighbours limit their
-    steps.
+    and shapes have converged; the Gaussians that are split have not, as their trust radius or their neighbours limit
+    their steps.
 
     Parameters
     ----------
