@@ -162,10 +162,10 @@ def ablate(volume: ArrayLike, study: str, *, grid: Grid | None = None, **setting
     --------
     >>> import napari_gsvolume as gsv
     >>> from napari_gsvolume import ablation
-    >>> volume, grid = gsv.phantoms.vessel_phantom(12)
-    >>> results = ablation.ablate(volume, "support", grid=grid, gaussians=5, iterations=1)
-    >>> [result.case for result in results][:2]
-    ['weights', 'neighbourhood']
+    >>> volume, grid = gsv.phantoms.vessel_phantom(16)
+    >>> results = ablation.ablate(volume, "spacing", grid=grid, gaussians=5, iterations=1)
+    >>> [result.case for result in results]
+    ['free', 'overlapping, s = 0.6', 'tangent, s = 1', 'with a gap, s = 1.4', 'overlap penalty']
     """
     return finish(ablate_steps(volume, study, grid=grid, **settings))
 

@@ -351,5 +351,5 @@ class TestMemory:
         volume = with_holes(gsv.anatomical_phantom(48)[0])
         gsv.fit(volume, gaussians=20, rounds=2, iterations=3, cg_steps=1, **options, device="cuda")
         term = options.get("data_term", "weights")
-        estimate = volume.size * memory._DEVICE_BYTES_A_VOXEL[term]
+        estimate = volume.size * memory._DEVICE_BYTES_PER_VOXEL[term]
         assert 0.7 * estimate < card.peak < estimate + 10 * volume.size

@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> Content:
     --------
     >>> import pathlib, tempfile
     >>> import napari_gsvolume as gsv
-    >>> volume, grid = gsv.phantoms.vessel_phantom(12)
+    >>> volume, grid = gsv.phantoms.vessel_phantom(16)
     >>> gaussians = gsv.fit(volume, grid=grid, gaussians=5, iterations=1).gaussians
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder) / "model.gsv"

@@ -26,7 +26,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..devices import available_device, devices, first_sentence, unusable
+from ..devices import available_device, devices, first_sentence, unusable_message
 from ..errors import InputError
 from .constants import NOT_FINITE, SUPPORT
 
@@ -63,7 +63,9 @@ def prepare(device: torch.device) -> None:
     except Exception as error:  # of numba's, of the driver's: there are many
         if device.type == "cpu":
             raise
-        raise InputError(f"{unusable(str(device), f'its kernels do not run ({first_sentence(error)}).')}") from error
+        raise InputError(
+            f"{unusable_message(str(device), f'its kernels do not run ({first_sentence(error)}).')}"
+        ) from error
 
 
 def n_monomials(ndim: int) -> int:
