@@ -53,9 +53,7 @@ def main() -> None:
     parser.add_argument("--beam", choices=("parallel", "cone"), default="parallel")
     parser.add_argument("--offset", type=float, default=0.0, help="detector offset along the rows, mm")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument(
-        "--time-limit", type=float, default=300, help="time limit of the Gaussians, seconds (%(default)s)"
-    )
+    parser.add_argument("--time-limit", type=float, default=300, help="time limit of the Gaussians, s (%(default)s)")
     parser.add_argument("--gaussians", type=int)
     parser.add_argument("--tv-iterations", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("benchmark-tomography.json"))

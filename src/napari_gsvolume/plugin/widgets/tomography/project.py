@@ -143,8 +143,14 @@ class ProjectWidget(RunWidget):
         if settings.path == "current view":
             scan = scan_along_view(self._viewer, grid)
         else:
-            s = settings
-            scan = preset_scan(settings.path, grid.shape, voxel_size_mm(grid), beam=s.beam, views=s.views, arc=s.arc)
+            scan = preset_scan(
+                settings.path,
+                grid.shape,
+                voxel_size_mm(grid),
+                beam=settings.beam,
+                views=settings.views,
+                arc=settings.arc,
+            )
         return scan.with_pixels(settings.width, settings.height)
 
     def _show_result(self, projections: Projections | None) -> None:
