@@ -24,11 +24,11 @@ from rich.table import Table
 from scipy.ndimage import zoom
 
 from napari_gsvolume.io.nifti import read_nifti
-from napari_gsvolume.rendering.cameras import around, fibonacci
+from napari_gsvolume.rendering.cameras import fibonacci_directions, orbit_cameras
 from napari_gsvolume.rendering.scene import Scene
-from napari_gsvolume.rendering.splats.initialization import seeds
-from napari_gsvolume.rendering.splats.training import train
-from napari_gsvolume.rendering.volume.transfer_functions import Preset, preset
+from napari_gsvolume.rendering.splats.initialization import initialize_splats
+from napari_gsvolume.rendering.splats.training import train_splats
+from napari_gsvolume.rendering.volume.transfer_functions import Preset, TransferFunction
 from napari_gsvolume.units import voxel_size_mm
 
 COUNTS = (2_500, 5_000, 10_000, 20_000, 40_000)
@@ -49,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     image = read_nifti(options.path)
     volume = np.asarray(image.data, np.float32)
-    scene = Scene(volume, voxel_size_mm(image.grid), preset(options.preset, volume))
+    scene = Scene(volume, voxel_size_mm(image.grid), TransferFunction.from_preset(options.preset, volume))
     parts: dict[str, Callable[[Scene, argparse.Namespace], list[dict[str, Any]]]] = {
         "speed": speed, "harmonics": harmonics, "count": count,
     }  # fmt: skip
@@ -67,8 +67,8 @@ def speed(scene: Scene, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return milliseconds a view, the median of several, of the volume at 256^3 and of 20,000 splats."""
     factors = [256 / n for n in np.shape(scene.volume)]
     fine = replace(scene, volume=zoom(scene.volume, factors, order=1), voxel_size=scene.voxel_size / factors)
-    cameras = around(fibonacci(12), fine.radius, (options.size, options.size))
-    splats = seeds(scene, 20_000, cameras, 3, np.random.default_rng(0))
+    cameras = orbit_cameras(fibonacci_directions(12), fine.radius, (options.size, options.size))
+    splats = initialize_splats(scene, 20_000, cameras, 3, np.random.default_rng(0))
     ways: dict[str, Callable[[Any], Any]] = {
         "DVR of 256^3, shaded": lambda camera: list(replace(fine, shading=True).images(camera)),
         "DVR of 256^3": lambda camera: list(replace(fine, shading=False).images(camera)),
@@ -103,7 +103,9 @@ def count(scene: Scene, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def trained(scene: Scene, options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
-    result = train(scene, views=options.views, size=options.size, time_limit=options.time_limit, **settings)
+    result = train_splats(
+        scene, views=options.views, image_size=options.size, time_limit=options.time_limit, **settings
+    )
     row = {
         "Gaussians": len(result.splats),
         "PSNR (dB)": result.psnr_db,
