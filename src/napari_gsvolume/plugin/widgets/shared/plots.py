@@ -12,7 +12,7 @@ from napari_matplotlib.base import BaseNapariMPLWidget
 
 from ....fitting import HistoryPoint
 from ....reconstruction import ReconstructPoint
-from ....rendering.splats.training import TrainPoint
+from ....rendering.splats.training import SplatTrainingPoint
 
 _TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
 
@@ -187,7 +187,7 @@ class LossPlot(_TwoCurves):
 
     _FALLING = "loss"
 
-    def show_history(self, history: Sequence[TrainPoint]) -> None:
+    def show_history(self, history: Sequence[SplatTrainingPoint]) -> None:
         """Draw a history; an empty one hides the plot."""
         losses = [(p.seconds, p.loss) for p in history if p.loss > 0]
         self._draw(losses, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
