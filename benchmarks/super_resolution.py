@@ -24,7 +24,7 @@ from skimage.metrics import structural_similarity
 
 from napari_gsvolume.io.nifti import read_nifti
 from napari_gsvolume.metrics import psnr_between
-from napari_gsvolume.super_resolution.bspline import factors_of, spline
+from napari_gsvolume.super_resolution.bspline import upsample_bspline, upsampling_factors
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.super_resolution.model import superresolve
 from napari_gsvolume.super_resolution.training import train_sr
@@ -35,10 +35,10 @@ console = Console()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="NIfTI volumes")
-    parser.add_argument("--schemes", nargs="*", choices=("a", "b"), default=["a", "b"])
+    parser.add_argument("--schemes", nargs="*", choices=("a", "b"), default=["singular-vectors", "residual"])
     parser.add_argument("--factor", type=float, default=2.0)
     parser.add_argument("--axis", choices=tuple("zyx"), default="z")
-    parser.add_argument("--axes", choices=("in-plane", "through-plane"), default="in-plane")
+    parser.add_argument("--upsample-axes", choices=("in-plane", "through-plane"), default="in-plane")
     parser.add_argument("--degradation", choices=("block-mean", "bicubic", "psf"), default="block-mean")
     parser.add_argument("--time-limit", type=float, help="seconds of training (600 if no iterations are given)")
     parser.add_argument("--iterations", type=int)
@@ -74,7 +74,7 @@ def main() -> None:
 def measured(path: Path, axis: str, axes: str, schemes: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
     image = read_nifti(path)
     along = "zyx".index(axis)
-    factors = factors_of(settings["factor"], along, axes)
+    factors = upsampling_factors(settings["factor"], along, axes)
     truth = image.data.astype(np.float32)
     low_shape = [int(n // f) for n, f in zip(truth.shape, factors, strict=True)]
     truth = truth[tuple(slice(round(n * f)) for n, f in zip(low_shape, factors, strict=True))]
@@ -88,8 +88,8 @@ def measured(path: Path, axis: str, axes: str, schemes: list[str], settings: dic
         ssim = float(structural_similarity(truth, finer, data_range=span))
         return {"method": method, "psnr_db": psnr_between(truth, finer, span), "ssim": ssim, "misfit": misfit} | more
 
-    rows = [row("cubic B-spline", spline(low, factors))]
-    rows.append(row("B-spline + projection", spline(low, factors, onto=degradation)))
+    rows = [row("cubic B-spline", upsample_bspline(low, factors))]
+    rows.append(row("B-spline + projection", upsample_bspline(low, factors, onto=degradation)))
     for scheme in schemes:
         result = train_sr([low], [voxel], scheme=scheme, axis=axis, **settings)
         console.print(result.message, result.history[-1].iteration, "iterations;", result.table)

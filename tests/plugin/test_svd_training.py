@@ -20,18 +20,19 @@ from napari_gsvolume.plugin.widgets.svd import training_worker
 from napari_gsvolume.plugin.widgets.svd import worker as svd_job
 from napari_gsvolume.plugin.widgets.svd.training_worker import Look, Previewer, TrainOrder, run_learning
 from napari_gsvolume.settings import validated
-from napari_gsvolume.super_resolution.bspline import spline
-from napari_gsvolume.super_resolution.data import Planes
+from napari_gsvolume.super_resolution.bspline import upsample_bspline
+from napari_gsvolume.super_resolution.data import TrainingData
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.super_resolution.intensities import Intensities
-from napari_gsvolume.super_resolution.model import SRModel, superresolve
-from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.model import SRModel
+from napari_gsvolume.super_resolution.schemes import build_scheme
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 from napari_gsvolume.super_resolution.training import SRTraining
+from napari_gsvolume.super_resolution.upsampling import superresolve
 
 VOLUME = anatomical_phantom(40)[0][4:36:2, 2:38, 1:37].astype(np.float32)  # (16, 36, 36)
 AFFINE = np.diag([3.0, 1.5, 1.0, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0)))
-SMALL = {"channels": 4, "blocks": 1, "batch": 2, "patch": 8, "time_limit": None, "iterations": 20}
+SMALL = {"channels": 4, "blocks": 1, "batch_size": 2, "patch_size": 8, "time_limit": None, "iterations": 20}
 NAMES = ["cubic B-spline", "B-spline + projection", "model", "best of rank 18"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,7 +80,7 @@ def cells(table):
 
 def an_untrained(**more):
     """Return a model whose weights, those that begin at 0 too, are random."""
-    model = scheme(validated(TrainSRSettings, **SMALL | {"iterations": 5} | more))
+    model = build_scheme(validated(TrainSRSettings, **SMALL | {"iterations": 5} | more))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -116,7 +117,7 @@ def test_train_watch_save_load_apply_understand(open_widget, qtbot, tmp_path, mo
     source, preview = viewer.layers["T1"], viewer.layers["T1 · preview"]
     assert preview.data.shape == (1, 72, 72)
     np.testing.assert_allclose(preview.data_to_world((0, -0.5, 71.5)), source.data_to_world((3, -0.5, 35.5)))
-    made_finer = superresolve(VOLUME, model, ensemble=False)
+    made_finer = superresolve(VOLUME, model, ensemble=False).volume
     np.testing.assert_allclose(preview.data[0], made_finer[3], atol=1e-3 * np.ptp(VOLUME))
     assert [layer.name for layer in widget.image.choices] == ["T1"]
     # A file, and back; the window that asks for its name is answered for.
@@ -142,16 +143,16 @@ def test_train_watch_save_load_apply_understand(open_widget, qtbot, tmp_path, mo
     assert about["model"]["metrics"] == model.metrics
     assert about["model"]["settings"]["channels"] == 4
     # Through-plane: the other planes are made finer, and averaged.
-    widget.form.fields["axes"].value = "through-plane"
+    widget.form.fields["upsample_axes"].value = "through-plane"
     run(qtbot, widget)
-    through = superresolve(VOLUME, model, axes="through-plane", ensemble=False)
+    through = superresolve(VOLUME, model, upsample_axes="through-plane", ensemble=False).volume
     np.testing.assert_allclose(viewer.layers["T1 · finer"].data, through, atol=1e-3 * np.ptp(VOLUME))
     # Where each loss pulls, on the slice held out that is nearest.
     widget.tabs.setCurrentWidget(widget.understand)
     assert not widget.button.visible
     click(qtbot, widget.understand.start)
     settle(qtbot, widget)
-    [held] = Planes([VOLUME], model.settings).held_out
+    [held] = TrainingData([VOLUME], model.settings).validation_sets
     k = held.slices[0]
     assert index_at(viewer, Grid(VOLUME.shape, AFFINE), 0) == k
     gradient, residual = viewer.layers["T1 · gradient of squared"], viewer.layers["T1 · model residual"]
@@ -170,12 +171,14 @@ def test_train_watch_save_load_apply_understand(open_widget, qtbot, tmp_path, mo
 
 
 def test_scheme_a_shows_its_amplitudes_and_what_each_mode_adds(open_widget, qtbot):
-    viewer, widget = open_widget(scheme="a", patch=None, iterations=4, factor=1.5, learn_weights=True)
+    viewer, widget = open_widget(
+        scheme="singular-vectors", patch_size=None, iterations=4, factor=1.5, uncertainty_weighting=True
+    )
     fields = widget.learn.form.fields
     assert not fields["backbone"].visible
     widget.learn.form.folds[0].expand(animate=False)
     assert fields["orthogonality"].visible
-    assert not fields["lambda_perceptual"].visible
+    assert not fields["perceptual_weight"].visible
     run(qtbot, widget)
     plot = widget.learning.plot
     scaled, amplitudes = (line.get_ydata() for line in plot.panels["amplitudes"].lines)
@@ -205,14 +208,14 @@ def test_scheme_a_shows_its_amplitudes_and_what_each_mode_adds(open_widget, qtbo
 
 def slowly(monkeypatch):
     """Make each batch take a while."""
-    batches = Planes.batches
+    batches = TrainingData.batches
 
     def some(self, random):
         for batch in batches(self, random):
             time.sleep(0.05)
             yield batch
 
-    monkeypatch.setattr(Planes, "batches", some)
+    monkeypatch.setattr(TrainingData, "batches", some)
 
 
 def test_stop_keeps_the_best_model_and_the_preview_follows(open_widget, qtbot, monkeypatch):
@@ -276,7 +279,7 @@ def test_what_cannot_be_learnt_or_used_is_said_in_a_sentence(open_widget, qtbot,
         assert learn.model is None
         viewer.layers.remove(layer)
     viewer.add_image(VOLUME, name="T1")
-    fill(widget, rank=30, patch=None)
+    fill(widget, rank=30, patch_size=None)
     refused("rank", "17", "30")
     fill(widget, rank=None)
     learn.itself.value = False
@@ -307,11 +310,11 @@ def test_what_cannot_be_learnt_or_used_is_said_in_a_sentence(open_widget, qtbot,
         widget.form.fields[field].value = value
         refused("This model was trained for", word)
         widget.form.fields[field].value = before
-    through = an_untrained(axes="through-plane")
+    through = an_untrained(upsample_axes="through-plane")
     through.save(tmp_path / "through.safetensors")
     learn.load_model(tmp_path / "through.safetensors")
-    assert widget.form.fields["axes"].value == "through-plane"
-    widget.form.fields["axes"].value = "in-plane"
+    assert widget.form.fields["upsample_axes"].value == "through-plane"
+    widget.form.fields["upsample_axes"].value = "in-plane"
     refused("through-plane")
     assert "T1 · finer" not in viewer.layers
     # One that cannot be saved.
@@ -347,7 +350,7 @@ def test_other_layers_and_a_folder(open_widget, qtbot, tmp_path, monkeypatch):
     np.testing.assert_allclose(sizes, [[1, 1, 1], [3, 1.5, 1]])
     # The preview is of the chosen one.
     np.testing.assert_allclose(
-        viewer.layers["T1 · preview"].data[0], superresolve(VOLUME, learn.model, ensemble=False)[3],
+        viewer.layers["T1 · preview"].data[0], superresolve(VOLUME, learn.model, ensemble=False).volume[3],
         atol=1e-3 * np.ptp(VOLUME),
     )  # fmt: skip
     write_nifti(tmp_path / "series.nii", np.zeros((2, 3, 4, 5), np.float32), Grid((3, 4, 5)), time_step=1.0)
@@ -390,10 +393,10 @@ def test_a_preview_of_finer_slices_lies_in_the_slice():
     grid = Grid(VOLUME.shape, AFFINE)
     source = training_worker.SourceVolume("T1", VOLUME, grid, {}, (0, 1))
     for factor in (2.0, 2.5):
-        model = an_untrained(axes="through-plane", factor=factor)
+        model = an_untrained(upsample_axes="through-plane", factor=factor)
         previewer = Previewer(source, model.settings)
         fine = grid.resampled((factor, 1, 1))
-        whole = superresolve(VOLUME, model, axes="through-plane", ensemble=False)
+        whole = superresolve(VOLUME, model, upsample_axes="through-plane", ensemble=False).volume
         for index in (0, 6, 15):
             sight = previewer.of(model, index)
             middles = sight.grid.affine[0, 3] + 3 * np.arange(len(sight.image)) / factor
@@ -413,7 +416,7 @@ def test_a_preview_of_a_slice_is_what_the_volume_becomes(axis):
     model = an_untrained(axis="zyx"[axis])
     previewer = Previewer(training_worker.SourceVolume("T1", VOLUME, grid, {}, (0, 1)), model.settings)
     fine = grid.resampled([1 if k == axis else 2 for k in range(3)])
-    whole = superresolve(VOLUME, model, axis, ensemble=False)
+    whole = superresolve(VOLUME, model, slice_axis="zyx"[axis], ensemble=False).volume
     for index in (0, 7, VOLUME.shape[axis] - 1):
         sight = previewer.of(model, index)
         np.testing.assert_allclose(sight.image, whole.take([index], axis), atol=1e-3 * np.ptp(VOLUME))
@@ -436,5 +439,5 @@ def test_nothing_is_sent_more_often_than_a_viewer_can_follow(monkeypatch):
     assert news[-1].trained is not None
     np.testing.assert_allclose(
         judged[0].spectra.spline[:3],
-        np.linalg.svd(spline(news[0].step.low, (2, 2)), compute_uv=False)[:3],
+        np.linalg.svd(upsample_bspline(news[0].step.low, (2, 2)), compute_uv=False)[:3],
     )

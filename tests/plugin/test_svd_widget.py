@@ -13,7 +13,7 @@ from napari_gsvolume.grid import Grid
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
 from napari_gsvolume.plugin.widgets.svd import slice_matrix
 from napari_gsvolume.plugin.widgets.svd import worker as svd_job
-from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.super_resolution.bspline import upsample_bspline
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.svd import decomposition
 from napari_gsvolume.svd.continuous_basis import ContinuousBasis
@@ -70,7 +70,7 @@ def test_the_rank_slider_moves_the_image_and_its_residual(open_widget, qtbot, vo
         widget.rank.value = rank
         image, residual = viewer.layers["T1 · rank"], viewer.layers["T1 · rank residual"]
         assert image.data.shape == (1, 16, 12)
-        np.testing.assert_allclose(image.data[0], found.truncated(rank), atol=1e-6)
+        np.testing.assert_allclose(image.data[0], found.truncate(rank), atol=1e-6)
         np.testing.assert_allclose(image.data + residual.data, volume[4:5], atol=1e-6)
         low, high = residual.contrast_limits
         assert low == -high
@@ -106,7 +106,7 @@ def test_layers_follow_the_viewer_and_keep_what_the_user_set(open_widget, qtbot,
     viewer.dims.set_current_step(0, 7)
     settle(qtbot, widget)
     assert viewer.layers["T1 · rank"] is image
-    np.testing.assert_allclose(image.data[0], decomposition.decompose(volume[7]).truncated(3), atol=1e-6)
+    np.testing.assert_allclose(image.data[0], decomposition.decompose(volume[7]).truncate(3), atol=1e-6)
     np.testing.assert_allclose(image.data_to_world((0, 0, 0)), viewer.layers["T1"].data_to_world((7, 0, 0)))
     assert tuple(image.contrast_limits) == (0.1, 0.4)
     assert viewer.dims.current_step[0] == 7
@@ -167,7 +167,7 @@ def test_the_threshold_is_offered(open_widget, qtbot, volume):
         click(qtbot, widget.use_threshold)
         assert widget.rank.value == (values > threshold).sum()
     np.testing.assert_allclose(
-        viewer.layers["T1 · rank"].data[0], decomposition.decompose(volume[4]).truncated(widget.rank.value), atol=1e-6
+        viewer.layers["T1 · rank"].data[0], decomposition.decompose(volume[4]).truncate(widget.rank.value), atol=1e-6
     )
 
 
@@ -191,7 +191,7 @@ def test_modes_as_functions_and_as_a_layer(open_widget, qtbot, volume):
         for panel, vectors in zip(modes.plot.panels, (found.U, found.V), strict=True):
             samples, function = panel.lines[:2]
             np.testing.assert_allclose(samples.get_ydata(), vectors[:, 2], atol=1e-9)
-            basis = ContinuousBasis.fitted(vectors[:, 2:3], kind, order=order, smoothing=smoothing)
+            basis = ContinuousBasis.fit(vectors[:, 2:3], kind, order=order, smoothing=smoothing)
             np.testing.assert_allclose(function.get_ydata(), basis.evaluate(function.get_xdata())[:, 0], atol=1e-9)
             assert function.get_xdata()[0] == -0.5
     for _ in range(2):
@@ -207,11 +207,11 @@ def test_an_unfolding(open_widget, qtbot, volume, monkeypatch):
     widget.axis.value = 1
     widget.of.value = "unfolding"
     settle(qtbot, widget)
-    found = decomposition.decompose(decomposition.unfolding(volume, 1))
+    found = decomposition.decompose(decomposition.unfold(volume, 1))
     np.testing.assert_allclose(widget.plot.axes.lines[0].get_ydata(), found.values)
     widget.rank.value = 4
     image = viewer.layers["T1 · rank"]
-    folded = np.moveaxis(found.truncated(4).reshape(16, 10, 12), 0, 1)
+    folded = np.moveaxis(found.truncate(4).reshape(16, 10, 12), 0, 1)
     np.testing.assert_allclose(image.data, folded, atol=1e-5)
     np.testing.assert_allclose(image.data + viewer.layers["T1 · rank residual"].data, volume, atol=1e-6)
     assert len(widget.modes.plot.panels[1].images) == 1
@@ -237,14 +237,14 @@ def test_finer_lies_on_the_source_and_agrees_with_it(open_widget, qtbot, volume,
     widget.tabs.setCurrentWidget(widget.finer)
     assert widget.button.visible
     fields = widget.form.fields
-    fields["factor"].value, fields["axes"].value = factor, axes
+    fields["factor"].value, fields["upsample_axes"].value = factor, axes
     assert fields["project"].value
     run(qtbot, widget)
     assert not widget.busy
     source, finer = viewer.layers["T1"], viewer.layers["T1 · finer"]
     f = np.array((1, factor, factor) if axes == "in-plane" else (factor, 1, 1))
     onto = Degradation.of_low(SHAPE, tuple(f))
-    np.testing.assert_allclose(finer.data, spline(volume, tuple(f), onto=onto), atol=1e-5)
+    np.testing.assert_allclose(finer.data, upsample_bspline(volume, tuple(f), onto=onto), atol=1e-5)
     assert np.abs(onto.degrade(finer.data) - volume).max() < 1e-5 * np.abs(volume).max()
     assert tuple(finer.contrast_limits) == tuple(source.contrast_limits)
     # Faces, not centres, are the same; where the factor does not divide, the first.
@@ -260,7 +260,7 @@ def test_finer_lies_on_the_source_and_agrees_with_it(open_widget, qtbot, volume,
     run(qtbot, widget)
     assert viewer.layers["T1 · finer"] is finer
     assert len(viewer.layers) == 2
-    np.testing.assert_allclose(finer.data, spline(volume, tuple(f)), atol=1e-5)
+    np.testing.assert_allclose(finer.data, upsample_bspline(volume, tuple(f)), atol=1e-5)
     assert "differs from the image by" in widget.status.value
 
 
@@ -277,11 +277,11 @@ def test_finer_at_the_rank(open_widget, qtbot, volume, of):
     widget.form.fields["project"].value = False
     run(qtbot, widget)
     if of == "slice":
-        low = np.stack([data[0], *(decomposition.decompose(one).truncated(3) for one in data[1:])])
+        low = np.stack([data[0], *(decomposition.decompose(one).truncate(3) for one in data[1:])])
     else:
-        low = decomposition.decompose(decomposition.unfolding(data, 0)).truncated(3).reshape(SHAPE)
+        low = decomposition.decompose(decomposition.unfold(data, 0)).truncate(3).reshape(SHAPE)
     finer = viewer.layers["T1 · finer"]
-    np.testing.assert_allclose(finer.data, spline(low, (1, 2, 2)), atol=1e-5)
+    np.testing.assert_allclose(finer.data, upsample_bspline(low, (1, 2, 2)), atol=1e-5)
     assert finer.metadata[METADATA_KEY]["rank"] == 3
     # Projected, it agrees with the image itself.
     widget.form.fields["project"].value = True
@@ -441,15 +441,15 @@ def test_what_cannot_be_decomposed_is_said_in_a_sentence(open_widget, qtbot, vol
 
 def slowly(monkeypatch):
     """Make what is done to each slice take a while."""
-    values, finer = decomposition.each_spectrum, svd_job.spline
+    values, finer = decomposition.iter_spectra, svd_job.spline
 
     def each(volume, axis):
         for one in values(volume, axis):
             time.sleep(0.2)
             yield one
 
-    monkeypatch.setattr(svd_job.spectra, "each_spectrum", each)
-    monkeypatch.setattr(svd_job, "spline", lambda *args: time.sleep(0.2) or finer(*args))
+    monkeypatch.setattr(svd_job.spectra, "iter_spectra", each)
+    monkeypatch.setattr(svd_job, "spline", lambda *args: time.sleep(0.2) or upsample_matrix(*args))
 
 
 def test_stop_keeps_the_slices_there_are(open_widget, qtbot, volume, monkeypatch):

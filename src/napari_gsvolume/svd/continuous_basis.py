@@ -45,7 +45,7 @@ class ContinuousBasis:
     _function: _Function
 
     @classmethod
-    def fitted(
+    def fit(
         cls,
         vectors: ArrayLike,
         kind: BasisKind = "bspline",
@@ -164,7 +164,7 @@ class ContinuousImage:
     shape: tuple[int, int]
 
     @classmethod
-    def of(
+    def from_svd(
         cls,
         decomposition: SliceSVD,
         rank: int | None = None,
@@ -183,7 +183,7 @@ class ContinuousImage:
         if not 1 <= rank <= decomposition.rank:
             raise InputError(f"The rank is 1 to {decomposition.rank} here; got {rank}.")
         along_y, along_x = (
-            ContinuousBasis.fitted(vectors[:, :rank], kind, order=order, degree=degree, smoothing=smoothing)
+            ContinuousBasis.fit(vectors[:, :rank], kind, order=order, degree=degree, smoothing=smoothing)
             for vectors in (decomposition.U, decomposition.V)
         )
         return cls(decomposition.values[:rank], along_y, along_x, decomposition.shape)
@@ -214,7 +214,7 @@ def fine_centres(n: int, factor: float) -> Float64Array:
     return np.asarray((np.arange(max(1, round(n * factor))) + 0.5) / factor - 0.5)
 
 
-def _folded(x: Float64Array, n: int) -> tuple[Float64Array, Float64Array]:
+def _mirror_coordinates(x: Float64Array, n: int) -> tuple[Float64Array, Float64Array]:
     """Return coordinates mirrored into [-1/2, n - 1/2], and -1 where the direction has turned, else 1."""
     phase = np.mod(x + 0.5, 2 * n)
     turned = phase > n
@@ -242,7 +242,7 @@ def _bspline(samples: Float64Array, order: int, smoothing: Float64Array) -> _Fun
     spline = BSpline(knots, padded, order)
 
     def function(x: Float64Array, derivative: int) -> Float64Array:
-        inside, sign = _folded(x, n)
+        inside, sign = _mirror_coordinates(x, n)
         return np.asarray(spline(inside, nu=derivative) * sign[:, None] ** derivative)
 
     return function

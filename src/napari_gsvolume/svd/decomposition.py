@@ -54,7 +54,7 @@ class SliceSVD:
         """Shape (Y, X) of the image."""
         return len(self.U), len(self.V)
 
-    def truncated(self, rank: int) -> Float64Array:
+    def truncate(self, rank: int) -> Float64Array:
         """Return the sum of the first `rank` modes, (Y, X): the best image of that rank (Eckart & Young 1936).
 
         Raises
@@ -109,7 +109,7 @@ def decompose(matrix: ArrayLike, rank: int | None = None) -> SliceSVD:
     that ``sum(sign(u_k) u_k^2) + sum(sign(v_k) v_k^2) > 0``; of two votes that differ, that is the louder one. Where
     there is no majority (odd functions), the first of the largest entries of u_k is positive.
     """
-    array = checked_slice(matrix)
+    array = check_slice(matrix)
     shorter = min(array.shape)
     if rank is not None:
         _check_rank(rank, shorter)
@@ -130,7 +130,7 @@ def canonical_signs(U: Float64Array, V: Float64Array) -> Float64Array:
     return np.where(np.where(np.abs(majority) > _AMBIGUOUS, majority, first) < 0, -1.0, 1.0)
 
 
-def checked_slice(matrix: ArrayLike) -> Float64Array:
+def check_slice(matrix: ArrayLike) -> Float64Array:
     """Return an image (Y, X) as float64; raise ValueError if it is none, or has nothing to decompose."""
     array = np.asarray(matrix)
     if array.ndim != 2:
@@ -143,7 +143,7 @@ def checked_slice(matrix: ArrayLike) -> Float64Array:
     return array
 
 
-def each_spectrum(volume: ArrayLike, axis: int) -> Iterator[Float64Array]:
+def iter_spectra(volume: ArrayLike, axis: int) -> Iterator[Float64Array]:
     """Yield the singular values of the slices of a volume (Z, Y, X) across an axis, (min side,) each; see `spectra`."""
     slices = np.moveaxis(_checked_volume(volume), axis, 0)
     for one in slices:
@@ -173,10 +173,10 @@ def spectra(volume: ArrayLike, axis: int) -> Float64Array:
         If it is no volume, has no such axis, or holds NaN or infinite numbers.
     """
     _check_axis(axis)
-    return np.stack(list(each_spectrum(volume, axis)))
+    return np.stack(list(iter_spectra(volume, axis)))
 
 
-def unfolding(volume: ArrayLike, axis: int) -> NDArray[Any]:
+def unfold(volume: ArrayLike, axis: int) -> NDArray[Any]:
     """Return the mode-n unfolding of a volume (Kolda & Bader 2009): one slice a row.
 
     Parameters

@@ -68,7 +68,7 @@ def mode_layer(
     return _named(layer, f"{source.name} · {mode_name(k)}", visible=True)
 
 
-def finer_layer(
+def super_resolved_layer(
     source: SourceVolume, finer: NDArray[np.float32], grid: Grid, about: dict[str, Any], kind: str = FINER
 ) -> LayerData:
     """Return a volume, or part of one, on a finer grid as an image layer "name · kind", in the source's limits."""
@@ -76,7 +76,7 @@ def finer_layer(
     return _named(layer, f"{source.name} · {kind}")
 
 
-def explained_layer(
+def inspection_layer(
     source: SourceVolume,
     what: str,
     image: NDArray[np.float32],

@@ -13,7 +13,7 @@ from napari.viewer import Viewer
 from numpy.typing import NDArray
 
 from ..shared.plots import DockPlot, on_the_right
-from .slice_matrix import Analysed, Curve
+from .slice_matrix import Curve, MatrixAnalysis
 from .worker import Spectra
 
 _VALUES, _ENERGY, _RANK, _THRESHOLD, _MODE = "tab:cyan", "tab:orange", "tab:pink", "tab:olive", "tab:purple"
@@ -91,7 +91,7 @@ class SpectrumPlot(_MarkedPlot):
         self.canvas.setToolTip("Click on a mode to choose it")
         self.setVisible(False)
 
-    def show_spectrum(self, of: Analysed | None, rank: int, k: int) -> None:
+    def show_spectrum(self, of: MatrixAnalysis | None, rank: int, k: int) -> None:
         """Draw the values of a matrix; None hides the plot."""
         self.setVisible(of is not None)
         if of is None:

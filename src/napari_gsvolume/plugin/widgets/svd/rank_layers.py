@@ -10,7 +10,7 @@ from napari.viewer import Viewer
 from ...layers.conversion import LayerData, made_before
 from ...layers.svd import RANK, RESIDUAL, mode_layer, mode_name, rank_layers, slab_placement
 from ..shared.layer_updater import ShownLayers
-from .slice_matrix import Analysed, Matrix, Truncated
+from .slice_matrix import Matrix, MatrixAnalysis, RankApproximation
 
 
 class RankLayers:
@@ -39,7 +39,7 @@ class RankLayers:
         """Leave the layers as they are; the next image gets new ones, or those of its own that are there already."""
         self._shown = self._matrix = None
 
-    def show(self, made: Truncated) -> None:
+    def show(self, made: RankApproximation) -> None:
         """Show an image of a rank and its residual."""
         matrix = made.of.matrix
         source = matrix.source
@@ -53,7 +53,7 @@ class RankLayers:
             self._shown = ShownLayers(self._viewer, dict(self._shown.layers))
         same, self._matrix = matrix is self._matrix, matrix
         placement = slab_placement(source, matrix.slab, matrix.index)
-        about = {"rank": made.rank, **about_matrix(matrix)}
+        about = {"rank": made.rank, **matrix_metadata(matrix)}
         both = rank_layers(source, made.image, made.residual, placement, about)
         for kind, data in zip((RANK, RESIDUAL), both, strict=True):
             self._put(self._shown, kind, data, same)
@@ -77,17 +77,17 @@ class RankLayers:
             self._limits[kind] = tuple(layer.contrast_limits)
 
 
-def put_mode(viewer: Viewer, of: Analysed, k: int) -> Layer | None:
+def put_mode(viewer: Viewer, of: MatrixAnalysis, k: int) -> Layer | None:
     """Add the image of a mode, counted from 1, as a layer, or update the one that is there."""
     matrix, name = of.matrix, f"{of.matrix.source.name} · {mode_name(k)}"
     shown = ShownLayers(viewer, {name: made_before(viewer.layers, name)})
     image = matrix.folded(of.decomposition.mode(k - 1))
     placement = slab_placement(matrix.source, matrix.slab, matrix.index)
-    shown.put(name, mode_layer(matrix.source, k, image, placement, about_matrix(matrix)))
+    shown.put(name, mode_layer(matrix.source, k, image, placement, matrix_metadata(matrix)))
     return shown.layers.get(name)
 
 
-def about_matrix(matrix: Matrix) -> dict[str, Any]:
+def matrix_metadata(matrix: Matrix) -> dict[str, Any]:
     """Return what is worth remembering of a matrix."""
     if matrix.flat:
         return {"of": "slice"}

@@ -83,7 +83,7 @@ class Matrix:
             return np.asarray(array)
         if self.kind == "slice":
             return np.asarray(array[(slice(None),) * self.axis + (self.index,)])
-        return spectra.unfolding(np.asarray(array), self.axis)
+        return spectra.unfold(np.asarray(array), self.axis)
 
     def folded(self, image: NDArray[Any]) -> NDArray[Any]:
         """Return a matrix of this shape with the axes of the source."""
@@ -96,7 +96,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Analysed:
+class MatrixAnalysis:
     """A matrix, decomposed.
 
     Attributes
@@ -134,11 +134,11 @@ class Analysed:
         return max(1, int((self.decomposition.values > (self.threshold or 0)).sum()))
 
 
-def analysed(matrix: Matrix) -> Analysed:
+def analyse(matrix: Matrix) -> MatrixAnalysis:
     """Decompose a matrix; raise ValueError if it has nothing to decompose, MemoryError if it is too large."""
     shape = matrix.shape
     check_memory(shape[0] * shape[1] * BYTES_A_PIXEL, f"Decomposing a matrix of {shape[0]} x {shape[1]}")
-    image = spectra.checked_slice(matrix.load())
+    image = spectra.check_slice(matrix.load())
     shorter = min(image.shape)
     all_modes = shorter <= ALL_MODES_UP_TO
     found = spectra.decompose(image, None if all_modes else max(1, int(_MODES_OF_LARGE * shorter)))
@@ -150,14 +150,16 @@ def analysed(matrix: Matrix) -> Analysed:
             float(spectra.effective_rank(values)),
             float(spectra.optimal_threshold(values, found.shape)),
         )
-        return Analysed(matrix, image, found, energy, best, float(spectra.stable_rank(values)), effective, threshold)
+        return MatrixAnalysis(
+            matrix, image, found, energy, best, float(spectra.stable_rank(values)), effective, threshold
+        )
     # The squares of the modes that were not looked for are known as a sum.
     caught = np.cumsum(np.square(values))
     best = np.array([psnr_db(max(total - part, 0.0) / (image.size * largest**2)) for part in caught])
-    return Analysed(matrix, image, found, caught / total, best, total / float(values[0]) ** 2, None, None)
+    return MatrixAnalysis(matrix, image, found, caught / total, best, total / float(values[0]) ** 2, None, None)
 
 
-def figures(at: Analysed, rank: int) -> str:
+def summarize(at: MatrixAnalysis, rank: int) -> str:
     """Return the figures of a matrix and of a rank in a line."""
     matrix, names = at.matrix, at.matrix.source.grid.axis_labels
     which = "Image" if matrix.flat else f"{names[matrix.axis]} {matrix.index}"
@@ -170,20 +172,20 @@ def figures(at: Analysed, rank: int) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Truncated:
+class RankApproximation:
     """An analysed matrix, at a rank: the image and what it lacks, with the axes of the source."""
 
-    of: Analysed
+    of: MatrixAnalysis
     rank: int
     image: NDArray[Any] = field(repr=False)
     residual: NDArray[Any] = field(repr=False)
 
 
-def truncated(of: Analysed, rank: int) -> Truncated:
+def truncate(of: MatrixAnalysis, rank: int) -> RankApproximation:
     """Return the image of a rank, and its residual."""
-    image = of.decomposition.truncated(rank)
+    image = of.decomposition.truncate(rank)
     fold = of.matrix.folded
-    return Truncated(of, rank, fold(image.astype(np.float32)), fold((of.image - image).astype(np.float32)))
+    return RankApproximation(of, rank, fold(image.astype(np.float32)), fold((of.image - image).astype(np.float32)))
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,10 @@ class Curve:
     function: Float64Array
 
 
-def curve(vector: Float64Array, label: str, basis: BasisChoice) -> Curve:
+def sample_curve(vector: Float64Array, label: str, basis: BasisChoice) -> Curve:
     """Return a vector and its function, over all of its pixels."""
     n = len(vector)
-    made = ContinuousBasis.fitted(vector[:, None], basis.kind, order=basis.order, smoothing=basis.smoothing)
+    made = ContinuousBasis.fit(vector[:, None], basis.kind, order=basis.order, smoothing=basis.smoothing)
     x = np.linspace(-0.5, n - 0.5, min(_CURVE_POINTS * n, max(_MOST_CURVE_POINTS, n)) + 1)
     return Curve(label, vector, x, made.evaluate(x)[:, 0])
 

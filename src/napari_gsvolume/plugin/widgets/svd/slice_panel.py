@@ -17,7 +17,7 @@ from ..shared.layer_choice import LayerChoice
 from ..shared.visibility import Presence
 from .plots import SpectrumPlot
 from .rank_layers import RankLayers
-from .slice_matrix import Analysed, Matrix, MatrixKind, analysed, figures, truncated
+from .slice_matrix import Matrix, MatrixAnalysis, MatrixKind, analyse, summarize, truncate
 
 _AT_ONCE = 2**20  # pixels of a matrix up to which a rank is shown at once; of larger ones beside the viewer
 _FIRST_RANK = 10
@@ -37,7 +37,7 @@ class SliceWidget(RunWidget):
 
     def __init__(self, viewer: Viewer) -> None:
         self._ready = self._solid = False
-        self._at: Analysed | None = None
+        self._at: MatrixAnalysis | None = None
         self._asked: tuple[Any, ...] | None = None
         self._watched: Layer | None = None
         self._layers = RankLayers(viewer)
@@ -96,7 +96,7 @@ class SliceWidget(RunWidget):
     def _on_other_data(self) -> None:
         """Forget what is known of the volume's data: they have changed."""
 
-    def _on_decomposed(self, at: Analysed | None) -> None:
+    def _on_decomposed(self, at: MatrixAnalysis | None) -> None:
         """Show more of a matrix; None if there is nothing to show."""
 
     def _on_mode(self, k: int) -> None:
@@ -108,7 +108,7 @@ class SliceWidget(RunWidget):
         return 1
 
     @property
-    def analysed(self) -> Analysed | None:
+    def analyse(self) -> MatrixAnalysis | None:
         """What is shown."""
         return self._at
 
@@ -198,9 +198,9 @@ class SliceWidget(RunWidget):
         if asked == self._asked:
             return
         self._asked = asked
-        self._latest.ask(lambda: analysed(matrix))
+        self._latest.ask(lambda: analyse(matrix))
 
-    def _on_analysed(self, at: Analysed) -> None:
+    def _on_analysed(self, at: MatrixAnalysis) -> None:
         first = self._at is None or self._at.rank != at.rank
         if self._at is None and not self.running:
             self.status.value = ""
@@ -259,13 +259,13 @@ class SliceWidget(RunWidget):
         if at is None:
             return
         if at.image.size <= _AT_ONCE:
-            self._layers.show(truncated(at, rank))
+            self._layers.show(truncate(at, rank))
         else:
-            self._cutting.ask(lambda: truncated(at, rank))
+            self._cutting.ask(lambda: truncate(at, rank))
 
     def _tell(self) -> None:
         if self._at is not None:
-            self.figures.value = figures(self._at, self._rank)
+            self.figures.value = summarize(self._at, self._rank)
 
     def _on_plot(self, x: float) -> None:
         if self._at is not None:

@@ -13,7 +13,7 @@ from ..shared.form import SettingsForm
 from ..shared.tabs import Tab, sentences
 from .plots import HeatMap, ModePlot
 from .rank_layers import put_mode
-from .slice_matrix import Analysed, BasisChoice, curve
+from .slice_matrix import BasisChoice, MatrixAnalysis, sample_curve
 from .worker import Spectra
 
 _BASES = ("bspline", "legendre", "periodic", "mirrored", "rbf")
@@ -38,7 +38,7 @@ class ModeTab(Tab):
             label="Functions", choices=_BASES, value="bspline",
             tooltip="What u and v are made of: B-splines, polynomials, Fourier or cosine series, a thin-plate spline",
         )  # fmt: skip
-        self.order = SpinBox(label="Order", min=1, max=5, value=3, tooltip="Degree of the B-spline's pieces")
+        self.spline_degree = SpinBox(label="Order", min=1, max=5, value=3, tooltip="Degree of the B-spline's pieces")
         self.smoothing = FloatSpinBox(
             label="Smoothing", min=0, max=1e6, step=0.5, value=0,
             tooltip="Weight of the roughness; 0 goes through the samples",
@@ -48,18 +48,18 @@ class ModeTab(Tab):
             widgets=[self.k, self.to_layer], layout="horizontal", label="Mode k", labels=False
         )
         self._which.margins = (0, 0, 0, 0)
-        self._rows: Container[Any] = Container(widgets=[self._which, self.basis, self.order, self.smoothing])
+        self._rows: Container[Any] = Container(widgets=[self._which, self.basis, self.spline_degree, self.smoothing])
         self._rows.margins = (0, 0, 0, 0)
         self.plot = ModePlot(viewer)
         super().__init__(self._rows.native, self.plot)
         self._viewer, self._say = viewer, say
-        self._at: Analysed | None = None
-        for row in (self.k, self.basis, self.order, self.smoothing):
+        self._at: MatrixAnalysis | None = None
+        for row in (self.k, self.basis, self.spline_degree, self.smoothing):
             row.changed.connect(self._draw)
         self.to_layer.changed.connect(self._on_layer)
         self.show_modes(None)
 
-    def show_modes(self, at: Analysed | None) -> None:
+    def show_modes(self, at: MatrixAnalysis | None) -> None:
         """Show a mode of another matrix; None shows nothing."""
         self._at = at
         self._rows.enabled = at is not None
@@ -69,22 +69,22 @@ class ModeTab(Tab):
         self._draw()
 
     def _draw(self, *_: Any) -> None:
-        self.order.visible = self.basis.value == "bspline"
+        self.spline_degree.visible = self.basis.value == "bspline"
         if self._at is None:
             self.plot.show_mode(1, ())
             return
         of, matrix, k = self._at.decomposition, self._at.matrix, self.k.value
-        basis = BasisChoice(self.basis.value, self.order.value, self.smoothing.value)
+        basis = BasisChoice(self.basis.value, self.spline_degree.value, self.smoothing.value)
         try:
             rows, columns = matrix.labels
             u, v = of.U[:, k - 1], of.V[:, k - 1]
-            curves = [curve(u, rows, basis)]
+            curves = [sample_curve(u, rows, basis)]
             picture = None
             if matrix.kind == "unfolding":
                 shape = [matrix.source.grid.shape[axis] for axis in matrix.other_axes]
                 picture = columns, v.reshape(shape)
             else:
-                curves.append(curve(v, columns, basis))
+                curves.append(sample_curve(v, columns, basis))
         except ValueError as error:
             self._say(str(error))
             return

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
 from rich.filesize import decimal as file_size
 
 from ....super_resolution.model import SRModel
-from ....super_resolution.settings import ITERATIONS, PATCH, TrainSRSettings
+from ....super_resolution.settings import DEFAULT_ITERATIONS, DEFAULT_PATCH_SIZE, TrainSRSettings
 from ....super_resolution.training import SRPoint
 from ...layers.conversion import SourceVolume, source_volume
 from ...layers.svd import is_part_of_svd
@@ -29,13 +29,13 @@ _MAIN = ("scheme", "factor", "backbone", "project", "time_limit")
 _FOLDED = {
     "Losses": (
         *(name for name in TrainSRSettings.model_fields if name.startswith("lambda_")),
-        *("orthogonality", "learn_weights"),
+        *("orthogonality", "uncertainty_weighting"),
     ),
     "Network": ("context", "channels", "blocks", "weighting", "rank", "patch", "batch", "learning_rate"),
-    "What is learnt from": ("axes", "degradation", "fwhm", "hold_out", "random_signs"),
+    "What is learnt from": ("axes", "degradation", "fwhm", "validation_fraction", "sign_flips"),
 }
-_OF_A = ("orthogonality", "weighting", "lambda_orthogonality")
-_OF_B = ("backbone", "context", "lambda_perceptual", "lambda_adversarial")
+_OF_A = ("orthogonality", "weighting", "orthogonality_weight")
+_OF_B = ("backbone", "context", "perceptual_weight", "adversarial_weight")
 _FILES = "Trained super-resolution (*.safetensors)"
 _ROWS = 3  # of a list of layers
 _NO_MODEL = "No model yet: train one, or load one."
@@ -59,7 +59,12 @@ class LearnTab(Tab):
         self._viewer, self._say, self._on_model = viewer, say, on_model
         self._chosen: Layer | None = None
         self._model: SRModel | None = None
-        suggested = {"time_limit": _SECONDS, "iterations": ITERATIONS, "patch": PATCH, "rank": 20}
+        suggested = {
+            "time_limit": _SECONDS,
+            "iterations": DEFAULT_ITERATIONS,
+            "patch_size": DEFAULT_PATCH_SIZE,
+            "rank": 20,
+        }
         self.form = SettingsForm(
             TrainSRSettings, _MAIN, suggested, {"time_limit": _SECONDS}, _FOLDED, without=("axis",)
         )  # fmt: skip
@@ -247,9 +252,9 @@ class UnderstandTab(Tab):
 def about_model(model: SRModel) -> str:
     """Return settings and figures of a model in a sentence."""
     s, metrics = model.settings, model.metrics
-    network = f" ({s.backbone})" if s.scheme == "b" else ""
+    network = f" ({s.backbone})" if s.scheme == "residual" else ""
     psf = f" of {s.fwhm:g} voxels" if s.degradation == "psf" else ""
-    parts = [f"scheme {s.scheme}{network}", f"{s.factor:g} times finer {s.axes}", f"{s.degradation}{psf}"]
+    parts = [f"scheme {s.scheme}{network}", f"{s.factor:g} times finer {s.upsample_axes}", f"{s.degradation}{psf}"]
     if s.rank is not None:
         parts.append(f"rank {s.rank}")
     table = _table(model)

@@ -18,8 +18,8 @@ from ....grid import Grid
 from ....io.nifti import read_nifti
 from ....metrics import psnr_between
 from ....super_resolution.analysis import loss_gradients, mode_contributions
-from ....super_resolution.bspline import factors_of, spline
-from ....super_resolution.data import Planes, checked_volume
+from ....super_resolution.bspline import upsample_bspline, upsampling_factors
+from ....super_resolution.data import TrainingData, check_training_volume
 from ....super_resolution.intensities import Intensities
 from ....super_resolution.model import SRModel, superresolve
 from ....super_resolution.settings import TrainSRSettings
@@ -215,9 +215,9 @@ class Previewer:
 
     def __init__(self, source: SourceVolume, settings: TrainSRSettings, volume: NDArray[Any] | None = None) -> None:
         self.source, self.settings = source, settings
-        self.axis = "zyx".index(settings.axis)
-        self.factors = factors_of(settings.factor, self.axis, settings.axes)
-        self.volume = checked_volume(np.asarray(source.array) if volume is None else volume)
+        self.axis = "zyx".index(settings.slice_axis)
+        self.factors = upsampling_factors(settings.factor, self.axis, settings.upsample_axes)
+        self.volume = check_training_volume(np.asarray(source.array) if volume is None else volume)
 
     @cached_property
     def intensities(self) -> Intensities:
@@ -227,10 +227,12 @@ class Previewer:
     def of(self, model: SRModel, index: int) -> Sight:
         """Return what is made of a slice: itself, finer, or the slices that it becomes."""
         s, axis, n = self.settings, self.axis, self.volume.shape[self.axis]
-        around = s.depth // 2 if s.axes == "in-plane" else _AROUND
+        around = s.depth // 2 if s.upsample_axes == "in-plane" else _AROUND
         first, end = max(0, index - around), min(n, index + around + 1)
         part = self.volume.take(range(first, end), axis)
-        finer = superresolve(part, model, axis, s.axes, project=s.project, ensemble=False, intensities=self.intensities)
+        finer = superresolve(
+            part, model, axis, s.upsample_axes, project=s.project, ensemble=False, intensities=self.intensities
+        )
         grid = self.source.grid.slab(axis, first, end - first).resampled(self.factors)
         f, k = self.factors[axis], index - first
         # Of finer voxels those whose middles are in the slice; one that is not whole is left out.
@@ -240,7 +242,7 @@ class Previewer:
 
 
 def _spectra(settings: TrainSRSettings, step: SRStep, model: SRModel) -> SliceSpectra:
-    a = mode_contributions(model, step.low[None], step.target) if settings.scheme == "a" else None
+    a = mode_contributions(model, step.low[None], step.target) if settings.scheme == "singular-vectors" else None
     return _spectra_of(settings, step.low, step.prediction, step.target, a)
 
 
@@ -251,7 +253,7 @@ def _spectra_of(
     target: Float32Array,
     a: dict[str, NDArray[np.float64]] | None,
 ) -> SliceSpectra:
-    images = target, prediction, spline(low, settings.factors)
+    images = target, prediction, upsample_bspline(low, settings.factors)
     of_target, of_prediction, of_spline = (np.linalg.svd(image, compute_uv=False) for image in images)
     amplitudes, scaled = (None, None) if a is None else (a["c"], a["values"])
     return SliceSpectra(of_target, of_prediction, of_spline, amplitudes, scaled)
@@ -313,9 +315,9 @@ def run_explaining(order: ExplainOrder, stop: Callable[[], bool]) -> Iterator[Ex
 def _explaining(order: ExplainOrder, stop: Callable[[], bool]) -> Iterator[Explained]:
     model = order.model
     s = model.settings.model_copy(update={"axis": "zyx"[order.axis]})
-    volume = checked_volume(np.asarray(order.source.array))
+    volume = check_training_volume(np.asarray(order.source.array))
     # As they were held out of a training on this volume, so that they are judges here as well.
-    [held] = Planes([volume], s).held_out
+    [held] = TrainingData([volume], s).validation_sets
     k = int(np.abs(np.array(held.slices) - order.index).argmin())
     low, target = held.low[k], held.target[k].numpy()
     if stop():
@@ -323,11 +325,11 @@ def _explaining(order: ExplainOrder, stop: Callable[[], bool]) -> Iterator[Expla
     with torch.no_grad():
         image = model.scheme.eval()(low[None]).image[0].numpy()
     middle = low[len(low) // 2].numpy()
-    a = mode_contributions(model, low.numpy(), target) if s.scheme == "a" else None
+    a = mode_contributions(model, low.numpy(), target) if s.scheme == "singular-vectors" else None
     onto, span = model.scheme.degradation(middle.shape), held.data_range
     images = {
-        "cubic B-spline": spline(middle, s.factors),
-        "projected": spline(middle, s.factors, onto=onto),
+        "cubic B-spline": upsample_bspline(middle, s.factors),
+        "projected": upsample_bspline(middle, s.factors, onto=onto),
         "model": image,
     }
     gradients = {name: g * target.size for name, g in loss_gradients(model, low.numpy(), target).items()}

@@ -14,14 +14,14 @@ from ....grid import Grid
 from ....super_resolution.model import SRModel
 from ....super_resolution.settings import SuperResolveSettings
 from ...layers.conversion import LayerData, made_before
-from ...layers.svd import FINER, PREVIEW, explained_layer, finer_layer, slab_placement
+from ...layers.svd import FINER, PREVIEW, inspection_layer, slab_placement, super_resolved_layer
 from ..shared.base import time_left
 from ..shared.dims import index_at, move_to
 from ..shared.form import SettingsForm
 from ..shared.layer_updater import ShownLayers
 from ..shared.tabs import Tabs
 from ..shared.worker import PreviewThrottle
-from .slice_matrix import Analysed, Matrix, MatrixKind
+from .slice_matrix import Matrix, MatrixAnalysis, MatrixKind
 from .slice_panel import SliceWidget
 from .tabs import AllSlicesTab, FinerTab, ModeTab
 from .training_tabs import LearnTab, LearnView, UnderstandTab, about_model
@@ -83,7 +83,7 @@ class SVDWidget(SliceWidget):
     def _on_dims(self, *_: Any) -> None:
         super()._on_dims()
         if self._order is not None:
-            axis = "zyx".index(self._order.settings.axis)
+            axis = "zyx".index(self._order.settings.slice_axis)
             self._look.index = index_at(self._viewer, self._order.source.grid, axis)
 
     def _on_matrix(self, matrix: Matrix, key: tuple[Any, ...]) -> None:
@@ -101,7 +101,7 @@ class SVDWidget(SliceWidget):
         self._spectra = None
         self.slices.show_spectra(None, 0)
 
-    def _on_decomposed(self, at: Analysed | None) -> None:
+    def _on_decomposed(self, at: MatrixAnalysis | None) -> None:
         self.modes.show_modes(at)
 
     @property
@@ -239,7 +239,7 @@ class SVDWidget(SliceWidget):
         about = order.settings.model_dump() | ({} if order.rank is None else {"rank": order.rank, "of": order.kind})
         if order.model is not None and order.settings.scheme != "spline":
             about["model"] = {"settings": order.model.settings.model_dump(), "metrics": order.model.metrics}
-        self._put(name, finer_layer(order.source, news.volume, order.grid, about))
+        self._put(name, super_resolved_layer(order.source, news.volume, order.grid, about))
         size = " x ".join(map(str, news.volume.shape))
         self._say(
             f"'{name}' has {size} voxels; degraded again ({order.settings.degradation}) it differs from the image by "
@@ -269,7 +269,7 @@ class SVDWidget(SliceWidget):
         layer: Any = self._shown.layers.get(PREVIEW)
         limits = news.order.source.limits if layer is None else tuple(layer.contrast_limits)
         about = {"settings": news.order.settings.model_dump(), "iteration": news.step.iteration}
-        self._shown.put(PREVIEW, finer_layer(news.order.source, sight.image, sight.grid, about, PREVIEW))
+        self._shown.put(PREVIEW, super_resolved_layer(news.order.source, sight.image, sight.grid, about, PREVIEW))
         layer = self._shown.layers[PREVIEW]
         layer.contrast_limits = limits
 
@@ -281,7 +281,7 @@ class SVDWidget(SliceWidget):
         images = {f"gradient of {name}": gradient for name, gradient in news.gradients.items()}
         first = next(iter(images), "")
         for what, image in ({"model residual": news.residual} | images).items():
-            data = explained_layer(source, what, np.expand_dims(image, axis), placement, about, visible=what == first)
+            data = inspection_layer(source, what, np.expand_dims(image, axis), placement, about, visible=what == first)
             self._put(f"{source.name} · {what}", data)
         move_to(self._viewer, source.grid, axis, news.index)
         self.understand.show_explained(news)

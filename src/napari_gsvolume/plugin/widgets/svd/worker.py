@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ....errors import GSVolumeError, InputError
 from ....grid import Grid
-from ....super_resolution.bspline import factors_of, spline
+from ....super_resolution.bspline import upsample_bspline, upsampling_factors
 from ....super_resolution.degradation import Degradation
 from ....super_resolution.model import SRModel, superresolve
 from ....super_resolution.settings import SuperResolveSettings
@@ -59,7 +59,7 @@ def _spectra(source: SourceVolume, axis: int, key: Any, stop: Callable[[], bool]
     values = np.full((shape[axis], min(n for k, n in enumerate(shape) if k != axis)), np.nan)
     due = 0.0
     done = 0
-    for done, one in enumerate(decomposition.each_spectrum(np.asarray(source.array), axis), 1):
+    for done, one in enumerate(decomposition.iter_spectra(np.asarray(source.array), axis), 1):
         values[done - 1] = one
         if stop():
             break
@@ -86,12 +86,12 @@ class FinerOrder:
     @property
     def axis(self) -> int:
         """The array axis along which the slices are stacked."""
-        return 0 if self.source.grid.ndim == 2 else "zyx".index(self.settings.axis)
+        return 0 if self.source.grid.ndim == 2 else "zyx".index(self.settings.slice_axis)
 
     @property
     def factors(self) -> tuple[float, ...]:
         """For each array axis."""
-        return factors_of(self.settings.factor, self.axis, self.settings.axes, self.source.grid.ndim)
+        return upsampling_factors(self.settings.factor, self.axis, self.settings.upsample_axes, self.source.grid.ndim)
 
     @property
     def grid(self) -> Grid:
@@ -190,7 +190,7 @@ def _by_spline(
             return
         yield int(part[0]) / n, None, 0.0
         here = slice(int(part[0]), int(part[-1]) + 1)
-        finer = spline(given[here], factors)
+        finer = upsample_bspline(given[here], factors)
         finer = onto.project(finer, low[here]) if s.project else finer
         worst = max(worst, float(np.abs(onto.degrade(finer) - low[here]).max()))
         high[here] = finer
@@ -216,7 +216,14 @@ def _by_model(
     # In a thread of its own: what tells how far it is cannot yield it.
     with ThreadPoolExecutor(1) as thread:
         work = thread.submit(
-            superresolve, shown, order.model, order.axis, s.axes, project=s.project, ensemble=s.ensemble, tell=tell
+            superresolve,
+            shown,
+            order.model,
+            order.axis,
+            s.upsample_axes,
+            project=s.project,
+            ensemble=s.ensemble,
+            tell=tell,
         )
         while wait([work], _NEWS_EVERY).not_done:
             yield done, None, 0.0
@@ -236,7 +243,7 @@ def _at_rank(volume: NDArray[np.float32], order: FinerOrder) -> Iterator[tuple[i
     out = volume.copy()
     if order.source.grid.ndim == 2 or order.kind == "unfolding":
         matrix = Matrix(order.source, order.axis, order.kind)
-        image = volume if matrix.flat else decomposition.unfolding(volume, order.axis)
+        image = volume if matrix.flat else decomposition.unfold(volume, order.axis)
         out[...] = matrix.folded(_best(image, order.rank))
         yield 1, 1, out
         return
@@ -250,4 +257,4 @@ def _best(image: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
     """Return the best image of a rank; one that is constant has rank 1 at most, and stays."""
     if image.min() == image.max():
         return image
-    return decomposition.decompose(image, min(rank, *image.shape)).truncated(min(rank, *image.shape)).astype(np.float32)
+    return decomposition.decompose(image, min(rank, *image.shape)).truncate(min(rank, *image.shape)).astype(np.float32)
