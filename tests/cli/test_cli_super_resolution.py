@@ -316,7 +316,7 @@ class TestTrainSr:
         model, report = tmp_path / "SR.safetensors", tmp_path / "R.json"
         words = "train-sr", "ct.nii.gz", "--iterations", 9, *FEW, "--out", model, "--report", report
         code, out, err = run(*words)
-        assert (code, out) == (2, "")
+        assert (code, out) == (1, "")
         assert "failed in iteration 3: no luck." in err
         assert SRModel.load(model).metrics["iterations"] == 2
         assert json.loads(report.read_text())["message"] in err

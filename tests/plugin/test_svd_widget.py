@@ -1,4 +1,4 @@
-"""The SVD widget, used as a person would: move through slices, ranks and modes, look at all slices, make it finer."""
+"""The SVD widget, used as a person would: move through slices, ranks and modes, look at all slices, super-resolve."""
 
 import time
 
@@ -12,7 +12,7 @@ from napari_gsvolume import memory, vessel_phantom
 from napari_gsvolume.grid import Grid
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
 from napari_gsvolume.plugin.widgets.svd import slice_matrix
-from napari_gsvolume.plugin.widgets.svd import worker as svd_job
+from napari_gsvolume.super_resolution import upsampling
 from napari_gsvolume.super_resolution.bspline import upsample_bspline
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.svd import decomposition
@@ -231,17 +231,17 @@ def test_an_unfolding(open_widget, qtbot, volume, monkeypatch):
 @pytest.mark.parametrize("affine", [AFFINE, TURNED], ids=["plain", "askew"])
 @pytest.mark.parametrize("factor", [2.0, 2.5])
 @pytest.mark.parametrize("axes", ["in-plane", "through-plane"])
-def test_finer_lies_on_the_source_and_agrees_with_it(open_widget, qtbot, volume, affine, factor, axes):
+def test_super_resolved_lies_on_the_source_and_agrees_with_it(open_widget, qtbot, volume, affine, factor, axes):
     viewer, widget = open_widget(volume, affine)
     assert not widget.button.visible
-    widget.tabs.setCurrentWidget(widget.finer)
+    widget.tabs.setCurrentWidget(widget.superresolve)
     assert widget.button.visible
     fields = widget.form.fields
     fields["factor"].value, fields["upsample_axes"].value = factor, axes
     assert fields["project"].value
     run(qtbot, widget)
     assert not widget.busy
-    source, finer = viewer.layers["T1"], viewer.layers["T1 · finer"]
+    source, finer = viewer.layers["T1"], viewer.layers["T1 · super-resolved"]
     f = np.array((1, factor, factor) if axes == "in-plane" else (factor, 1, 1))
     onto = Degradation.of_low(SHAPE, tuple(f))
     np.testing.assert_allclose(finer.data, upsample_bspline(volume, tuple(f), onto=onto), atol=1e-5)
@@ -258,29 +258,29 @@ def test_finer_lies_on_the_source_and_agrees_with_it(open_widget, qtbot, volume,
     # Again: in place; without the projection it agrees less.
     fields["project"].value = False
     run(qtbot, widget)
-    assert viewer.layers["T1 · finer"] is finer
+    assert viewer.layers["T1 · super-resolved"] is finer
     assert len(viewer.layers) == 2
     np.testing.assert_allclose(finer.data, upsample_bspline(volume, tuple(f)), atol=1e-5)
-    assert "differs from the image by" in widget.status.value
+    assert "data consistency" in widget.status.value
 
 
 @pytest.mark.parametrize("of", ["slice", "unfolding"])
-def test_finer_at_the_rank(open_widget, qtbot, volume, of):
+def test_super_resolved_at_the_rank(open_widget, qtbot, volume, of):
     data = volume.copy()
     data[0] = 0.25  # as outside of a body
     viewer, widget = open_widget(data)
     widget.of.value = of
     settle(qtbot, widget)
     widget.rank.value = 3
-    widget.tabs.setCurrentWidget(widget.finer)
-    widget.finer.of.value = "the image at the rank"
+    widget.tabs.setCurrentWidget(widget.superresolve)
+    widget.superresolve.input.value = "image truncated to the rank"
     widget.form.fields["project"].value = False
     run(qtbot, widget)
     if of == "slice":
         low = np.stack([data[0], *(decomposition.decompose(one).truncate(3) for one in data[1:])])
     else:
         low = decomposition.decompose(decomposition.unfold(data, 0)).truncate(3).reshape(SHAPE)
-    finer = viewer.layers["T1 · finer"]
+    finer = viewer.layers["T1 · super-resolved"]
     np.testing.assert_allclose(finer.data, upsample_bspline(low, (1, 2, 2)), atol=1e-5)
     assert finer.metadata[METADATA_KEY]["rank"] == 3
     # Projected, it agrees with the image itself.
@@ -297,9 +297,9 @@ def test_flat_images_and_series(open_widget, qtbot, volume):
     assert image.data.shape == (16, 12)
     np.testing.assert_allclose(image.data_to_world((3, 4)), viewer.layers["T1"].data_to_world((3, 4)))
     assert not widget.slices.start.enabled
-    widget.tabs.setCurrentWidget(widget.finer)
+    widget.tabs.setCurrentWidget(widget.superresolve)
     run(qtbot, widget)
-    assert viewer.layers["T1 · finer"].data.shape == (32, 24)
+    assert viewer.layers["T1 · super-resolved"].data.shape == (32, 24)
     # A volume of a series.
     series = viewer.add_image(np.stack([volume, 2 * volume]), name="series")
     widget.image.value = series
@@ -412,10 +412,10 @@ def test_what_cannot_be_decomposed_is_said_in_a_sentence(open_widget, qtbot, vol
     click(qtbot, widget.slices.start)
     settle(qtbot, widget)
     one_sentence(widget.status.value, "NaN")
-    widget.tabs.setCurrentWidget(widget.finer)
+    widget.tabs.setCurrentWidget(widget.superresolve)
     run(qtbot, widget)
     one_sentence(widget.status.value, "NaN")
-    assert "bad · finer" not in viewer.layers
+    assert "bad · super-resolved" not in viewer.layers
     viewer.layers.remove("bad")
     viewer.add_image(np.zeros((8, 9, 3), np.uint8), rgb=True, name="colours")
     settle(qtbot, widget)
@@ -441,15 +441,15 @@ def test_what_cannot_be_decomposed_is_said_in_a_sentence(open_widget, qtbot, vol
 
 def slowly(monkeypatch):
     """Make what is done to each slice take a while."""
-    values, finer = decomposition.iter_spectra, svd_job.spline
+    values, upsample = decomposition.iter_spectra, upsampling.upsample_bspline
 
     def each(volume, axis):
         for one in values(volume, axis):
             time.sleep(0.2)
             yield one
 
-    monkeypatch.setattr(svd_job.spectra, "iter_spectra", each)
-    monkeypatch.setattr(svd_job, "spline", lambda *args: time.sleep(0.2) or upsample_matrix(*args))
+    monkeypatch.setattr(decomposition, "iter_spectra", each)
+    monkeypatch.setattr(upsampling, "upsample_bspline", lambda *args: time.sleep(0.2) or upsample(*args))
 
 
 def test_stop_keeps_the_slices_there_are(open_widget, qtbot, volume, monkeypatch):
@@ -461,13 +461,13 @@ def test_stop_keeps_the_slices_there_are(open_widget, qtbot, volume, monkeypatch
     settle(qtbot, widget)
     assert widget._spectra.done < 10
     assert np.isnan(widget._spectra.values[-1]).all()
-    widget.tabs.setCurrentWidget(widget.finer)
+    widget.tabs.setCurrentWidget(widget.superresolve)
     click(qtbot, widget.button)
-    qtbot.waitUntil(lambda: "finer" in widget.status.value, timeout=SLOW)
+    qtbot.waitUntil(lambda: "Super-resolving" in widget.status.value, timeout=SLOW)
     click(qtbot, widget.button)
     settle(qtbot, widget)
     assert "Stopped" in widget.status.value
-    assert "T1 · finer" not in viewer.layers
+    assert "T1 · super-resolved" not in viewer.layers
 
 
 @pytest.mark.parametrize("how", ["dock", "window"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -26,7 +26,7 @@ from .settings import SuperResolveSettings
 _MODEL_SETTINGS = ("scheme", "factor", "degradation", "fwhm")
 _BATCH_PIXELS = 2**18  # low-resolution pixels of a batch of slices
 _SMALLEST_SLICE = 5  # pixels of the shorter side; networks pad with up to 8 mirrored pixels
-_SPLINE_PARTS = 40  # parts of a volume, for the progress bar and Stop
+_PARTS = 40  # parts of a volume, for the progress bar and Stop
 _FLIPS: tuple[tuple[int, ...], ...] = (), (-1,), (-2,), (-1, -2)
 
 
@@ -117,14 +117,13 @@ def superresolve_steps(
     target = array if measurement is None else _check_volume(measurement)
     if target.shape != array.shape:
         raise InputError(f"The measurement has the shape {target.shape}, and the volume the shape {array.shape}.")
-    degradation = Degradation.of_low(array.shape, factors, s.degradation, s.fwhm)
     budget = budget or Budget()
     if model is None:
         upsampled = _upsample_by_spline(array, factors, budget)
     else:
         _check_slices(array, model, axis, s)
         upsampled = _upsample_by_model(array, model, axis, s, intensities, budget)
-    return _steps(upsampled, target, degradation, factors, s)
+    return _steps(upsampled, target, factors, s)
 
 
 def superresolve(
@@ -207,7 +206,6 @@ def superresolve(
 def _steps(
     upsampled: Generator[SuperResolveStep, None, Float32Array | None],
     measurement: Float32Array,
-    degradation: Degradation,
     factors: tuple[float, ...],
     settings: SuperResolveSettings,
 ) -> Generator[SuperResolveStep, None, SuperResolved | None]:
@@ -216,12 +214,32 @@ def _steps(
     if volume is None:
         return None
     constant = volume.min() == volume.max() and measurement.min() == measurement.max()
-    if settings.project and not constant:  # a constant volume stays exactly constant
-        yield SuperResolveStep(1.0, "Projecting on the measurement")
-        volume = degradation.project(volume, measurement)
+    yield SuperResolveStep(1.0, "Projecting on the measurement" if settings.project else "Checking data consistency")
+    low, high, factors_of_slices = _as_stacks(measurement, volume, factors)
+    degradation = Degradation.of_low(low.shape[1:], factors_of_slices, settings.degradation, settings.fwhm)
+    deviation = 0.0
+    for here in _parts(len(low)):  # a part at a time, as the projection needs several copies
+        if settings.project and not constant:  # a constant volume stays exactly constant
+            high[here] = degradation.project(high[here], low[here])
+        deviation = max(deviation, float(np.abs(degradation.degrade(high[here]) - low[here]).max()))
     largest = max(float(np.abs(measurement).max()), 1e-30)
-    deviation = float(np.abs(degradation.degrade(volume) - measurement).max()) / largest
-    return SuperResolved(volume, factors, deviation, time.perf_counter() - began)
+    return SuperResolved(volume, factors, deviation / largest, time.perf_counter() - began)
+
+
+def _as_stacks(
+    low: Float32Array, high: Float32Array, factors: tuple[float, ...]
+) -> tuple[Float32Array, Float32Array, tuple[float, ...]]:
+    """Return views of both volumes as stacks along an axis that keeps its voxels, and the factors of the others."""
+    axis = next((k for k, f in enumerate(factors) if f == 1), None)
+    if axis is None:
+        return low[None], high[None], factors
+    return np.moveaxis(low, axis, 0), np.moveaxis(high, axis, 0), factors[:axis] + factors[axis + 1 :]
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Yield slices that divide a stack into parts."""
+    for part in np.array_split(np.arange(count), min(count, _PARTS)):
+        yield slice(int(part[0]), int(part[-1]) + 1)
 
 
 def _upsample_by_spline(
@@ -229,19 +247,12 @@ def _upsample_by_spline(
 ) -> Generator[SuperResolveStep, None, Float32Array | None]:
     """Upsample by a cubic B-spline; None if stopped."""
     out = np.empty([max(1, round(n * f)) for n, f in zip(array.shape, factors, strict=True)], np.float32)
-    # Slices along an axis that keeps its voxels are a batch, of which a few are upsampled at a time.
-    batch_axis = next((k for k, f in enumerate(factors) if f == 1), None)
-    if batch_axis is None:
-        low, high = array[None], out[None]
-    else:
-        low, high = (np.moveaxis(each, batch_axis, 0) for each in (array, out))
-        factors = tuple(f for k, f in enumerate(factors) if k != batch_axis)
-    for part in np.array_split(np.arange(len(low)), min(len(low), _SPLINE_PARTS)):
+    low, high, factors_of_slices = _as_stacks(array, out, factors)
+    for here in _parts(len(low)):
         if budget.stop():
             return None
-        yield SuperResolveStep(int(part[0]) / len(low), "Super-resolving")
-        here = slice(int(part[0]), int(part[-1]) + 1)
-        high[here] = upsample_bspline(low[here], factors)
+        yield SuperResolveStep(here.start / len(low), "Super-resolving")
+        high[here] = upsample_bspline(low[here], factors_of_slices)
     return out
 
 
