@@ -441,13 +441,13 @@ def test_nothing_is_sent_more_often_than_a_viewer_can_follow(monkeypatch):
     outcome = end.value.value
     assert progress.pop(0).training is None  # before the first validation
     seconds = time.perf_counter() - began
-    validated = [one for one in progress if one.spectra is not None]
-    assert len(validated) == 21  # twenty, and before the first iteration
-    assert len(progress) <= len(validated) + 1 + seconds / 0.25
+    validations = [one for one in progress if one.spectra is not None]
+    assert len(validations) == 21  # twenty, and before the first iteration
+    assert len(progress) <= len(validations) + 1 + seconds / 0.25
     assert sum(one.preview is not None for one in progress) == 1  # nobody has drawn the first
     assert outcome.preview is not None
     assert outcome.trained.history == progress[-1].training.history
     np.testing.assert_allclose(
-        validated[0].spectra.spline[:3],
+        validations[0].spectra.spline[:3],
         np.linalg.svd(upsample_bspline(progress[0].training.low, (2, 2)), compute_uv=False)[:3],
     )

@@ -45,7 +45,7 @@ class ModeTab(Tab):
             label="Functions",
             choices=_BASES,
             value="bspline",
-            tooltip="Basis of the functions u and v: B-spline, polynomials, Fourier or cosine series, or thin-plate spline",
+            tooltip="Basis of the functions u and v: B-splines, polynomials, Fourier or cosine series, thin plates",
         )
         self.spline_degree = SpinBox(
             label="Degree", min=1, max=5, value=3, tooltip="B-spline degree: 1 linear, 3 cubic"
