@@ -147,13 +147,13 @@ def test_all_slices_and_the_viewer_move_each_other(open_widget, qtbot, volume, a
         viewer.dims.set_current_step(axis, index)
         settle(qtbot, widget)
         assert heat.slice.get_xdata()[0] == index
-        np.testing.assert_allclose(widget.analysed.image, volume.take(index, axis))
+        np.testing.assert_allclose(widget.analysis.image, volume.take(index, axis))
     # A click moves the viewer.
     click_at(qtbot, heat, heat.axes, 3, 4)
     assert viewer.dims.current_step[axis] == 3
     settle(qtbot, widget)
     assert heat.slice.get_xdata()[0] == 3
-    assert widget.analysed.matrix.index == 3
+    assert widget.analysis.matrix.index == 3
 
 
 def test_the_threshold_is_offered(open_widget, qtbot, volume):
@@ -306,7 +306,7 @@ def test_flat_images_and_series(open_widget, qtbot, volume):
     widget.time_point.value = 1
     viewer.dims.set_current_step(1, 6)
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, 2 * volume[6])
+    np.testing.assert_allclose(widget.analysis.image, 2 * volume[6])
     widget.rank.value = 4
     assert viewer.layers["series · rank"].data.shape == (1, 16, 12)
     assert image in viewer.layers
@@ -319,18 +319,18 @@ def test_the_panel_follows_where_the_viewer_is_turned(open_widget, qtbot, volume
     assert widget.axis.value == 2
     viewer.dims.set_current_step(2, 5)
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, volume[:, :, 5])
+    np.testing.assert_allclose(widget.analysis.image, volume[:, :, 5])
     assert viewer.layers["T1 · rank"].data.shape == (10, 16, 1)
     # What is hidden rests, and catches up.
-    before = widget.analysed
+    before = widget.analysis
     dock = widget.native.parent()
     dock.hide()
     viewer.dims.set_current_step(2, 7)
     qtbot.wait(100)
     assert not widget.busy
-    assert widget.analysed is before
+    assert widget.analysis is before
     dock.show()
-    qtbot.waitUntil(lambda: widget.analysed.matrix.index == 7, timeout=SLOW)
+    qtbot.waitUntil(lambda: widget.analysis.matrix.index == 7, timeout=SLOW)
 
 
 def test_a_level_of_a_lazy_pyramid(open_widget, qtbot, volume):
@@ -350,13 +350,13 @@ def test_a_level_of_a_lazy_pyramid(open_widget, qtbot, volume):
     loaded.clear()
     widget.level.value = 1
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, coarse[2])
+    np.testing.assert_allclose(widget.analysis.image, coarse[2])
     widget.rank.value = 2
     image = viewer.layers["T1 · rank"]
     np.testing.assert_allclose(image.data_to_world((0, 0, 0)), (4.5, 0.5, 0.5))
     widget.level.value = 0
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, volume[4])
+    np.testing.assert_allclose(widget.analysis.image, volume[4])
     assert len(loaded) <= 3  # and napari's own
     assert viewer.layers["T1 · rank"].data.shape == (1, 16, 12)
 
@@ -365,7 +365,7 @@ def test_other_data_are_decomposed_anew(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
     viewer.layers["T1"].data = volume[::-1].copy()
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, volume[5])
+    np.testing.assert_allclose(widget.analysis.image, volume[5])
 
 
 def test_large_images_have_their_first_modes_found(open_widget, qtbot, volume, monkeypatch):
@@ -373,7 +373,7 @@ def test_large_images_have_their_first_modes_found(open_widget, qtbot, volume, m
     monkeypatch.setattr(slice_matrix, "_MODES_OF_LARGE", 0.5)
     _, widget = open_widget(volume)
     full = decomposition.decompose(volume[4])
-    at = widget.analysed
+    at = widget.analysis
     assert (at.rank, widget.rank.max) == (6, 6)
     np.testing.assert_allclose(at.energy, decomposition.cumulative_energy(full.values)[:6])
     np.testing.assert_allclose(at.best_psnr, decomposition.best_psnr_db(full.values, (16, 12), np.ptp(volume[4]))[:6])

@@ -115,7 +115,7 @@ class SliceWidget(RunWidget):
         return 1
 
     @property
-    def analyse(self) -> MatrixAnalysis | None:
+    def analysis(self) -> MatrixAnalysis | None:
         """SVD that is shown."""
         return self._at
 
