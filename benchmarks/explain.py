@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from napari_gsvolume import explain
 from napari_gsvolume.settings import validated
-from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.schemes import build_scheme
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
 
@@ -55,8 +55,8 @@ def streaming(rows: int = 10_000_000, features: int = 64, block: int = 65_536) -
 
 def jacobian(k: int = 8, side: int = 64, columns: int = 64) -> None:
     """Of so many columns of the dense Jacobian, the time of all is extrapolated."""
-    settings = validated(TrainSRSettings, scheme="b")
-    model = scheme(settings).eval()
+    settings = validated(TrainSRSettings, scheme="residual")
+    model = build_scheme(settings).eval()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         for p in model.parameters():

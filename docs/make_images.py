@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.cli.app import main
-from napari_gsvolume.super_resolution.training import SRTraining
+from napari_gsvolume.super_resolution import train_superresolution
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -120,8 +120,8 @@ def svd_learn(seconds: float) -> None:
     """Train a super-resolution on the anatomical phantom from the SVD widget, and take a picture of its end."""
     viewer, widget = opened("SVD")
     viewer.window.resize(1400, 1000)
-    widget.tabs.setCurrentWidget(widget.learn)
-    widget.learn.form.fields["time_limit"].value = seconds
+    widget.tabs.setCurrentWidget(widget.train)
+    widget.train.form.fields["time_limit"].value = seconds
     run(widget)
     shoot(viewer, "svd-learn.png")
     viewer.close()
@@ -129,9 +129,9 @@ def svd_learn(seconds: float) -> None:
 
 def trained(path: Path) -> None:
     """Train the super-resolution of the worked example in explain.md."""
-    training = SRTraining([anatomical_phantom(96)[0]], factor=2.0, channels=24, blocks=4, batch=8, iterations=240)
-    *_, last = training.steps()
-    training.result(last).model.save(path)
+    volume = anatomical_phantom(96)[0]
+    result = train_superresolution([volume], factor=2.0, channels=24, blocks=4, batch_size=8, iterations=240)
+    result.model.save(path)
 
 
 def explain(model: Path) -> None:

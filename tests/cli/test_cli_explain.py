@@ -19,7 +19,7 @@ from napari_gsvolume.explain.models.inputs import Volume, images_for
 from napari_gsvolume.explain.models.loading import load_model
 from napari_gsvolume.explain.settings import ExplainSettings
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
-from napari_gsvolume.super_resolution.training import train_sr
+from napari_gsvolume.super_resolution.training import train_superresolution
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,7 +118,7 @@ def inputs(tmp_path_factory):
     colours = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, np.eye(4)), folder / "rgb.nii.gz")
     (folder / "factories_of_test_cli.py").write_text(FACTORIES)
-    model = train_sr([anatomical_phantom(20)[0]], channels=4, blocks=1, batch=2, iterations=1).model
+    model = train_superresolution([anatomical_phantom(20)[0]], channels=4, blocks=1, batch_size=2, iterations=1).model
     for n in (1, 2, 10):  # its last layer begins at 0, and is to give something
         model.scheme.network.tail.weight.data.normal_(0, 0.01 * n)
         model.save(folder / f"sr-{n}.safetensors")
@@ -169,7 +169,7 @@ def test_a_super_resolution(run, inputs, tmp_path) -> None:
     assert len(page.images) == 1 + len(expected) + 1
     assert all(source.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for source in page.images)
     assert "script" not in page.seen
-    assert "scheme b, edsr, factor 2" in page.words
+    assert "scheme residual, edsr, factor 2" in page.words
     assert "Attention is left out" in page.words
     assert len(rows(out / "jacobian.csv")) == 3
     assert json.loads((out / "settings.json").read_text())["settings"]["k"] == 3

@@ -13,7 +13,7 @@ from torch import nn
 from napari_gsvolume import vessel_phantom
 from napari_gsvolume.explain.tracking.checkpoints import compare, epochs_of, natural, track_checkpoints, tracked
 from napari_gsvolume.explain.tracking.tracker import COLUMNS, Tracker
-from napari_gsvolume.super_resolution.training import SRTraining
+from napari_gsvolume.super_resolution.training import train_superresolution_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -351,11 +351,12 @@ class TestFollowing:
     def test_our_own_training(self) -> None:
         """A super-resolution is followed at its judgments, and learns the very same."""
         volume = vessel_phantom(24)[0]
-        settings = {"channels": 8, "blocks": 1, "batch": 2, "iterations": 5}
-        alone = list(SRTraining([volume], **settings).steps())
-        training = SRTraining([volume], **settings)
-        tracker = Tracker(training.scheme, None, [held.low for held in training.planes.held_out])
-        steps = list(tracked(training.steps(), tracker))
+        settings = {"channels": 8, "blocks": 1, "batch_size": 2, "iterations": 5}
+        alone = list(train_superresolution_steps([volume], **settings))[1:]
+        training = train_superresolution_steps([volume], **settings)
+        first = next(training)
+        tracker = Tracker(first.scheme, None, [validation.low for validation in first.validation_sets])
+        steps = list(tracked(training, tracker))
         assert [s.best_db for s in steps] == [s.best_db for s in alone]
         seen = tracker.evolution("network.body.0.first")
         np.testing.assert_array_equal(seen.epochs, [p.iteration for p in steps[-1].history])

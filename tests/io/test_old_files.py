@@ -17,8 +17,9 @@ from napari_gsvolume.io.nifti import read_nifti, write_nifti
 from napari_gsvolume.rendering.cameras import Cameras, load_images
 from napari_gsvolume.rendering.splats.ply import read_splats, write_splats
 from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction
-from napari_gsvolume.super_resolution.model import SRModel, superresolve
-from napari_gsvolume.tomography.projections import read_projections, sidecar_scan, write_projections
+from napari_gsvolume.super_resolution.model import SRModel
+from napari_gsvolume.super_resolution.upsampling import superresolve
+from napari_gsvolume.tomography.projections import read_projections, write_projections
 from napari_gsvolume.tomography.scan import Scan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,6 +42,29 @@ CAMERAS = names("*.npz")
 CAMERAS.remove("expected.npz")
 TRANSFERS = names("transfer*.json")
 GEOMETRIES = names("projections-*.json") + names("geometry-*.json")
+
+
+# Settings of super-resolution models in files of version 0.1.0, and in files of today.
+SETTINGS = {
+    "axes": "upsample_axes",
+    "axis": "slice_axis",
+    "functions": "basis",
+    "order": "spline_degree",
+    "patch": "patch_size",
+    "batch": "batch_size",
+    "lambda_squared": "l2_weight",
+    "lambda_absolute": "l1_weight",
+    "lambda_consistency": "consistency_weight",
+    "lambda_orthogonality": "orthogonality_weight",
+    "lambda_perceptual": "perceptual_weight",
+    "lambda_adversarial": "adversarial_weight",
+    "perceptual": "perceptual_features",
+    "learn_weights": "uncertainty_weighting",
+    "weighting": "frequency_weighting",
+    "random_signs": "sign_flips",
+    "hold_out": "validation_fraction",
+}
+VALUES = {("scheme", "a"): "singular-vectors", ("scheme", "b"): "residual", ("functions", "decoders"): "learned"}
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +233,8 @@ class TestSuperResolution:
         )
         assert model.metrics == json.loads(str(truth["metrics"]))
         low = told("superresolved")["low"]
-        low = low if settings.axes == "in-plane" else np.repeat(low, 2, 0)
-        finer = superresolve(low, model, 0, settings.axes, project=settings.project)
+        low = low if settings.upsample_axes == "in-plane" else np.repeat(low, 2, 0)
+        finer = superresolve(low, model, upsample_axes=settings.upsample_axes, project=settings.project).volume
         scale = np.ptp(truth["finer"])
         np.testing.assert_allclose(finer / scale, truth["finer"] / scale, atol=1e-5)
 
@@ -232,9 +256,18 @@ class TestSuperResolution:
             assert torch.equal(again.scheme.state_dict()[key], tensor)
 
     @pytest.mark.parametrize("name", MODELS)
-    def test_written_again_they_say_the_same(self, name, tmp_path) -> None:
+    def test_written_again_they_say_the_same_under_new_names(self, name, tmp_path) -> None:
         SRModel.load(FOLDER / name).save(tmp_path / name)
-        assert contents_of(tmp_path / name) == contents_of(FOLDER / name)
+        (old, old_tensors), (new, new_tensors) = contents_of(FOLDER / name), contents_of(tmp_path / name)
+        assert new_tensors == old_tensors
+        old_texts, new_texts = old.pop("__metadata__"), new.pop("__metadata__")
+        assert new == old
+        assert (old_texts["format"], new_texts["format"]) == ("napari-gsvolume/sr/1", "napari-gsvolume/sr/2")
+        assert new_texts["metrics"] == old_texts["metrics"]
+        old_settings, new_settings = (json.loads(texts["settings"]) for texts in (old_texts, new_texts))
+        assert len(new_settings) == len(old_settings)
+        for field, value in old_settings.items():
+            assert new_settings[SETTINGS.get(field, field)] == VALUES.get((field, value), value)
 
 
 def test_the_table_of_a_training(told) -> None:

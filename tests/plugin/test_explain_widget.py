@@ -13,7 +13,7 @@ from helpers.clicking import LEFT, SLOW, click, run
 from napari_gsvolume import vessel_phantom
 from napari_gsvolume.grid import Grid
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
-from napari_gsvolume.super_resolution.training import SRTraining
+from napari_gsvolume.super_resolution.training import train_superresolution
 
 SHAPE = (8, 20, 24)
 BLOB = (slice(2, 6), slice(6, 12), slice(10, 18))
@@ -34,10 +34,9 @@ def volume():
 @pytest.fixture(scope="module")
 def sr_file(tmp_path_factory):
     """Return the file of a super-resolution that learnt for a few iterations."""
-    training = SRTraining([vessel_phantom(24)[0]], factor=2.0, channels=8, blocks=1, iterations=3)
-    *_, last = training.steps()
+    result = train_superresolution([vessel_phantom(24)[0]], factor=2.0, channels=8, blocks=1, iterations=3)
     path = tmp_path_factory.mktemp("models") / "sr.safetensors"
-    training.result(last).model.save(path)
+    result.model.save(path)
     return path
 
 
@@ -370,9 +369,7 @@ def test_the_report_is_written(open_widget, qtbot, volume, tmp_path, monkeypatch
 
 def test_a_training_is_followed(open_widget, qtbot, tmp_path, monkeypatch):
     data = vessel_phantom(24)[0].astype(np.float32)
-    training = SRTraining([data], factor=2.0, channels=8, blocks=1, iterations=2)
-    *_, last = training.steps()
-    model = training.result(last).model
+    model = train_superresolution([data], factor=2.0, channels=8, blocks=1, iterations=2).model
     (tmp_path / "run").mkdir()
     for epoch in range(3):
         for p in model.scheme.parameters():

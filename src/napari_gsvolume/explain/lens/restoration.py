@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...super_resolution.bspline import spline
+from ...super_resolution.bspline import upsample_bspline
 from ...super_resolution.model import SRModel
 from ...svd.decomposition import SliceSVD as Modes
 from ...svd.decomposition import decompose
@@ -225,7 +225,7 @@ def checked_slices(
     middle = low[:, low.shape[1] // 2]
     if factors is None:
         factors = [n / m for n, m in zip(target.shape[1:], low.shape[2:], strict=True)]
-    base = spline(middle.double(), factors)
+    base = upsample_bspline(middle.double(), factors)
     if base.shape != target.shape:
         raise InputError(f"Finer slices are {tuple(base.shape[1:])}, and targets {tuple(target.shape[1:])}.")
     return low, target.double().numpy(), base.numpy()

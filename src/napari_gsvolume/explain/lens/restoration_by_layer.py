@@ -24,7 +24,7 @@ from ..decomposition.streaming_svd import EXACT
 from .restoration import Lens, Predicts, checked_slices, of_images, predicted
 
 if TYPE_CHECKING:
-    from ...super_resolution.training import SRTraining
+    from ...super_resolution.training import SRTrainingStep
 
 
 def lens_over_layers(
@@ -126,10 +126,10 @@ class LensTracker:
         self.history: tuple[LensRecord, ...] = ()
 
     @classmethod
-    def of_training(cls, training: SRTraining) -> LensTracker:
-        """Return a tracker of the slices that a training holds out, of its first volume."""
-        held = training.planes.held_out[0]
-        return cls(held.low, held.target, training.settings.factors)
+    def of_training(cls, step: SRTrainingStep) -> LensTracker:
+        """Return a tracker of the validation set of a training, given any of its steps; of its first volume."""
+        validation = step.validation_sets[0]
+        return cls(validation.low, validation.target, step.scheme.settings.factors)
 
     def record(self, epoch: int, model: Predicts) -> LensRecord:
         """Look at a model, which stays as it is; an epoch recorded again is replaced.

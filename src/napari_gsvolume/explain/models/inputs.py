@@ -252,7 +252,7 @@ def _of_super_resolution(loaded: ExplainedModel, volumes: list[Volume], settings
     along = "zyx".index(settings.axis)
     half = trained.depth // 2
     shifts = tuple(range(-half, half + 1))
-    if any(volume.data.ndim == 2 for volume in volumes) or trained.axes == "in-plane":
+    if any(volume.data.ndim == 2 for volume in volumes) or trained.upsample_axes == "in-plane":
         layout = Layout(_others(along), along, shifts)
     else:  # rows are along the axis that becomes finer
         across, columns = _others(along)

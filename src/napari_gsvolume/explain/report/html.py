@@ -197,8 +197,8 @@ def _model(loaded: ExplainedModel) -> dict[str, str]:
     if loaded.settings is not None:
         s = loaded.settings
         facts["Trained as"] = (
-            f"scheme {s.scheme}{f', {s.backbone}' if s.scheme == 'b' else ''}, factor {s.factor:g}, {s.axes}, "
-            f"{s.degradation}"
+            f"scheme {s.scheme}{f', {s.backbone}' if s.scheme == 'residual' else ''}, factor {s.factor:g}, "
+            f"{s.upsample_axes}, {s.degradation}"
         )
     return facts
 

@@ -162,7 +162,11 @@ class ModelTab(QWidget):
 
     def _said(self, loaded: ExplainedModel) -> str:
         s = loaded.settings
-        kind = "A network" if s is None else f"A super-resolution, scheme {s.scheme}, factor {s.factor:g}, {s.axes}"
+        kind = (
+            "A network"
+            if s is None
+            else f"A super-resolution, scheme {s.scheme}, factor {s.factor:g}, {s.upsample_axes}"
+        )
         return f"{kind}, {loaded.parameters:,} numbers learnt."
 
     def _add(self, parent: QTreeWidgetItem, module: nn.Module, path: str) -> None:

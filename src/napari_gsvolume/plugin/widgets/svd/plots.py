@@ -1,4 +1,4 @@
-"""Plots of singular values, of those of all slices, and of a mode's functions, in napari's colours."""
+"""Plots of singular values, of spectra of all slices, and of singular vectors, in napari's colours."""
 
 from __future__ import annotations
 
@@ -13,28 +13,23 @@ from napari.viewer import Viewer
 from numpy.typing import NDArray
 
 from ..shared.plots import DockPlot, move_axis_right
-from .slice_matrix import Analysed, Curve
+from .slice_matrix import Curve, MatrixAnalysis
 from .worker import Spectra
 
-VALUE_COLOR, ENERGY_COLOR, _RANK, _THRESHOLD, MODE_COLOR = (
-    "tab:cyan",
-    "tab:orange",
-    "tab:pink",
-    "tab:olive",
-    "tab:purple",
-)
-_LEAST = 1e-12  # of the largest singular value: rounding, which a logarithm would make the most of
-_DARKEST = 1e-5  # of the largest in the heat map
+VALUE_COLOR, ENERGY_COLOR, MODE_COLOR = "tab:cyan", "tab:orange", "tab:purple"
+_RANK, _THRESHOLD = "tab:pink", "tab:olive"
+_LEAST = 1e-12  # relative to the largest singular value: below, there are rounding errors only
+_DARKEST = 1e-5  # lower end of the heat map, relative to the largest singular value
 
 
 class MarkedPlot(DockPlot):
-    """A plot with marks that move over it without all being drawn anew: that would be slower than a slider is moved.
+    """Plot with marks that move over it without drawing all of it again, which would be too slow for a slider.
 
     Parameters
     ----------
     viewer : napari.Viewer
     on_click : callable, optional
-        Is given the x coordinate of a click on the plot.
+        Called with the x coordinate of a click on the plot.
     """
 
     def __init__(self, viewer: Viewer, on_click: Callable[[float], None] | None = None) -> None:
@@ -75,15 +70,15 @@ class MarkedPlot(DockPlot):
 
 
 class SpectrumPlot(MarkedPlot):
-    """Singular values by their logarithm (left axis) and cumulative energy (right axis), over the mode from 1.
+    """Singular values (left axis, logarithmic) and cumulative energy (right axis) over the mode number.
 
     Attributes
     ----------
     axes, energy : Axes
     rank, mode : Line2D
-        The vertical line at the rank, and the point of the chosen mode.
+        Vertical line at the rank, and circle of the selected mode.
     threshold : Line2D or None
-        Of Gavish and Donoho, dashed.
+        Threshold of Gavish and Donoho, dashed.
     """
 
     def __init__(self, viewer: Viewer, on_click: Callable[[float], None]) -> None:
@@ -94,11 +89,11 @@ class SpectrumPlot(MarkedPlot):
         self.threshold: Any = None
         self._values: NDArray[Any] = np.empty(0)
         self._fit_in(160, 230)
-        self.canvas.setToolTip("Click on a mode to choose it")
+        self.canvas.setToolTip("Click on a mode to select it")
         self.setVisible(False)
 
-    def show_spectrum(self, of: Analysed | None, rank: int, k: int) -> None:
-        """Draw the values of a matrix; None hides the plot."""
+    def show_spectrum(self, of: MatrixAnalysis | None, rank: int, k: int) -> None:
+        """Draw the singular values of a matrix; None hides the plot."""
         self.setVisible(of is not None)
         if of is None:
             return
@@ -134,7 +129,7 @@ class SpectrumPlot(MarkedPlot):
         self._draw_all()
 
     def mark(self, rank: int, k: int) -> None:
-        """Move the line to a rank, and the circle to a mode."""
+        """Move the line to a rank and the circle to a mode."""
         if not len(self._values):
             return
         self.rank.set_xdata([rank, rank])
@@ -143,14 +138,14 @@ class SpectrumPlot(MarkedPlot):
 
 
 class HeatMap(MarkedPlot):
-    """Singular values of all slices as colours, by their logarithm: a column a slice.
+    """Heat map of the singular values of all slices (logarithmic): one column a slice.
 
     Attributes
     ----------
     axes : Axes
     picture : AxesImage or None
     slice : Line2D
-        The vertical line at the current slice.
+        Vertical line at the current slice.
     """
 
     def __init__(self, viewer: Viewer, on_click: Callable[[float], None]) -> None:
@@ -165,19 +160,25 @@ class HeatMap(MarkedPlot):
         self.setVisible(False)
 
     def show_spectra(self, of: Spectra | None, current: int) -> None:
-        """Draw the values of a volume's slices; None hides the plot."""
+        """Draw the singular values of the slices of a volume; None hides the plot."""
         self.setVisible(of is not None)
         if of is None:
             self.picture = None
             return
         largest = max(float(np.nanmax(of.values)), 1e-300)
-        shown = np.log10(np.fmax(of.values / largest, _DARKEST)).T  # fmax: what is not done is as dark as nothing
+        shown = np.log10(np.fmax(of.values / largest, _DARKEST)).T  # fmax: NaN of slices to come becomes dark
         label = of.source.grid.axis_labels[of.axis]
         self.axes.clear()
         self.picture = self.axes.imshow(
-            shown, aspect="auto", cmap="viridis", origin="upper", interpolation="nearest",
-            vmin=float(np.log10(_DARKEST)), vmax=0, extent=(-0.5, of.count - 0.5, len(shown) + 0.5, 0.5),
-        )  # fmt: skip
+            shown,
+            aspect="auto",
+            cmap="viridis",
+            origin="upper",
+            interpolation="nearest",
+            vmin=float(np.log10(_DARKEST)),
+            vmax=0,
+            extent=(-0.5, of.count - 0.5, len(shown) + 0.5, 0.5),
+        )
         if self._colours is None:
             self._colours = self.figure.colorbar(self.picture, ax=self.axes, fraction=0.06, pad=0.02)
         else:
@@ -204,7 +205,7 @@ class HeatMap(MarkedPlot):
 
 
 class ModePlot(DockPlot):
-    """The vectors of a mode as samples, and the functions made of them; u above v.
+    """Singular vectors of a mode as samples and as functions; u above v.
 
     Attributes
     ----------
@@ -219,7 +220,7 @@ class ModePlot(DockPlot):
         self.setVisible(False)
 
     def show_mode(self, k: int, curves: Sequence[Curve], picture: tuple[str, NDArray[Any]] | None = None) -> None:
-        """Draw the vectors of mode k, counted from 1; of an unfolding the second is a picture. None hide the plot."""
+        """Draw the vectors of mode k, counted from 1; `picture` is v of an unfolding. No curves hide the plot."""
         self.setVisible(bool(curves))
         names = [f"$u_{{{k}}}$", f"$v_{{{k}}}$"]
         for axes in self.panels:
