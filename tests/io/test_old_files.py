@@ -19,7 +19,7 @@ from napari_gsvolume.rendering.splats.ply import read_splats, write_splats
 from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction
 from napari_gsvolume.super_resolution.model import SRModel
 from napari_gsvolume.super_resolution.upsampling import superresolve
-from napari_gsvolume.tomography.projections import read_projections, write_projections
+from napari_gsvolume.tomography.projections import read_projections, sidecar_scan, write_projections
 from napari_gsvolume.tomography.scan import Scan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
