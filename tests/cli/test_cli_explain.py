@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from napari_gsvolume import Grid, anatomical_phantom
 from napari_gsvolume.explain import activations
 from napari_gsvolume.explain import explanation as running
-from napari_gsvolume.explain.models.inputs import Volume, images_for
+from napari_gsvolume.explain.models.inputs import Volume, prepare_images
 from napari_gsvolume.explain.models.loading import load_model
 from napari_gsvolume.explain.settings import ExplainSettings
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
@@ -145,7 +145,7 @@ def test_a_super_resolution(run, inputs, tmp_path) -> None:
     assert (code, err) == (0, "")
     assert "network.head: 4 features" in text
     loaded = load_model(inputs / "sr-10.safetensors")
-    images = images_for(loaded, [Volume.of("ct", VOLUME)], ExplainSettings())
+    images = prepare_images(loaded, [Volume.of("ct", VOLUME)], ExplainSettings())
     expected = activations(loaded.model, images, None, 3, max_samples=100_000)
     layers = {row["layer"]: row for row in rows(out / "layers.csv")}
     assert list(layers) == list(expected)

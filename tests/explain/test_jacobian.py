@@ -9,7 +9,7 @@ from torch import nn
 
 from helpers.networks_to_explain import MAKE, Network, network, noise
 from napari_gsvolume import explain
-from napari_gsvolume.explain.models.forward import tensors
+from napari_gsvolume.explain.models.forward import iterate_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,9 +33,9 @@ def dense(w: Network):
     if w.by is not None:
         dict(model.named_modules())[w.by].register_forward_hook(put)
     else:
-        point = next(tensors(batch)).requires_grad_()
+        point = next(iterate_tensors(batch)).requires_grad_()
     given = model(**batch) if isinstance(batch, dict) else model(*batch) if isinstance(batch, tuple) else model(batch)
-    result = next(tensors(given)).flatten()
+    result = next(iterate_tensors(given)).flatten()
     [rows] = torch.autograd.grad(result, point, torch.eye(len(result), dtype=result.dtype), is_grads_batched=True)
     return rows.flatten(1).numpy()
 
@@ -83,7 +83,7 @@ def test_spectra_with_clusters_and_gaps(rows, columns) -> None:
 
 
 def test_a_small_basis_begins_anew(monkeypatch) -> None:
-    monkeypatch.setattr("napari_gsvolume.explain.decomposition.jacobian._BASIS_BYTES", 0)
+    monkeypatch.setattr("napari_gsvolume.explain.build_components.jacobian._BASIS_BYTES", 0)
     w = network("cnn")
     x = noise(1, 1, 16, 16)
     model = w.model[:5]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from napari_gsvolume.explain import activations, block_groups, linear_probe, probe_steps
-from napari_gsvolume.explain.concepts.cross_validation import cross_validated
+from napari_gsvolume.explain.concepts.cross_validation import cross_validate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,8 +52,8 @@ class TestProbe:
         assert np.mean([p.main.p <= 0.05 for p in found]) <= 0.4  # of 6 tests at 0.05, 3 or more: P = 0.002
         assert abs(np.mean([p.main.mean for p in found]) - 0.5) < 0.12
         X = np.repeat(np.random.default_rng(0).standard_normal((30, 20)), 9, 0)
-        leaking = cross_validated(X, np.repeat(CLASS, 9), np.arange(270), "classes")["auc"].mean
-        honest = cross_validated(X, np.repeat(CLASS, 9), np.repeat(np.arange(30), 9), "classes")["auc"].mean
+        leaking = cross_validate(X, np.repeat(CLASS, 9), np.arange(270), "classes")["auc"].mean
+        honest = cross_validate(X, np.repeat(CLASS, 9), np.repeat(np.arange(30), 9), "classes")["auc"].mean
         assert leaking > 0.9
         assert honest < 0.75
 
@@ -125,6 +125,6 @@ def test_intervals_hold_the_true_figure() -> None:
         rng = np.random.default_rng(seed)
         y = np.arange(100) % 2
         X = rng.standard_normal((100, 1)) + 1.0 * y[:, None]
-        low, high = cross_validated(X, y, np.arange(100), "classes", seed=seed)["accuracy"].interval
+        low, high = cross_validate(X, y, np.arange(100), "classes", seed=seed)["accuracy"].interval
         hits += low <= 0.6915 <= high  # the cumulative normal at 0.5
     assert hits >= 25  # at 95 %, fewer: P = 0.003

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from napari_gsvolume.explain.concepts.concept_maps import concept_maps
-from napari_gsvolume.explain.explanation import explain, explain_steps, layer_figures
+from napari_gsvolume.explain.explanation import explain, explain_steps, layer_metrics
 from napari_gsvolume.explain.findings.finding import Finding
 from napari_gsvolume.explain.models.inputs import Volume
 from napari_gsvolume.explain.models.loading import ExplainedModel
-from napari_gsvolume.explain.report.html import report, view
-from napari_gsvolume.explain.report.tables import findings
+from napari_gsvolume.explain.report.html import draw_map_view, render_report
+from napari_gsvolume.explain.report.tables import findings_table
 from napari_gsvolume.explain.settings import ExplainSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,9 +31,9 @@ def test_names_are_escaped() -> None:
     result = explain(
         ExplainedModel(network(), name, weights=name), [Volume.of(name, WAVES)], ExplainSettings(what="all", patch=4)
     )
-    views = [view(maps, result.images) for step in concept_maps(result.loaded.model, result.images, result.layers)
-             for maps in step.maps]  # fmt: skip
-    page = report(result, views, [f"concepts/{name}/0.nii.gz"])
+    steps = concept_maps(result.loaded.model, result.images, result.layers)
+    views = [draw_map_view(maps, result.images) for step in steps for maps in step.maps]
+    page = render_report(result, views, [f"concepts/{name}/0.nii.gz"])
     assert len(views) == 2
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -47,9 +47,9 @@ def test_what_is_found_and_what_it_says() -> None:
     assert progress[-1] == 1
     result = steps[-1].result
     [dead] = [f for f in result.findings if f.kind == "dead units"]
-    assert dead.sentence in report(result)
+    assert dead.sentence in render_report(result)
     assert dead.subject == "1"
-    f = layer_figures(result.layers["0"])
+    f = layer_metrics(result.layers["0"])
     s = result.layers["0"].spectrum
     assert f["participation_ratio"] == pytest.approx(np.square(s).sum() ** 2 / (s**4).sum())
     assert f["stable_rank"] == pytest.approx(np.square(s).sum() / s[0] ** 2)
@@ -66,7 +66,7 @@ def test_a_layer_finer_than_the_image_has_a_finer_grid() -> None:
 
 
 def test_a_table_of_findings_keeps_commas_and_digits() -> None:
-    text = findings([Finding("drift", "a", 'One, "two".', 1 / 3, 0.5, interval=(0.1, 0.2))])
+    text = findings_table([Finding("drift", "a", 'One, "two".', 1 / 3, 0.5, interval=(0.1, 0.2))])
     assert text.splitlines()[1] == 'drift,a,,,,0.3333333333333333,0.5,0.1,0.2,,"One, ""two""."'
 
 
@@ -74,4 +74,4 @@ def test_it_stops_and_says_so() -> None:
     settings = ExplainSettings(what="all")
     *_, last = explain_steps(ExplainedModel(network(), "net"), [Volume.of("waves", WAVES)], settings, stop=lambda: True)
     assert last.result.empty
-    assert "Stopped before it was finished." in report(last.result)
+    assert "Stopped before it was finished." in render_report(last.result)

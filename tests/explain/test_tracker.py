@@ -11,7 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from napari_gsvolume import vessel_phantom
-from napari_gsvolume.explain.tracking.checkpoints import compare, epochs_of, natural, track_checkpoints, tracked
+from napari_gsvolume.explain.tracking.checkpoints import (
+    compare_domains,
+    parse_epochs,
+    track_checkpoints,
+    track_training_steps,
+)
 from napari_gsvolume.explain.tracking.tracker import COLUMNS, Tracker
 from napari_gsvolume.super_resolution.training import SRTraining
 
@@ -148,10 +153,10 @@ class TestPlanted:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
         images = normal(12, 1, 10, 10, seed=3)
-        found = compare(model, images, images + 1, ["0", "2"], names=("as it was", "brighter"), paired=True)
+        found = compare_domains(model, images, images + 1, ["0", "2"], names=("as it was", "brighter"), paired=True)
         assert kinds(found) == {"drift"}
         assert "brighter" in found[0].subject
-        assert compare(model, images, normal(12, 1, 10, 10, seed=4), ["0", "2"]) == []
+        assert compare_domains(model, images, normal(12, 1, 10, 10, seed=4), ["0", "2"]) == []
 
 
 class TestRealTraining:
@@ -338,11 +343,11 @@ class TestFollowing:
 
     def test_order_and_epochs(self, tmp_path) -> None:
         names = ["run2/e1.pt", "run10/e1.pt", "run2/e10.pt", "run2/e9.pt"]
-        ordered = sorted((tmp_path / name for name in names), key=natural)
+        ordered = sorted((tmp_path / name for name in names), key=natural_key)
         assert [str(p.relative_to(tmp_path)) for p in ordered] == [names[0], names[3], names[2], names[1]]
-        assert epochs_of(ordered) == [0, 1, 2, 3]  # the number of the epoch starts anew
-        assert epochs_of(ordered[:3]) == [1, 9, 10]
-        assert epochs_of([tmp_path / "first.pt", tmp_path / "last.pt"]) == [0, 1]
+        assert parse_epochs(ordered) == [0, 1, 2, 3]  # the number of the epoch starts anew
+        assert parse_epochs(ordered[:3]) == [1, 9, 10]
+        assert parse_epochs([tmp_path / "first.pt", tmp_path / "last.pt"]) == [0, 1]
 
     def test_no_checkpoints(self, refused) -> None:
         with refused(ValueError, "no checkpoints"):
@@ -355,7 +360,7 @@ class TestFollowing:
         alone = list(SRTraining([volume], **settings).steps())
         training = SRTraining([volume], **settings)
         tracker = Tracker(training.scheme, None, [held.low for held in training.planes.held_out])
-        steps = list(tracked(training.steps(), tracker))
+        steps = list(track_training_steps(training.steps(), tracker))
         assert [s.best_db for s in steps] == [s.best_db for s in alone]
         seen = tracker.evolution("network.body.0.first")
         np.testing.assert_array_equal(seen.epochs, [p.iteration for p in steps[-1].history])
@@ -372,7 +377,7 @@ class TestFollowing:
 
         tracker = Tracker(model, None, normal(20, 3))
         with pytest.warns(UserWarning, match=r"ended at iteration 3: .*NaN"):
-            assert len(list(tracked(steps(), tracker))) == 4
+            assert len(list(track_training_steps(steps(), tracker))) == 4
         np.testing.assert_array_equal(tracker.evolution("0").epochs, [0, 1, 2])
 
     def test_closing_closes_the_steps(self) -> None:
@@ -386,7 +391,7 @@ class TestFollowing:
                 closed.append(True)
 
         tracker = Tracker(linear(np.eye(3)), None, normal(20, 3))
-        following = tracked(steps(), tracker)
+        following = track_training_steps(steps(), tracker)
         for _ in range(5):
             next(following)
         following.close()

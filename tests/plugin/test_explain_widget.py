@@ -390,14 +390,14 @@ def test_a_training_is_followed(open_widget, qtbot, tmp_path, monkeypatch):
     np.testing.assert_allclose(shown.get_xdata(), (0, 1, 2))
     np.testing.assert_allclose(shown.get_ydata(), followed.layers["network.head"].effective_ranks)
     # The table of it says the same.
-    from napari_gsvolume.explain.models.inputs import Volume, images_for
+    from napari_gsvolume.explain.models.inputs import Volume, prepare_images
     from napari_gsvolume.explain.models.loading import load_model
     from napari_gsvolume.explain.settings import TrackSettings
     from napari_gsvolume.explain.tracking.tracker import Tracker
 
     loaded = load_model(tmp_path / "run" / "epoch-0.safetensors")
     settings = TrackSettings(slices=4)
-    tracker = Tracker(loaded.model, None, images_for(loaded, [Volume.of("T1", data[:10])], settings), k=4)
+    tracker = Tracker(loaded.model, None, prepare_images(loaded, [Volume.of("T1", data[:10])], settings), k=4)
     for epoch in (0, 1):
         tracker.record(epoch)
     tracker.to_csv(tmp_path / "evolution.csv")

@@ -73,8 +73,8 @@ def explain(
     from ..explain.concepts.concept_maps import concept_maps
     from ..explain.explanation import explain_steps
     from ..explain.models.loading import load_model
-    from ..explain.report.html import report, view
-    from ..explain.report.tables import tables
+    from ..explain.report.html import draw_map_view, render_report
+    from ..explain.report.tables import build_tables
 
     loaded = load_model(model, weights)
     volumes = _volumes(sources)
@@ -94,14 +94,14 @@ def explain(
                 for maps in at.maps:
                     name = f"concepts/{volumes[maps.volume].name}/{_file_name(maps.layer)}.nii.gz"
                     folder.nifti(name, maps.values, maps.grid, like=list(sources.values())[maps.volume])
-                    views.append(view(maps, result.images))
+                    views.append(draw_map_view(maps, result.images))
                 show("Mapping concepts", 0.6 + 0.4 * at.done / at.total, "")
                 if stop():
                     break
-        for name, text in tables(result).items():
+        for name, text in build_tables(result).items():
             folder.text(name, text)
         folder.text("settings.json", _as_json(_facts(result)))
-        folder.text("report.html", report(result, views, folder.written))
+        folder.text("report.html", render_report(result, views, folder.written))
     if json_:
         print(json.dumps(_facts(result), allow_nan=False))
     elif not quiet:
@@ -140,18 +140,18 @@ def track(
     paths = _expanded(checkpoints)
     folder = OutputFolder(out, [*images, *paths])
     sources = _read(images, time_point)
-    from ..explain.models.inputs import images_for
-    from ..explain.models.loading import ExplainedModel, checkpoint_loader, load_model, named_layers
-    from ..explain.report.html import tracking_report
-    from ..explain.report.tables import findings
-    from ..explain.tracking.checkpoints import natural, track_checkpoints
+    from ..explain.models.inputs import prepare_images
+    from ..explain.models.loading import ExplainedModel, checkpoint_loader, load_model, match_layers
+    from ..explain.report.html import render_tracking_report
+    from ..explain.report.tables import findings_table
+    from ..explain.tracking.checkpoints import natural_key, track_checkpoints
 
-    paths = sorted(paths, key=natural)
+    paths = sorted(paths, key=natural_key)
     loaded = None if model is None else load_model(model)
     load = checkpoint_loader(loaded)
     first = load_model(paths[0]) if loaded is None else ExplainedModel(load(paths[0]), loaded.name, sr=loaded.sr)
-    inputs = images_for(first, _volumes(sources), asked)
-    names = named_layers(first.model, asked.layers)
+    inputs = prepare_images(first, _volumes(sources), asked)
+    names = match_layers(first.model, asked.layers)
     more = {"k": asked.k, "max_samples": max(asked.max_samples, 64 * len(inputs.places)), "seed": asked.seed}
     done = []
     with StopSignal() as stop:
@@ -168,8 +168,8 @@ def track(
         folder.make()
         tracker.to_csv(folder.path("evolution.csv"))
         found = tracker.findings()
-        folder.text("findings.csv", findings(found))
-        folder.text("report.html", tracking_report(tracker, first, inputs, asked, done, folder.written))
+        folder.text("findings.csv", findings_table(found))
+        folder.text("report.html", render_tracking_report(tracker, first, inputs, asked, done, folder.written))
     if json_:
         facts = {"epochs": sorted({r.epoch for r in tracker.history}), "findings": [f.sentence for f in found]}
         print(json.dumps(facts, allow_nan=False))
@@ -219,7 +219,7 @@ def _file_name(layer: str) -> str:
 def _facts(result: Explanation) -> dict[str, Any]:
     """Return what an explanation came to, ready for JSON."""
     from .. import __version__
-    from ..explain.explanation import layer_figures
+    from ..explain.explanation import layer_metrics
 
     return {
         "model": result.loaded.name,
@@ -229,7 +229,7 @@ def _facts(result: Explanation) -> dict[str, Any]:
         "settings": result.settings.model_dump(),
         "images": [volume.name for volume in result.images.volumes],
         "inputs": len(result.images.places),
-        "layers": {name: layer_figures(d) | {"values": d.values.tolist()} for name, d in result.layers.items()},
+        "layers": {name: layer_metrics(d) | {"values": d.values.tolist()} for name, d in result.layers.items()},
         "jacobians": [of.decomposition.values.tolist() for of in result.jacobians],
         "findings": [f.sentence for f in result.findings],
         "notes": list(result.notes),
@@ -242,13 +242,13 @@ def _as_json(facts: dict[str, Any]) -> str:
 
 
 def _tell(result: Explanation, folder: OutputFolder) -> None:
-    from ..explain.explanation import layer_figures
-    from ..explain.models.loading import named
+    from ..explain.explanation import layer_metrics
+    from ..explain.models.loading import layer_label
 
     print(f"{result.loaded.name}: {len(result.images.places)} inputs, {result.seconds:.1f} s")
     for name, d in list(result.layers.items())[:_SHOWN]:
-        f = layer_figures(d)
-        print(f"  {named(name)}: {d.features} features, effective rank {f['effective_rank']:.2f}")
+        f = layer_metrics(d)
+        print(f"  {layer_label(name)}: {d.features} features, effective rank {f['effective_rank']:.2f}")
     if len(result.layers) > _SHOWN:
         print(f"  ... {len(result.layers) - _SHOWN} more layers in layers.csv")
     for of in result.jacobians:

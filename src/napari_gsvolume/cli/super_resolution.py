@@ -173,9 +173,9 @@ def _trained(
 
     steps, written = training.steps(stop), 0
     if tracker is not None:
-        from ..explain.tracking.checkpoints import tracked
+        from ..explain.tracking.checkpoints import track_training_steps
 
-        steps = tracked(steps, tracker)
+        steps = track_training_steps(steps, tracker)
     with progress_bar(quiet) as show:
         for step in steps:
             stop.begun = True

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from .concepts.cav import Concept, Examples, concept_vector, sensitivities
     from .concepts.concept_maps import concept_maps
     from .concepts.cross_validation import Measure
-    from .concepts.interventions import Counterfactual, Edit, edited, spread
+    from .concepts.interventions import Counterfactual, Edit, apply_edits, component_rms
     from .concepts.labels import block_groups, labels_at
     from .concepts.patches import ConceptMap, Patch, Patches, concept_map, top_patches
     from .concepts.probing import LinearProbe, linear_probe, probe_steps
-    from .concepts.tcav import TCAV, TCAVStep, run_tcav, tcav_steps
+    from .concepts.tcav import TCAV, TCAVStep, tcav, tcav_steps
     from .decomposition.activations import activation_steps, activations
-    from .decomposition.alignment import aligned, principal_angles
+    from .decomposition.alignment import align_components, principal_angles
     from .decomposition.attention import Attention, attention
     from .decomposition.components import Components, SampleLocations
     from .decomposition.jacobian import gradients, jacobian
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
         stable_rank,
     )
     from .decomposition.nmf import NMFComponents, nmf
-    from .decomposition.sampling import CaptureStep
-    from .decomposition.streaming_svd import StreamingSVD, streamed_svd
+    from .decomposition.sampling import ActivationStep
+    from .decomposition.streaming_svd import StreamingSVD, compute_streaming_svd
     from .explanation import Explanation, explain_steps
     from .findings.finding import Finding, Thresholds
     from .lens.restoration import ImageLens, Lens, image_lens, sr_lens
     from .lens.restoration_by_layer import LensRecord, LensTracker, lens_over_layers
-    from .models.inputs import Volume, images_for
+    from .models.inputs import Volume, prepare_images
     from .models.loading import ExplainedModel, load_model
     from .settings import ExplainSettings, TrackSettings
-    from .tracking.checkpoints import compare, track_checkpoints, tracked
+    from .tracking.checkpoints import compare_domains, track_checkpoints, track_training_steps
     from .tracking.tracker import Tracker
 
 _HOMES = {
     "Attention": ".decomposition.attention",
-    "CaptureStep": ".decomposition.sampling",
+    "ActivationStep": ".decomposition.sampling",
     "Concept": ".concepts.cav",
     "ConceptMap": ".concepts.patches",
     "Counterfactual": ".concepts.interventions",
@@ -76,20 +76,20 @@ _HOMES = {
     "Volume": ".models.inputs",
     "activation_steps": ".decomposition.activations",
     "activations": ".decomposition.activations",
-    "aligned": ".decomposition.alignment",
+    "align_components": ".decomposition.alignment",
     "attention": ".decomposition.attention",
     "block_groups": ".concepts.labels",
-    "compare": ".tracking.checkpoints",
+    "compare_domains": ".tracking.checkpoints",
     "component_gradient": ".concepts.attribution",
     "concept_map": ".concepts.patches",
     "concept_maps": ".concepts.concept_maps",
     "concept_vector": ".concepts.cav",
-    "edited": ".concepts.interventions",
+    "apply_edits": ".concepts.interventions",
     "effective_rank": ".decomposition.metrics",
     "explain_steps": ".explanation",
     "gradients": ".decomposition.jacobian",
     "image_lens": ".lens.restoration",
-    "images_for": ".models.inputs",
+    "prepare_images": ".models.inputs",
     "jacobian": ".decomposition.jacobian",
     "labels_at": ".concepts.labels",
     "lens_over_layers": ".lens.restoration_by_layer",
@@ -102,22 +102,22 @@ _HOMES = {
     "probe_steps": ".concepts.probing",
     "rank_me": ".decomposition.metrics",
     "redundant_heads": ".decomposition.metrics",
-    "run_tcav": ".concepts.tcav",
+    "tcav": ".concepts.tcav",
     "sensitivities": ".concepts.cav",
-    "spread": ".concepts.interventions",
+    "component_rms": ".concepts.interventions",
     "sr_lens": ".lens.restoration",
     "stable_rank": ".decomposition.metrics",
-    "streamed_svd": ".decomposition.streaming_svd",
+    "compute_streaming_svd": ".decomposition.streaming_svd",
     "tcav_steps": ".concepts.tcav",
     "top_patches": ".concepts.patches",
     "track_checkpoints": ".tracking.checkpoints",
-    "tracked": ".tracking.checkpoints",
+    "track_training_steps": ".tracking.checkpoints",
 }
 
 __all__ = [
     "TCAV",
+    "ActivationStep",
     "Attention",
-    "CaptureStep",
     "Components",
     "Concept",
     "ConceptMap",
@@ -146,20 +146,21 @@ __all__ = [
     "Volume",
     "activation_steps",
     "activations",
-    "aligned",
+    "align_components",
+    "apply_edits",
     "attention",
     "block_groups",
-    "compare",
+    "compare_domains",
     "component_gradient",
+    "component_rms",
+    "compute_streaming_svd",
     "concept_map",
     "concept_maps",
     "concept_vector",
-    "edited",
     "effective_rank",
     "explain_steps",
     "gradients",
     "image_lens",
-    "images_for",
     "jacobian",
     "labels_at",
     "lens_over_layers",
@@ -168,20 +169,19 @@ __all__ = [
     "load_model",
     "nmf",
     "participation_ratio",
+    "prepare_images",
     "principal_angles",
     "probe_steps",
     "rank_me",
     "redundant_heads",
-    "run_tcav",
     "sensitivities",
-    "spread",
     "sr_lens",
     "stable_rank",
-    "streamed_svd",
+    "tcav",
     "tcav_steps",
     "top_patches",
     "track_checkpoints",
-    "tracked",
+    "track_training_steps",
 ]
 
 

@@ -16,12 +16,12 @@ from .decomposition.attention import Attention, attention
 from .decomposition.components import Components
 from .decomposition.jacobian import jacobian
 from .decomposition.metrics import participation_ratio
-from .findings.attention_heads import heads_alike
+from .findings.attention_heads import find_similar_heads
 from .findings.finding import Finding, Thresholds
-from .findings.layer_detectors import collapse, dead_units, redundant_units
-from .findings.probe_inputs import ProbeInputs, covariance
-from .models.inputs import Images, Place, Volume, images_for
-from .models.loading import ExplainedModel, named_layers
+from .findings.layer_detectors import find_collapse, find_dead_units, find_redundant_units
+from .findings.probe_inputs import ProbeInputs, unit_covariance
+from .models.inputs import Images, Place, Volume, prepare_images
+from .models.loading import ExplainedModel, match_layers
 from .settings import ExplainSettings
 
 _ATTENDED = 16  # inputs whose attention is decomposed, at most
@@ -33,7 +33,7 @@ LAYER_FIGURES = ("features", "samples", "effective_rank", "stable_rank", "partic
 
 
 @dataclass(frozen=True, eq=False)
-class JacobianOf:
+class InputJacobian:
     """The Jacobian of a model at one input.
 
     Attributes
@@ -61,7 +61,7 @@ class Explanation:
     settings : ExplainSettings
     layers : dict of str to Components
         Of activations, by layer.
-    jacobians : tuple of JacobianOf
+    jacobians : tuple of InputJacobian
     attention : Attention, or None
     attended : tuple of Place
         The inputs that `attention` is of.
@@ -75,7 +75,7 @@ class Explanation:
     images: Images
     settings: ExplainSettings
     layers: dict[str, Components] = field(default_factory=dict)
-    jacobians: tuple[JacobianOf, ...] = ()
+    jacobians: tuple[InputJacobian, ...] = ()
     attention: Attention | None = None
     attended: tuple[Place, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -138,12 +138,12 @@ def explain_steps(
     """
     s = settings or ExplainSettings()
     began = time.perf_counter()
-    names = named_layers(loaded.model, s.layers)
+    names = match_layers(loaded.model, s.layers)
     yield ExplainStep(0.0, "Looking at what the model takes")
-    images = images_for(loaded, volumes, s)
+    images = prepare_images(loaded, volumes, s)
     parts = _parts(s)
     layers: dict[str, Components] = {}
-    jacobians: list[JacobianOf] = []
+    jacobians: list[InputJacobian] = []
     heads: Attention | None = None
     attended: list[Place] = []
     findings: list[Finding] = []
@@ -174,7 +174,7 @@ def explain_steps(
                 notes.append(f"Attention is left out: {error}")
             else:
                 few = images.of(attended[:: math.ceil(len(attended) / _COMPARED)])
-                findings += heads_alike(loaded.model, few, names, Thresholds(), seed=s.seed)
+                findings += find_similar_heads(loaded.model, few, names, Thresholds(), seed=s.seed)
     notes += [f"The layer {name} gives 0 for all of these images." for name, d in layers.items() if not d.k]
     result = Explanation(
         loaded, images, s, layers, tuple(jacobians), heads, tuple(attended), tuple(findings), tuple(notes),
@@ -183,7 +183,7 @@ def explain_steps(
     yield ExplainStep(1.0, "Done", result)
 
 
-def layer_figures(decomposition: Components) -> dict[str, float]:
+def layer_metrics(decomposition: Components) -> dict[str, float]:
     """Return the figures of a layer by the names in `LAYER_FIGURES`.
 
     Ranks are of all values that are known; ``complete`` says whether these are all. ``energy`` is that of the modes
@@ -201,7 +201,7 @@ def layer_figures(decomposition: Components) -> dict[str, float]:
     }
 
 
-def by_input(decomposition: Components, inputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def input_statistics(decomposition: Components, inputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard deviation of the coordinates of each input's samples, (inputs, k); NaN where none is."""
     d = decomposition
     assert d.places is not None
@@ -237,18 +237,18 @@ def _activations(
     found: list[Finding] = []
     thresholds = Thresholds()
     for name, d in ProbeInputs(images).decomposed(loaded.model, list(layers), max_samples=samples, seed=s.seed).items():
-        here = collapse(name, d.spectrum, d.features, thresholds, total=d.total)
-        units = None if here else covariance(d)  # of a layer that has collapsed, all units are alike
+        here = find_collapse(name, d.spectrum, d.features, thresholds, total=d.total)
+        units = None if here else unit_covariance(d)  # of a layer that has collapsed, all units are alike
         if units is not None:
-            here += dead_units(name, np.sqrt(np.clip(np.diag(units), 0, None)), thresholds)
-            here += redundant_units(name, units, thresholds)
+            here += find_dead_units(name, np.sqrt(np.clip(np.diag(units), 0, None)), thresholds)
+            here += find_redundant_units(name, units, thresholds)
         found += here
     yield 1.0, "Looked at the layers", (layers, found)
 
 
 def _jacobians(
     loaded: ExplainedModel, images: Images, s: ExplainSettings, names: list[str] | None, stop: Callable[[], bool]
-) -> Iterator[tuple[float, JacobianOf | None]]:
+) -> Iterator[tuple[float, InputJacobian | None]]:
     """Yield the Jacobians at the middle input of each volume, of the output, or of the layers that were asked for."""
     volumes = sorted({place.volume for place in images.places})
     layers: list[str | None] = [None] if names is None else list(names)
@@ -271,4 +271,4 @@ def _jacobians(
                 products=_PRODUCTS,
             )
             done += 1
-            yield done / total, JacobianOf(place, layer or "", d)
+            yield done / total, InputJacobian(place, layer or "", d)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ..models.forward import Batch, call, evaluation_mode, tensors
+from ..models.forward import Batch, call_model, evaluation_mode, iterate_tensors
 from ..models.hooks import check_direction, intercept_layer, with_replaced_tensor
 
 
@@ -71,10 +71,10 @@ def component_gradient(
             raise InputError(f"The layer {layer!r} has the grid {tuple(grid)}; there is no position {tuple(position)}.")
         projected.append(along.flatten(1)[:, int(np.ravel_multi_index(tuple(position), tuple(grid)))].sum())
 
-    source = real(inputs)
+    source = find_real_tensor(inputs)
     point = source.detach().clone().requires_grad_()
     with evaluation_mode(model, seed), torch.enable_grad(), intercept_layer(model, layer, see, features_axis):
-        call(model, with_replaced_tensor(inputs, source, point * 1))  # a leaf must not be changed in place
+        call_model(model, with_replaced_tensor(inputs, source, point * 1))  # a leaf must not be changed in place
     if not projected:
         raise InputError(f"The layer {layer!r} is never called by the model.")
     total = torch.stack(projected).sum()
@@ -84,9 +84,9 @@ def component_gradient(
     return np.zeros(point.shape) if gradient is None else gradient.cpu().numpy()
 
 
-def real(batch: Batch) -> Tensor:
+def find_real_tensor(batch: Batch) -> Tensor:
     """Return the first tensor of real numbers in a batch; raise ValueError if there is none."""
-    for tensor in tensors(batch):
+    for tensor in iterate_tensors(batch):
         if tensor.is_floating_point() and tensor.ndim:
             return tensor
     raise InputError(

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...types import Float64Array, IntArray
 from ..decomposition.components import Components
-from ..models.forward import Inputs, batches, call, evaluation_mode
+from ..models.forward import Inputs, call_model, evaluation_mode, iterate_batches
 from ..models.hooks import intercept_layer
-from .cross_validation import Measure, cross_validated
-from .labels import labels_at, permuted, rows_of
+from .cross_validation import Measure, cross_validate
+from .labels import labels_at, permute_labels, reconstruct_activations
 
 Fit = Literal["logistic", "difference"]
 
@@ -93,9 +93,9 @@ def concept_vector(
     ValueError
         If labels do not fit, or the concept is in fewer than two inputs, or lacking in fewer.
     """
-    X, y, groups = sorted_examples(decomposition, labels)
-    auc = cross_validated(X, y, groups, "classes", seed=seed)["auc"]
-    return Concept(direction_of(X, y, fit), auc, decomposition.layer, fit)
+    X, y, groups = select_examples(decomposition, labels)
+    auc = cross_validate(X, y, groups, "classes", seed=seed)["auc"]
+    return Concept(fit_direction(X, y, fit), auc, decomposition.layer, fit)
 
 
 def sensitivities(
@@ -129,7 +129,7 @@ def sensitivities(
         If `of` gives other things, or does not depend on the layer; or the model cannot be called so.
     """
     rows = []
-    for number, batch in enumerate(batches(inputs)):
+    for number, batch in enumerate(iterate_batches(inputs)):
         leaves: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
 
         def see(tensor: Tensor, view: Callable[[Tensor], Tensor], leaves: list[Any] = leaves) -> Tensor | None:
@@ -144,7 +144,7 @@ def sensitivities(
             torch.enable_grad(),
             intercept_layer(model, layer, see, features_axis),
         ):
-            given = of(call(model, batch))
+            given = of(call_model(model, batch))
             if not leaves:
                 raise InputError(f"The layer {layer!r} is never called by the model.")
             leaf, view = leaves[0]
@@ -163,7 +163,7 @@ def sensitivities(
     return np.concatenate(rows)
 
 
-def direction_of(X: Float64Array, y: IntArray, fit: Fit) -> Float64Array:
+def fit_direction(X: Float64Array, y: IntArray, fit: Fit) -> Float64Array:
     """Return the unit direction (features,) from samples of class 0 to those of class 1."""
     direction = X[y == 1].mean(0) - X[y == 0].mean(0)
     if fit == "logistic":
@@ -175,18 +175,18 @@ def direction_of(X: Float64Array, y: IntArray, fit: Fit) -> Float64Array:
     return np.asarray(direction / max(float(np.linalg.norm(direction)), 1e-300))
 
 
-def random_direction(
+def fit_random_direction(
     X: Float64Array, y: IntArray, groups: IntArray, fit: Fit, rng: np.random.Generator
 ) -> Float64Array:
     """Return the direction (features,) of a random concept: labels dealt out anew, to samples without the concept."""
     without = y == 0
     while True:
-        labels = permuted(y, groups, rng)[without]
+        labels = permute_labels(y, groups, rng)[without]
         if len(np.unique(labels)) == 2:
-            return direction_of(X[without], labels, fit)
+            return fit_direction(X[without], labels, fit)
 
 
-def sorted_examples(
+def select_examples(
     decomposition: Components, labels: ArrayLike | Sequence[ArrayLike]
 ) -> tuple[Float64Array, IntArray, IntArray]:
     """Return activations (n, features), whether they are of the concept (n,), and their inputs (n,)."""
@@ -194,7 +194,7 @@ def sorted_examples(
     if places is None:
         raise InputError("These samples have no places, so they have no labels.")
     y = labels_at(places, labels)
-    X, whose = rows_of(decomposition), places.input
+    X, whose = reconstruct_activations(decomposition), places.input
     if all(np.ndim(one) == 0 for one in labels):  # type: ignore[union-attr]
         inputs, first, count = np.unique(whose, return_index=True, return_counts=True)
         order = np.argsort(whose, kind="stable")

@@ -12,7 +12,7 @@ from ...types import Float32Array
 from ..decomposition.activations import passes
 from ..decomposition.components import Components
 from ..models.inputs import Images
-from ..models.outputs import Pieces, select_modules
+from ..models.outputs import LayerOutput, select_modules
 from .grids import ConceptMaps, assemble_maps, tensor_like, to_grid
 
 _BUDGET = 2**30  # bytes of maps that are made in one go
@@ -68,7 +68,7 @@ def concept_maps(
     for group in groups:
         found: dict[str, dict[int, Float32Array] | None] = {name: {} for name in group}
 
-        def take(name: str, pieces: Pieces, found: dict[str, dict[int, Float32Array] | None] = found) -> None:
+        def take(name: str, pieces: LayerOutput, found: dict[str, dict[int, Float32Array] | None] = found) -> None:
             taken = found[name]
             if taken is None:
                 return

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ...errors import InputError
 from ...types import Float64Array, IntArray
-from .labels import permuted
+from .labels import permute_labels
 
 Kind = Literal["classes", "values"]
 
@@ -69,7 +69,7 @@ class Measure:
         return float((1 + (self.chance >= self.mean).sum()) / (1 + len(self.chance)))
 
 
-def cross_validated(
+def cross_validate(
     X: Float64Array,
     y: NDArray[Any],
     groups: IntArray,
@@ -107,14 +107,14 @@ def cross_validated(
     fitted = (kind, folds, regularisation, seed)
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # small fits, many times
         true, shares = _crossed(X, y, groups, *fitted)
-        chance = [_crossed(X, permuted(y, groups, rng), groups, *fitted)[0] for _ in range(permutations)]
+        chance = [_crossed(X, permute_labels(y, groups, rng), groups, *fitted)[0] for _ in range(permutations)]
     return {
         name: Measure(np.array(values), np.array([_mean(c[name]) for c in chance]), shares)
         for name, values in true.items()
     }
 
 
-def linear_directions(X: Float64Array, y: NDArray[Any], kind: Kind, regularisation: float = 1.0) -> Float64Array:
+def fit_linear_directions(X: Float64Array, y: NDArray[Any], kind: Kind, regularisation: float = 1.0) -> Float64Array:
     """Return the unit directions (features, outputs) along which what is read changes fastest."""
     fitted = _fit(X, y, kind, regularisation)
     weights = np.atleast_2d(fitted[-1].coef_) / fitted[0].scale_

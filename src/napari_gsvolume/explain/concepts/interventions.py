@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_map  # of whatever modules give
 
 from ...errors import InputError
 from ..decomposition.components import Components
-from ..models.forward import Batch, call, evaluation_mode, first_tensor, forward_hooks
+from ..models.forward import Batch, call_model, evaluation_mode, find_tensor, forward_hooks
 from ..models.hooks import check_direction, intercept_layer
 from ..models.outputs import ForwardCall, select_modules, typed_modules
-from .labels import onto_grid
+from .labels import resample_labels
 
 How = Literal["add", "scale", "remove"]
 
@@ -28,7 +28,7 @@ class Edit:
     """A layer's activations moved along a direction.
 
     Moved far, activations are such as the network never saw, and what it gives then says little: stay within what
-    `spread` and the layer's scores have. What changes is the effect of the direction as such, with all that the
+    `component_rms` and the layer's scores have. What changes is the effect of the direction as such, with all that the
     network does after the layer; that the network came to it by the same way in an input is not said.
 
     Parameters
@@ -89,14 +89,14 @@ class Edit:
 
     @classmethod
     def of_mode(cls, decomposition: Components, mode: int, amount: float = 1.0, how: How = "add", **more: Any) -> Edit:
-        """Return an edit along a component, whose amount, when added, is in its `spread`.
+        """Return an edit along a component, whose amount, when added, is in its `component_rms`.
 
         Raises
         ------
         ValueError
             If there is no such mode.
         """
-        length = spread(decomposition, mode) if how == "add" else 1.0
+        length = component_rms(decomposition, mode) if how == "add" else 1.0
         more.setdefault("mean", decomposition.mean)
         return cls(decomposition.layer, length * decomposition.concepts[:, mode], amount, how, **more)
 
@@ -119,12 +119,12 @@ class Edit:
             grid = tuple(rows.shape[1:-1])
             if self.mask.ndim != len(grid):
                 raise InputError(f"The mask has {self.mask.ndim} axes, and the layer {self.layer!r} a grid of {grid}.")
-            here = self.mask if self.mask.shape == grid else onto_grid(self.mask, grid)
+            here = self.mask if self.mask.shape == grid else resample_labels(self.mask, grid)
             change = change * torch.from_numpy(np.ascontiguousarray(here)).to(rows.device)[..., None]
         rows += change
 
 
-def spread(decomposition: Components, mode: int) -> float:
+def component_rms(decomposition: Components, mode: int) -> float:
     """Return the root mean square of the projections of samples on a component.
 
     Raises
@@ -138,7 +138,7 @@ def spread(decomposition: Components, mode: int) -> float:
 
 
 @contextmanager
-def edited(model: nn.Module, *edits: Edit) -> Iterator[None]:
+def apply_edits(model: nn.Module, *edits: Edit) -> Iterator[None]:
     """Within, calls of the model are under the edits; afterwards it is as before, after errors too.
 
     Each call of the layer is edited. Nothing else of the model changes: call it in evaluation mode for what it gives.
@@ -204,7 +204,7 @@ class Counterfactual:
                 if m in typed:
                     now.note(m, _, given)
                 if ended:
-                    self._axis = now.axis(layer, m, first_tensor(given, f"The layer {layer!r}"), None)
+                    self._axis = now.axis(layer, m, find_tensor(given, f"The layer {layer!r}"), None)
                 else:
                     self._before.add(names[m])
 
@@ -214,7 +214,7 @@ class Counterfactual:
                 stack.callback(handle.remove)
             stack.enter_context(forward_hooks(dict.fromkeys(names, end)))
             with evaluation_mode(model, seed), torch.no_grad():
-                self.unedited = tree_map(_copied, call(model, batch))
+                self.unedited = tree_map(_copied, call_model(model, batch))
                 """What the model gives without an edit."""
         if not ended:
             raise InputError(f"The layer {layer!r} is never called by the model.")
@@ -228,7 +228,7 @@ class Counterfactual:
         Raises
         ------
         ValueError
-            As of `edited`; or if an edit is of an earlier layer, which is not run again.
+            As of `apply_edits`; or if an edit is of an earlier layer, which is not run again.
         """
         for edit in edits:
             if edit.layer in self._before - {self.layer}:
@@ -243,9 +243,9 @@ class Counterfactual:
         with ExitStack() as stack:
             for module, given in self._kept.items():
                 stack.enter_context(_instead(module, given))
-            stack.enter_context(edited(self._model, *edits))
+            stack.enter_context(apply_edits(self._model, *edits))
             with evaluation_mode(self._model, self._seed), torch.no_grad():
-                return call(self._model, self._batch)
+                return call_model(self._model, self._batch)
 
     def along(self, edit: Edit, amounts: ArrayLike) -> Iterator[tuple[float, Any]]:
         """Yield each of several amounts of an edit, and what the model gives."""

@@ -58,13 +58,13 @@ def labels_at(places: SampleLocations, labels: ArrayLike | Sequence[ArrayLike], 
             raise InputError(
                 f"The labels of input {number} have the shape {array.shape}, and the input that of {expected} voxels."
             )
-        here.append(onto_grid(array, tuple(grid), how).ravel())
+        here.append(resample_labels(array, tuple(grid), how).ravel())
     sizes = np.array([len(one) for one in here])
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     return np.asarray(np.concatenate(here)[starts[places.piece] + places.position])
 
 
-def onto_grid(array: NDArray[Any], grid: tuple[int, ...], how: How = "majority") -> NDArray[Any]:
+def resample_labels(array: NDArray[Any], grid: tuple[int, ...], how: How = "majority") -> NDArray[Any]:
     """Return an array on the grid of an input's voxels at the positions of a layer's grid; see `labels_at`."""
     axes = [np.floor((np.arange(g) + 0.5) * n / g).astype(np.int64) for n, g in zip(array.shape, grid, strict=True)]
     nearest = np.asarray(array[np.ix_(*axes)])
@@ -86,7 +86,7 @@ def onto_grid(array: NDArray[Any], grid: tuple[int, ...], how: How = "majority")
     return np.asarray(values[label].reshape(grid))
 
 
-def rows_of(decomposition: Components) -> Float64Array:
+def reconstruct_activations(decomposition: Components) -> Float64Array:
     """Return A (samples, features) as far as its modes make it up: all of it, of a decomposition with all modes."""
     rows = (decomposition.scores * decomposition.values) @ decomposition.concepts.T
     return np.asarray(rows if decomposition.mean is None else rows + decomposition.mean)
@@ -110,7 +110,7 @@ def block_groups(places: SampleLocations, blocks: int = 4) -> IntArray:
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def permuted(labels: NDArray[Any], groups: IntArray, rng: np.random.Generator) -> NDArray[Any]:
+def permute_labels(labels: NDArray[Any], groups: IntArray, rng: np.random.Generator) -> NDArray[Any]:
     """Return labels as they might lie if they had nothing to do with the samples, which keep their groups.
 
     Labels that are the same within every group are dealt out to the groups anew. Others are given to another group as a

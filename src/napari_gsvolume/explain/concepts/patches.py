@@ -13,8 +13,8 @@ from ...errors import InputError
 from ...grid import Grid
 from ...types import Float64Array
 from ..decomposition.components import Components
-from ..models.forward import Inputs, batches
-from .attribution import real
+from ..models.forward import Inputs, iterate_batches
+from .attribution import find_real_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +185,7 @@ def top_patches(
         raise InputError(f"There is no mode {mode}; they are 0 to {decomposition.k - 1}.")
     if min(count, size, per_input) < 1:
         raise InputError(f"Count, size and patches of an input are 1 or more; got {count}, {size} and {per_input}.")
-    images = [image for batch in batches(inputs) for image in real(batch).detach()]
+    images = [image for batch in iterate_batches(inputs) for image in find_real_tensor(batch).detach()]
     whose, centres = places.input, places.coordinates
     if whose.max() >= len(images) or images[0].ndim != centres.shape[1] + 1:
         raise InputError(

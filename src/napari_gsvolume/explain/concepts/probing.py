@@ -16,8 +16,8 @@ from ..decomposition.activations import activation_steps
 from ..decomposition.components import Components, SampleLocations
 from ..decomposition.streaming_svd import EXACT
 from ..models.forward import Inputs
-from .cross_validation import Kind, Measure, cross_validated, linear_directions
-from .labels import How, labels_at, rows_of
+from .cross_validation import Kind, Measure, cross_validate, fit_linear_directions
+from .labels import How, labels_at, reconstruct_activations
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,25 +127,29 @@ def linear_probe(
     whose = places.input if groups is None else np.asarray(groups)
     if whose.shape != y.shape:
         raise InputError(f"There are {len(y)} samples, and groups of the shape {whose.shape}.")
-    X = rows_of(decomposition) if of == "activations" else np.asarray(decomposition.scores, dtype=np.float64)
+    X = (
+        reconstruct_activations(decomposition)
+        if of == "activations"
+        else np.asarray(decomposition.scores, dtype=np.float64)
+    )
     if kind == "values":
         kept = np.isfinite(y.astype(np.float64))
     else:
         kept = y >= 0 if y.dtype.kind in "iuf" else np.ones(len(y), dtype=bool)
     X, y, whose = X[kept], y[kept], whose[kept]
     fitted = (kind, folds, regularisation, seed)
-    measures = cross_validated(X, y, whose, *fitted, permutations=permutations)
+    measures = cross_validate(X, y, whose, *fitted, permutations=permutations)
     selectivity = None
     if control:
         name = next(iter(measures))
-        random = cross_validated(X, _control(places, y, kept, seed), whose, *fitted)
+        random = cross_validate(X, _control(places, y, kept, seed), whose, *fitted)
         selectivity = measures[name].mean - random[name].mean
     return LinearProbe(
         decomposition.layer,
         kind,
         measures,
         selectivity,
-        linear_directions(X, y, kind, regularisation),
+        fit_linear_directions(X, y, kind, regularisation),
         tuple(np.unique(y).tolist()) if kind == "classes" else (),
         len(y),
         len(np.unique(whose)),

@@ -72,7 +72,7 @@ class Positions:
         return sample if sample >= 0 else None
 
 
-def positions(decomposition: Components, images: Images, volume: int) -> Positions:
+def locate_samples(decomposition: Components, images: Images, volume: int) -> Positions:
     """Return where the samples of a layer lie in one of the images.
 
     Raises
@@ -101,7 +101,7 @@ def positions(decomposition: Components, images: Images, volume: int) -> Positio
     return Positions(np.nan_to_num(maps.values[0], nan=-1).astype(np.int32), maps.grid)
 
 
-def on_slab(piece: NDArray[Any], place: Place, images: Images) -> tuple[NDArray[np.float32], Grid]:
+def place_on_slice(piece: NDArray[Any], place: Place, images: Images) -> tuple[NDArray[np.float32], Grid]:
     """Return what a model gave for one input, along the input's axes, as an array on a grid over its slice.
 
     One voxel thick across the slice, with finer voxels where the output is finer; the whole volume for inputs that are

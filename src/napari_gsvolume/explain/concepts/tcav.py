@@ -18,9 +18,9 @@ from ...types import Float64Array
 from ..decomposition.activations import activations
 from ..decomposition.components import Components
 from ..decomposition.streaming_svd import EXACT
-from ..models.forward import Inputs, batches
+from ..models.forward import Inputs, iterate_batches
 from ..models.hooks import check_direction
-from .cav import Concept, Examples, Fit, concept_vector, random_direction, sensitivities, sorted_examples
+from .cav import Concept, Examples, Fit, concept_vector, fit_random_direction, select_examples, sensitivities
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class TCAVStep:
     result: dict[str, TCAV] | None = field(default=None, repr=False)
 
 
-def run_tcav(
+def tcav(
     model: nn.Module,
     inputs: Inputs,
     layers: Sequence[str],
@@ -164,14 +164,14 @@ def tcav_steps(
     features_axis: int | None = None,
     seed: int = 0,
 ) -> Iterator[TCAVStep]:
-    """Yield a step after each random concept of `run_tcav`; the last one has the result."""
+    """Yield a step after each random concept of `tcav`; the last one has the result."""
     least = int(np.ceil(len(layers) / alpha)) - 1
     if randoms < least:
         raise InputError(
             f"With {randoms} random concepts and {len(layers)} layers no score can be significant at {alpha:g}; take "
             f"{least} or more."
         )
-    if iter(batches(inputs)) is inputs or iter(batches(examples.inputs)) is examples.inputs:
+    if iter(iterate_batches(inputs)) is inputs or iter(iterate_batches(examples.inputs)) is examples.inputs:
         raise InputError("Inputs and examples are needed several times; give lists of them.")
     shared: dict[str, Any] = {"features_axis": features_axis, "seed": seed}
     taken = activations(model, examples.inputs, layers, EXACT, max_samples=max_samples, **shared)
@@ -180,25 +180,25 @@ def tcav_steps(
         gradients = sensitivities(model, inputs, layer, of, **shared)
         concept = concept_vector(taken[layer], examples.labels, fit=fit, seed=seed)
         check_direction(gradients.shape[1], len(concept.direction), layer)
-        X, y, groups = sorted_examples(taken[layer], examples.labels)
+        X, y, groups = select_examples(taken[layer], examples.labels)
         rng = np.random.default_rng([seed, number])
         along = np.empty((randoms, len(gradients)))
         for k in range(randoms):
-            along[k] = gradients @ random_direction(X, y, groups, fit, rng)
+            along[k] = gradients @ fit_random_direction(X, y, groups, fit, rng)
             yield TCAVStep((number + (k + 1) / randoms) / len(taken), f"Random concepts of {layer}")
         cosines = None
         if decompositions is not None and layer in decompositions:
             check_direction(decompositions[layer].features, len(concept.direction), layer)
             cosines = decompositions[layer].concepts.T @ concept.direction
-        found[layer] = judged(concept, gradients @ concept.direction, along, alpha, cosines)
-    corrected = holm([one.p for one in found.values()])
+        found[layer] = evaluate_tcav(concept, gradients @ concept.direction, along, alpha, cosines)
+    corrected = holm_correction([one.p for one in found.values()])
     results = {
         name: replace(one, p_corrected=float(p)) for (name, one), p in zip(found.items(), corrected, strict=True)
     }
     yield TCAVStep(1.0, "Done", results)
 
 
-def judged(
+def evaluate_tcav(
     concept: Concept,
     along: Float64Array,
     along_random: Float64Array,
@@ -217,7 +217,7 @@ def judged(
     )  # fmt: skip
 
 
-def holm(p_values: Sequence[float]) -> Float64Array:
+def holm_correction(p_values: Sequence[float]) -> Float64Array:
     """Return p-values corrected for being several (S. Holm, Scand. J. Statist. 6, 1979), in the order given."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")

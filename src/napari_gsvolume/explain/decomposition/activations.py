@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ..models.forward import Inputs, batches, call, evaluation_mode, forward_hooks
-from ..models.outputs import ForwardCall, Pieces, select_modules, typed_modules
+from ..models.forward import Inputs, call_model, evaluation_mode, forward_hooks, iterate_batches
+from ..models.outputs import ForwardCall, LayerOutput, select_modules, typed_modules
 from .components import Components, SampleLocations, check_modes
-from .sampling import BUDGET, CaptureStep, Run, Samples, two_passes
+from .sampling import BUDGET, ActivationStep, Run, Samples, decompose_steps
 
 
 def activations(
@@ -83,7 +83,7 @@ def activation_steps(
     features_axis: int | Mapping[str, int] | None = None,
     output: Callable[[Any], Tensor] | None = None,
     budget: int = BUDGET,
-) -> Iterator[CaptureStep]:
+) -> Iterator[ActivationStep]:
     """Yield a step after each batch of `activations`; the last one has the result."""
     check_modes(k)
     if max_samples is not None and max_samples < 1:
@@ -91,10 +91,10 @@ def activation_steps(
     modules = select_modules(model, layers)
     taken = {name: Samples(name, k, centre, max_samples, seed) for name in modules}
     run = _runner(model, inputs, modules, taken, seed=seed, features_axis=features_axis, output=output)
-    yield from two_passes(inputs, taken, run, budget, layers is None)
+    yield from decompose_steps(inputs, taken, run, budget, layers is None)
 
 
-def captured(
+def sample_activations(
     model: nn.Module,
     inputs: Inputs,
     layers: Sequence[str] | None,
@@ -119,7 +119,7 @@ def passes(
     model: nn.Module,
     inputs: Inputs,
     modules: Mapping[str, nn.Module],
-    take: Callable[[str, Pieces], None],
+    take: Callable[[str, LayerOutput], None],
     seed: int = 0,
     *,
     features_axis: int | Mapping[str, int] | None = None,
@@ -131,7 +131,7 @@ def passes(
     """
     axes = features_axis if isinstance(features_axis, Mapping) else dict.fromkeys(modules, features_axis)
     first = 0
-    for number, batch in enumerate(batches(inputs)):
+    for number, batch in enumerate(iterate_batches(inputs)):
         now = ForwardCall(batch, first)
 
         def hook(name: str, now: ForwardCall = now) -> Callable[..., None]:
@@ -144,7 +144,7 @@ def passes(
         hooks = {module: hook(name) for name, module in modules.items()}
         # Whoever consumes the steps may do anything between them: the model is itself then.
         with evaluation_mode(model, seed + number), torch.no_grad(), forward_hooks(typed), forward_hooks(hooks):
-            call(model, batch)
+            call_model(model, batch)
         first += now.count
         yield
 
@@ -154,7 +154,7 @@ def _runner(
 ) -> Run:
     """Return what makes `passes` with the samples of the layers of some names."""
 
-    def run(names: Collection[str], take: Callable[[Samples, Pieces], None]) -> Iterator[None]:
+    def run(names: Collection[str], take: Callable[[Samples, LayerOutput], None]) -> Iterator[None]:
         some = {name: modules[name] for name in names}
         return passes(model, inputs, some, lambda name, pieces: take(taken[name], pieces), **more)
 

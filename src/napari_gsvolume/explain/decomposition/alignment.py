@@ -52,7 +52,7 @@ class Alignment:
         return np.asarray(np.sqrt(np.square(np.asarray(values, dtype=np.float64)) @ np.square(self.rotation)))
 
 
-def aligned(
+def align_components(
     reference: ArrayLike, other: ArrayLike, values: ArrayLike | None = None, *, near: float = NEAR
 ) -> Alignment:
     """Match the columns of another orthonormal basis to those of a reference.
@@ -85,7 +85,7 @@ def aligned(
     if R.ndim != 2 or Q.ndim != 2 or len(R) != len(Q):
         raise InputError(f"Two bases of the same features are compared; these have the shapes {R.shape} and {Q.shape}.")
     r, k = R.shape[1], Q.shape[1]
-    blocks = [np.array([j]) for j in range(k)] if values is None else near_equal(values, near)
+    blocks = [np.array([j]) for j in range(k)] if values is None else group_near_equal(values, near)
     if sum(map(len, blocks)) != k:
         raise InputError(f"There are {k} components and {sum(map(len, blocks))} values.")
     overlap = Q.T @ R  # (k, r)
@@ -106,7 +106,7 @@ def aligned(
     return Alignment(order, signs, rotation, cosines)
 
 
-def near_equal(values: ArrayLike, near: float = NEAR) -> list[NDArray[np.intp]]:
+def group_near_equal(values: ArrayLike, near: float = NEAR) -> list[NDArray[np.intp]]:
     """Return the indices of descending values in groups: each less than a part `near` below the one before it."""
     s = np.asarray(values, dtype=np.float64)
     if len(s) == 0:

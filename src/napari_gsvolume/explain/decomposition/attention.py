@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import InputError
 from ...types import Float64Array
-from ..models.forward import Inputs, RefusedError, batches, call, evaluation_mode
-from ..models.outputs import ForwardCall, Pieces, select_modules
+from ..models.forward import Inputs, RefusedError, call_model, evaluation_mode, iterate_batches
+from ..models.outputs import ForwardCall, LayerOutput, select_modules
 from .components import Components, check_modes
 from .metrics import redundant_heads
-from .sampling import BUDGET, Samples, priorities, two_passes
+from .sampling import BUDGET, Samples, decompose_steps, draw_priorities
 
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
 _IN_SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -99,16 +99,16 @@ def attention(
     heads: list[tuple[str, int]] = []
     entropy = _Entropy()
 
-    def run(_: Collection[str], take: Callable[[Samples, Pieces], None]) -> Iterator[None]:
+    def run(_: Collection[str], take: Callable[[Samples, LayerOutput], None]) -> Iterator[None]:
         first, first_pass = 0, stacked.samples == 0
-        for number, batch in enumerate(batches(inputs)):
+        for number, batch in enumerate(iterate_batches(inputs)):
             now = ForwardCall(batch, first)
             with (
                 evaluation_mode(model, seed + number),
                 torch.no_grad(),
                 _Watch(model, names, max_queries, seed) as watch,
             ):
-                call(model, batch)
+                call_model(model, batch)
             heads[:] = [(layer, head) for layer, maps in watch.maps for head in range(maps.shape[1])]
             maps = watch.stacked()  # (B, heads, queries taken, keys)
             if first_pass:
@@ -118,11 +118,11 @@ def attention(
             positions = (queries[:, None] * keys + np.arange(keys)).ravel()
             rows = maps.permute(0, 2, 3, 1).reshape(count, -1, of)
             grid = (watch.length, keys)
-            take(stacked, Pieces(rows, grid, (math.nan, math.nan), *now.numbers("", count), positions))
+            take(stacked, LayerOutput(rows, grid, (math.nan, math.nan), *now.numbers("", count), positions))
             first += now.count
             yield
 
-    for step in two_passes(inputs, {"attention": stacked}, run, budget, False):
+    for step in decompose_steps(inputs, {"attention": stacked}, run, budget, False):
         last = step
     assert last.result is not None
     gram = stacked.gram
@@ -191,7 +191,7 @@ class _Watch(TorchFunctionMode):
 
     def queries(self, length: int) -> NDArray[np.int64]:
         """Return which queries of so many are taken."""
-        drawn = priorities(self._seed, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), length)[0]
+        drawn = draw_priorities(self._seed, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), length)[0]
         return np.sort(np.argsort(drawn, kind="stable")[: self._max_queries])
 
     def stacked(self) -> Tensor:

@@ -172,7 +172,7 @@ class Components:
         return np.asarray(columns[:, mode]).reshape(shape)
 
 
-def decomposition(
+def build_components(
     spectrum: Float64Array, V: Float64Array, U: NDArray[Any], total: float | None = None, **more: Any
 ) -> Components:
     """Return the decomposition of the modes in V (features, k) and U (samples, k), with canonical signs.
@@ -192,7 +192,7 @@ def decomposition(
     return Components(values.copy(), V, U, energy, total, spectrum, **more)
 
 
-def lasting(spectrum: Float64Array, k: int) -> int:
+def count_significant(spectrum: Float64Array, k: int) -> int:
     """Return how many of the first k modes are there: not mere rounding."""
     return int((spectrum[:k] > ROUNDING * spectrum[:1].max(initial=0.0)).sum())
 

@@ -29,16 +29,16 @@ from ..models.forward import (
     Batch,
     Inputs,
     RefusedError,
-    batches,
-    call,
-    changed,
+    call_model,
     evaluation_mode,
-    first_tensor,
+    find_tensor,
     forward_hooks,
-    tensors,
+    iterate_batches,
+    iterate_tensors,
+    map_tensors,
 )
 from ..models.outputs import select_modules
-from .components import Components, check_modes, decomposition, lasting
+from .components import Components, build_components, check_modes, count_significant
 from .streaming_svd import Scores, StreamingSVD
 
 Products = Callable[[Tensor], Tensor]  # (b, ...) to (b, ...)
@@ -163,13 +163,13 @@ def gradients(
         As of `jacobian`; or if `of` gives no such numbers, or the inputs can be had only once.
     """
     check_modes(k)
-    if iter(batches(inputs)) is inputs:
+    if iter(iterate_batches(inputs)) is inputs:
         raise InputError("The inputs are needed twice; give a list of them.")
     shape: tuple[int, ...] = ()
 
     def rows() -> Iterator[NDArray[Any]]:
         nonlocal shape
-        for number, batch in enumerate(batches(inputs)):
+        for number, batch in enumerate(iterate_batches(inputs)):
             with evaluation_mode(model, seed + number):
                 gradient = _gradient(model, batch, of, by)
             shape = tuple(gradient.shape[1:])
@@ -185,7 +185,7 @@ def gradients(
     for block in rows():
         scores.update(block)
     more = {"mean": mean if centre else None, "missed": svd.missed, "feature_shape": shape}
-    return decomposition(spectrum, V, scores.result(), svd.total, layer=by or "", **more)
+    return build_components(spectrum, V, scores.result(), svd.total, layer=by or "", **more)
 
 
 def _gradient(model: nn.Module, batch: Batch, of: Callable[[Any], Tensor], by: str | None) -> Tensor:
@@ -225,10 +225,10 @@ def _source(model: nn.Module, batch: Batch, by: str | None) -> tuple[Tensor, Cal
 
         def see(_: nn.Module, __: Any, given: Any) -> None:
             if not found:
-                found.append(first_tensor(given, f"The layer {name!r}").detach().clone())
+                found.append(find_tensor(given, f"The layer {name!r}").detach().clone())
 
         with forward_hooks({module: see}):
-            call(model, batch)
+            call_model(model, batch)
         if not found:
             raise InputError(f"The layer {name!r} is never called by the model.")
 
@@ -239,12 +239,12 @@ def _source(model: nn.Module, batch: Batch, by: str | None) -> tuple[Tensor, Cal
                 return _with_first(given, rest.pop().clone(), lambda t: True) if rest else given
 
             with forward_hooks({module: put}):
-                return call(model, batch)
+                return call_model(model, batch)
 
         return found[0], run_by
-    for tensor in tensors(batch):
+    for tensor in iterate_tensors(batch):
         if tensor.is_floating_point():
-            return tensor.detach(), lambda point: call(
+            return tensor.detach(), lambda point: call_model(
                 model, _with_first(batch, point.clone(), lambda t: t.is_floating_point())
             )
     raise InputError(
@@ -261,7 +261,7 @@ def _map(
 
     def taken(given: Any) -> Tensor:
         whose = "The model" if layer is None else f"The layer {layer!r}"
-        return first_tensor(given, whose) if output is None else output(given)
+        return find_tensor(given, whose) if output is None else output(given)
 
     def function(x: Tensor) -> Tensor:
         if module is None:
@@ -295,7 +295,7 @@ def _with_first(thing: Any, tensor: Tensor, counts: Callable[[Tensor], bool]) ->
         done = True
         return tensor
 
-    return changed(thing, change)
+    return map_tensors(thing, change)
 
 
 def _products(of: _Map) -> tuple[Products, Products]:
@@ -374,7 +374,7 @@ def _krylov(
         checked = used
         squares, Y = np.linalg.eigh((gram + gram.T) / 2)
         s, Y = np.sqrt(np.maximum(squares[::-1], 0)), Y[:, ::-1]
-        kept = lasting(s, k)
+        kept = count_significant(s, k)
         if kept == 0:
             raise InputError("What comes out does not depend on what it is differentiated by: the Jacobian is 0 here.")
         # J v = s u by construction; what is left of J^T u - s v bounds the error of s, though it is about its root.
@@ -399,7 +399,7 @@ def _krylov(
         pushed = applied(forward, probes - V @ (V.T @ probes), of.point.shape)
         spectrum, total = values, float(np.square(values).sum() + np.square(pushed).sum() / _PROBES)
     worst = float(residuals.max())
-    return decomposition(
+    return build_components(
         spectrum,
         V,
         U,

@@ -13,7 +13,7 @@ from torch import nn
 from ...errors import InputError
 from ...types import Float64Array
 from ..models.forward import Inputs
-from .activations import captured
+from .activations import sample_activations
 from .components import SampleLocations, check_modes
 
 
@@ -82,7 +82,7 @@ def nmf(
 
     check_modes(k)
     result = {}
-    for name, (matrix, places) in captured(model, inputs, layers, max_samples, seed, **more).items():
+    for name, (matrix, places) in sample_activations(model, inputs, layers, max_samples, seed, **more).items():
         if matrix.min() < 0:
             raise InputError(
                 f"The layer {name!r} has negative activations (down to {matrix.min():.3g}), of which there are no "

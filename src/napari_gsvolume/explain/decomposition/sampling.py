@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...types import IntArray
-from ..models.forward import Inputs, RefusedError, batches
-from ..models.outputs import Pieces
-from .components import Components, SampleLocations, decomposition
+from ..models.forward import Inputs, RefusedError, iterate_batches
+from ..models.outputs import LayerOutput
+from .components import Components, SampleLocations, build_components
 from .streaming_svd import Scores, StreamingSVD
 
 BUDGET = 2**30  # bytes of activations that are kept for the scores, of all layers together
@@ -28,7 +28,7 @@ class Samples:
         self.name, self.centre, self.seed = name, centre, seed
         self.samples = 0
         self._svd = StreamingSVD(k, centre=centre)
-        self._tables: list[Pieces] = []  # without their rows
+        self._tables: list[LayerOutput] = []  # without their rows
         self._chosen = None if max_samples is None else _Chosen(max_samples)
         self._kept: list[NDArray[Any]] | None = [] if max_samples is None else None
         self._scores: Scores | None = None
@@ -42,7 +42,7 @@ class Samples:
         """Keep no activations."""
         self._kept = None
 
-    def take(self, pieces: Pieces) -> None:
+    def take(self, pieces: LayerOutput) -> None:
         """Take in what the layer gave."""
         self._check(pieces)
         first = sum(len(table.inputs) for table in self._tables)
@@ -51,7 +51,7 @@ class Samples:
         self.samples += count * positions
         if self._chosen is not None:
             whose = np.where(pieces.inputs < 0, self.samples, pieces.inputs)
-            self._chosen.take(pieces.rows, priorities(self.seed, whose, pieces.parts, positions), first)
+            self._chosen.take(pieces.rows, draw_priorities(self.seed, whose, pieces.parts, positions), first)
             return
         rows = _numbers(pieces.rows.flatten(0, 1))
         self._svd.update(rows)
@@ -86,7 +86,7 @@ class Samples:
         rows = self._chosen.rows()
         return rows, self._places()
 
-    def score(self, pieces: Pieces) -> None:
+    def score(self, pieces: LayerOutput) -> None:
         """Score what the layer gave again."""
         assert self._scores is not None
         self._scores.update(_numbers(pieces.rows.flatten(0, 1)))
@@ -94,7 +94,7 @@ class Samples:
     def result(self) -> Components:
         """Return the decomposition."""
         assert self._scores is not None
-        return decomposition(
+        return build_components(
             self._spectrum,
             self._V,
             self._scores.result(),
@@ -128,7 +128,7 @@ class Samples:
         if self.samples == 0:
             raise InputError(f"The layer {self.name!r} is never called by the model, so it has no activations.")
 
-    def _check(self, pieces: Pieces) -> None:
+    def _check(self, pieces: LayerOutput) -> None:
         features = pieces.rows.shape[-1]
         if self._tables:
             before = self._tables[0]
@@ -146,7 +146,7 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
-class CaptureStep:
+class ActivationStep:
     """How far a capture is.
 
     Attributes
@@ -164,16 +164,16 @@ class CaptureStep:
 
 
 # Calls the model with each batch; the function is called with what each of the named layers gives.
-Run = Callable[[Collection[str], Callable[[Samples, Pieces], None]], Iterator[None]]
+Run = Callable[[Collection[str], Callable[[Samples, LayerOutput], None]], Iterator[None]]
 
 
-def two_passes(
+def decompose_steps(
     inputs: Inputs,
     taken: dict[str, Samples],
     run: Run,
     budget: int,
     uncalled: bool,
-) -> Iterator[CaptureStep]:
+) -> Iterator[ActivationStep]:
     """Run the model for the decompositions, and once more for the scores of what the budget did not keep.
 
     `run(names, take)` calls the model with each batch, and `take` with what each of the named layers gives; layers that
@@ -184,7 +184,7 @@ def two_passes(
         while sum(layer.kept_bytes for layer in taken.values()) > budget:
             max(taken.values(), key=lambda layer: layer.kept_bytes).drop()
         done += 1
-        yield CaptureStep(done, "Running the model")
+        yield ActivationStep(done, "Running the model")
     if done == 0:
         raise InputError("There are no inputs to run the model with.")
     if uncalled:
@@ -193,15 +193,15 @@ def two_passes(
         layer.decompose()
     again = [name for name, layer in taken.items() if not layer.complete]
     if again:
-        if iter(batches(inputs)) is inputs:
+        if iter(iterate_batches(inputs)) is inputs:
             raise InputError(
                 f"The activations take more than {budget / 2**20:.0f} MiB, so the inputs are needed twice; give a list "
                 "of them, or a larger budget, or fewer samples with max_samples=."
             )
         for _ in run(again, Samples.score):
             done += 1
-            yield CaptureStep(done, "Running the model again for the scores")
-    yield CaptureStep(done, "Done", {name: layer.result() for name, layer in taken.items()})
+            yield ActivationStep(done, "Running the model again for the scores")
+    yield ActivationStep(done, "Done", {name: layer.result() for name, layer in taken.items()})
 
 
 class _Chosen:
@@ -241,7 +241,7 @@ class _Chosen:
         self._parts = [(columns[0], columns[1], columns[2], columns[3])]
 
 
-def priorities(seed: int, inputs: IntArray, parts: IntArray, positions: int) -> NDArray[np.uint64]:
+def draw_priorities(seed: int, inputs: IntArray, parts: IntArray, positions: int) -> NDArray[np.uint64]:
     """Return random numbers that depend on the seed and the place of a sample alone, (pieces, positions)."""
 
     def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:  # SplitMix64 (Steele, Lea & Flood 2014)

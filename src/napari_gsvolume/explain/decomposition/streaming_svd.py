@@ -18,7 +18,7 @@ from scipy.linalg import lapack
 
 from ...errors import InputError
 from ...types import Float64Array
-from .components import Components, check_modes, decomposition, lasting
+from .components import Components, build_components, check_modes, count_significant
 
 EXACT = 4096  # features
 _ROWS = 8192  # that are taken in at once, at least
@@ -113,7 +113,7 @@ class StreamingSVD:
             raise InputError("There are no samples to decompose.")
         self._take()
         _, spectrum, Vh = np.linalg.svd(self._factor, full_matrices=False)
-        return spectrum, np.ascontiguousarray(Vh[: lasting(spectrum, self.k)].T), self._mean.copy()
+        return spectrum, np.ascontiguousarray(Vh[: count_significant(spectrum, self.k)].T), self._mean.copy()
 
     @property
     def total(self) -> float:
@@ -167,7 +167,7 @@ class StreamingSVD:
             self._factor = values[: self._carried, None] * Vh[: self._carried]
 
 
-def streamed_svd(
+def compute_streaming_svd(
     blocks: Callable[[], Iterable[ArrayLike]] | Iterable[ArrayLike],
     k: int = 16,
     *,
@@ -196,7 +196,7 @@ def streamed_svd(
     scores = Scores(spectrum, V, mean, svd.rows)
     for block in again():
         scores.update(block)
-    return decomposition(
+    return build_components(
         spectrum, V, scores.result(), svd.total, mean=mean if centre else None, missed=svd.missed
     )  # fmt: skip
 

@@ -10,12 +10,12 @@ from torch import nn
 from ..decomposition.attention import attention as attention_maps
 from ..models.forward import Inputs
 from .finding import Finding, Thresholds
-from .layer_detectors import duplicate_heads
+from .layer_detectors import find_redundant_heads
 
 _ALL_HEADS = 2**16
 
 
-def heads_alike(
+def find_similar_heads(
     model: nn.Module, inputs: Inputs, layers: Sequence[str] | None, thresholds: Thresholds, *, seed: int = 0
 ) -> list[Finding]:
     """Return the heads of each layer that attend alike; see `detectors.duplicate_heads`."""
@@ -30,5 +30,5 @@ def heads_alike(
     found: list[Finding] = []
     for layer in dict.fromkeys(name for name, _ in seen.heads):
         of_layer = [column for column, (name, _) in enumerate(seen.heads) if name == layer]
-        found += duplicate_heads(layer, likeness[np.ix_(of_layer, of_layer)], thresholds)
+        found += find_redundant_heads(layer, likeness[np.ix_(of_layer, of_layer)], thresholds)
     return found

@@ -16,15 +16,23 @@ from ...svd.decomposition import effective_rank
 from ...types import Float64Array
 from ..decomposition.alignment import principal_angles
 from .finding import Finding, Thresholds
-from .input_moments import PerInput
+from .input_moments import InputMoments
 from .layer_detectors import percent
-from .permutation_tests import associations, design, explained, familywise, permuted, standardised, swapped
+from .permutation_tests import (
+    compute_associations,
+    design_matrix,
+    draw_permutations,
+    draw_swaps,
+    explained_variance,
+    familywise_p_values,
+    standardize,
+)
 
 _STANDARD = Thresholds()
 
 
-def attributes(
-    probes: Mapping[str, PerInput],
+def find_attributes(
+    probes: Mapping[str, InputMoments],
     values: Mapping[str, ArrayLike],
     thresholds: Thresholds = _STANDARD,
     *,
@@ -35,7 +43,7 @@ def attributes(
 
     Parameters
     ----------
-    probes : mapping of str to PerInput
+    probes : mapping of str to InputMoments
         By layer.
     values : mapping of str to array_like, (inputs,)
         By attribute: numbers or booleans (Pearson's r), texts (r of two categories, the correlation ratio eta of more).
@@ -52,7 +60,9 @@ def attributes(
     t = thresholds
     columns, which = _columns(probes, t.trace)
     found = []
-    tests = associations(columns, values, alpha=t.alpha, permutations=t.permutations, seed=seed) if values else {}
+    tests = (
+        compute_associations(columns, values, alpha=t.alpha, permutations=t.permutations, seed=seed) if values else {}
+    )
     for name, a in tests.items():
         for j in map(int, np.flatnonzero((a.p_values <= t.alpha) & (np.abs(a.statistic) >= t.correlation))):
             layer, component = which[j]
@@ -72,8 +82,8 @@ def attributes(
     return sorted(found, key=lambda f: -abs(f.statistic))
 
 
-def drift(
-    probes: Mapping[str, PerInput],
+def find_drift(
+    probes: Mapping[str, InputMoments],
     domains: ArrayLike,
     thresholds: Thresholds = _STANDARD,
     *,
@@ -90,7 +100,7 @@ def drift(
 
     Parameters
     ----------
-    probes : mapping of str to PerInput
+    probes : mapping of str to InputMoments
         By layer, of the inputs of all domains together.
     domains : array_like, (inputs,)
         Labels.
@@ -111,19 +121,19 @@ def drift(
     t = thresholds
     columns, which = _columns(probes, t.trace)
     n = len(columns)
-    design(np.asarray(domains).astype(str), n, "The domain")
+    design_matrix(np.asarray(domains).astype(str), n, "The domain")
     names, codes = np.unique(np.asarray(domains).astype(str), return_inverse=True)
-    orders = (swapped if paired else permuted)(n, t.permutations, seed)
-    X = standardised(columns)
+    orders = (draw_swaps if paired else draw_permutations)(n, t.permutations, seed)
+    X = standardize(columns)
     contrasts = [codes == g for g in range(len(names))][: 1 if len(names) == 2 else None]
     titles = [f"{names[0]} and {names[1]}"] if len(names) == 2 else [f"{name} and the others" for name in names]
     counts = {layer: _leading(probe, t.energy) for layer, probe in probes.items()}
     shifts, overlaps = [], []
     for mask in contrasts:
-        shifts.append(explained(X, design(mask, n), orders))
+        shifts.append(explained_variance(X, design_matrix(mask, n), orders))
         apart = [_overlap(probe, mask, orders, counts[layer]) for layer, probe in probes.items()]
         overlaps.append(np.stack(apart, axis=1))
-    p = familywise(np.concatenate([*shifts, *(1 - o for o in overlaps)], axis=1))
+    p = familywise_p_values(np.concatenate([*shifts, *(1 - o for o in overlaps)], axis=1))
     p_shift, p_overlap = np.split(p, [len(contrasts) * len(which)])
     found = []
     for c, (mask, title) in enumerate(zip(contrasts, titles, strict=True)):
@@ -164,8 +174,8 @@ def drift(
     return found
 
 
-def sharpening(
-    probes: Mapping[str, PerInput],
+def find_sharpening(
+    probes: Mapping[str, InputMoments],
     held_out: ArrayLike,
     thresholds: Thresholds = _STANDARD,
     *,
@@ -183,7 +193,7 @@ def sharpening(
 
     Parameters
     ----------
-    probes : mapping of str to PerInput
+    probes : mapping of str to InputMoments
         By layer, of trained and held-out inputs together.
     held_out : array_like of bool, (inputs,)
         Which inputs were not trained on. They have to be of the same kind as the others.
@@ -202,11 +212,11 @@ def sharpening(
     """
     mask = np.asarray(held_out, dtype=bool)
     t = thresholds
-    design(mask, len(mask), "Whether an input is held out")
-    orders = permuted(len(mask), t.permutations, seed)
+    design_matrix(mask, len(mask), "Whether an input is held out")
+    orders = draw_permutations(len(mask), t.permutations, seed)
     statistics = np.stack([_sharpness(probe, mask, orders) for probe in probes.values()], axis=1)
     found = []
-    for layer, now, p in zip(probes, statistics[0], familywise(statistics), strict=True):
+    for layer, now, p in zip(probes, statistics[0], familywise_p_values(statistics), strict=True):
         before = (first or {}).get(layer, 0.0)
         if p > t.alpha or now < t.sharpening or now - before < t.sharpening:
             continue
@@ -223,12 +233,12 @@ def sharpening(
     return found
 
 
-def sharpness(probe: PerInput, held_out: NDArray[np.bool_]) -> float:
+def sharpness(probe: InputMoments, held_out: NDArray[np.bool_]) -> float:
     """Return by which part the leading singular value is larger where trained than held out, both about their means."""
     return float(_sharpness(probe, held_out, np.arange(len(held_out))[None])[0])
 
 
-def _sharpness(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp]) -> Float64Array:
+def _sharpness(probe: InputMoments, mask: NDArray[np.bool_], orders: NDArray[np.intp]) -> Float64Array:
     trained, held = (_values(_spread(probe, mask, orders, side))[:, -1] for side in (False, True))
     return np.asarray(trained / np.maximum(held, 1e-12 * trained.max(initial=1e-300)) - 1)
 
@@ -238,7 +248,7 @@ def _values(covariances: Float64Array) -> Float64Array:
     return np.asarray(np.sqrt(np.clip(np.linalg.eigvalsh(covariances), 0, None)))
 
 
-def _spread(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], side: bool) -> Float64Array:
+def _spread(probe: InputMoments, mask: NDArray[np.bool_], orders: NDArray[np.intp], side: bool) -> Float64Array:
     """Return the covariance of the samples of one side of a mask, in each order, (orders, k, k)."""
     k = probe.means.shape[1]
     weights = np.where(mask[orders] == side, 1 / (mask == side).sum(), 0.0)  # (P, n)
@@ -248,23 +258,23 @@ def _spread(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], 
     return np.asarray((weights @ centred.reshape(len(mask), -1)).reshape(-1, k, k) - mean[:, :, None] * mean[:, None])
 
 
-def _overlap(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], count: int) -> Float64Array:
+def _overlap(probe: InputMoments, mask: NDArray[np.bool_], orders: NDArray[np.intp], count: int) -> Float64Array:
     """Return the mean squared cosine of the leading directions of both sides of a mask, in each order, (orders,)."""
     one, other = (np.linalg.eigh(_spread(probe, mask, orders, side))[1][..., -count:] for side in (True, False))
     return np.asarray(np.square(one.transpose(0, 2, 1) @ other).sum((1, 2)) / count)
 
 
-def _bases(probe: PerInput, mask: NDArray[np.bool_], count: int) -> list[Float64Array]:
+def _bases(probe: InputMoments, mask: NDArray[np.bool_], count: int) -> list[Float64Array]:
     here = np.arange(len(mask))[None]
     return [np.linalg.eigh(_spread(probe, mask, here, side))[1][0, :, -count:] for side in (True, False)]
 
 
-def _leading(probe: PerInput, energy: float) -> int:
+def _leading(probe: InputMoments, energy: float) -> int:
     """Return how many components count; not all that there are, whose span is everything."""
     return max(1, min(int((probe.shares >= energy).sum()), len(probe.shares) - 1))
 
 
-def _columns(probes: Mapping[str, PerInput], trace: float) -> tuple[Float64Array, list[tuple[str, int]]]:
+def _columns(probes: Mapping[str, InputMoments], trace: float) -> tuple[Float64Array, list[tuple[str, int]]]:
     """Return the mean scores of all layers side by side, (inputs, m), and of which layer and component each is."""
     if not probes:
         raise InputError("There is no layer to test.")

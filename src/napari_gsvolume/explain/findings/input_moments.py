@@ -12,7 +12,7 @@ from ...types import Float64Array
 
 
 @dataclass(frozen=True, eq=False)
-class PerInput:
+class InputMoments:
     """The moments of the samples of each input, all of the same weight.
 
     Attributes
@@ -30,7 +30,7 @@ class PerInput:
     shares: Float64Array
 
     @classmethod
-    def of(cls, coordinates: Float64Array, whose: NDArray[np.int64], inputs: int, shares: Float64Array) -> PerInput:
+    def of(cls, coordinates: Float64Array, whose: NDArray[np.int64], inputs: int, shares: Float64Array) -> InputMoments:
         """Return the moments of samples.
 
         Parameters
@@ -60,9 +60,9 @@ class PerInput:
             means[i], seconds[i] = x.mean(0), x.T @ x / len(x)
         return cls(means, seconds, shares)
 
-    def first(self, inputs: int) -> PerInput:
+    def first(self, inputs: int) -> InputMoments:
         """Return the moments of the first so many inputs."""
-        return PerInput(self.means[:inputs], self.seconds[:inputs], self.shares)
+        return InputMoments(self.means[:inputs], self.seconds[:inputs], self.shares)
 
     def centred(self, labels: NDArray[np.intp]) -> Float64Array:
         """Return the second moments about the mean of each group, (inputs, k, k)."""

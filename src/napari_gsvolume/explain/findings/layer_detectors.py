@@ -19,7 +19,7 @@ _STANDARD = Thresholds()
 _NAMED = 3  # units or pairs in a sentence
 
 
-def collapse(
+def find_collapse(
     layer: str,
     spectrum: ArrayLike,
     features: int,
@@ -66,7 +66,7 @@ def collapse(
     return []
 
 
-def dead_units(
+def find_dead_units(
     layer: str, deviations: ArrayLike, thresholds: Thresholds = _STANDARD, *, epoch: float | None = None
 ) -> list[Finding]:
     """Find units that do not vary.
@@ -94,7 +94,7 @@ def dead_units(
     return [Finding("dead units", layer, sentence, share, thresholds.dead_share, epoch=epoch, subject=subject)]
 
 
-def redundant_pairs(likeness: ArrayLike, threshold: float) -> list[tuple[int, int, float]]:
+def find_redundant_pairs(likeness: ArrayLike, threshold: float) -> list[tuple[int, int, float]]:
     """Return the pairs (i, j, likeness), i < j, of a symmetric matrix whose size reaches a threshold, largest first."""
     matrix = np.asarray(likeness, dtype=np.float64)
     i, j = np.nonzero(np.triu(np.abs(matrix) >= threshold, 1))
@@ -102,7 +102,7 @@ def redundant_pairs(likeness: ArrayLike, threshold: float) -> list[tuple[int, in
     return [(int(i[o]), int(j[o]), float(matrix[i[o], j[o]])) for o in order]
 
 
-def redundant_units(
+def find_redundant_units(
     layer: str, covariance: ArrayLike, thresholds: Thresholds = _STANDARD, *, epoch: float | None = None
 ) -> list[Finding]:
     """Find units that say the same as others: one finding a layer, which names the closest pairs.
@@ -123,7 +123,7 @@ def redundant_units(
     return _redundant("redundant units", "units", "|correlation|", layer, correlation, thresholds, epoch)
 
 
-def duplicate_heads(
+def find_redundant_heads(
     layer: str, likeness: ArrayLike, thresholds: Thresholds = _STANDARD, *, epoch: float | None = None
 ) -> list[Finding]:
     """Find attention heads that look at the same: one finding a layer, which names the closest pairs.
@@ -143,7 +143,7 @@ def duplicate_heads(
 def _redundant(
     kind: Any, what: str, measure: str, layer: str, likeness: Float64Array, thresholds: Thresholds, epoch: float | None
 ) -> list[Finding]:
-    pairs = redundant_pairs(likeness, thresholds.redundancy)
+    pairs = find_redundant_pairs(likeness, thresholds.redundancy)
     if not pairs:
         return []
     closest: dict[int, tuple[int, float]] = {}  # of those without which no such pair would be left
@@ -159,7 +159,7 @@ def _redundant(
     return [Finding(kind, layer, sentence, top, thresholds.redundancy, epoch=epoch, subject=subject)]
 
 
-def new_concepts(
+def find_new_concepts(
     layer: str,
     epochs: Sequence[float],
     concepts: Sequence[ArrayLike],

@@ -62,7 +62,7 @@ class Association:
         return float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
-def associations(
+def compute_associations(
     columns: ArrayLike,
     attributes: Mapping[str, ArrayLike],
     *,
@@ -87,12 +87,12 @@ def associations(
     ValueError
         If there are fewer than 8 inputs, or an attribute is not one value an input, not finite or the same everywhere.
     """
-    X = standardised(columns)
+    X = standardize(columns)
     n, m = X.shape
-    designs = {name: design(values, n, name) for name, values in attributes.items()}
-    orders = permuted(n, permutations, seed)
-    parts = [explained(X, D, orders) for D in designs.values()]
-    p_values = familywise(np.concatenate(parts, axis=1)).reshape(len(designs), m)
+    designs = {name: design_matrix(values, n, name) for name, values in attributes.items()}
+    orders = draw_permutations(n, permutations, seed)
+    parts = [explained_variance(X, D, orders) for D in designs.values()]
+    p_values = familywise_p_values(np.concatenate(parts, axis=1)).reshape(len(designs), m)
     chance = [part.max(1, initial=0.0) for part, D in zip(parts, designs.values(), strict=True) if D.shape[1] == 1]
     reach = np.sqrt(np.quantile(np.max(chance, axis=0), 1 - alpha, method="higher")) if chance else 0.0
     found = {}
@@ -106,7 +106,7 @@ def associations(
     return found
 
 
-def permuted(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
+def draw_permutations(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
     """Return orders of the inputs, (1 + permutations, inputs): the given one first, then random ones.
 
     Raises
@@ -120,8 +120,8 @@ def permuted(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
     return np.stack([np.arange(inputs), *(rng.permutation(inputs) for _ in range(permutations))])
 
 
-def swapped(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
-    """Return orders as `permuted` does, in which inputs only change places with their partners, half of all apart.
+def draw_swaps(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
+    """Return random exchanges of inputs with their partners, (1 + permutations, inputs), half of all apart.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def swapped(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
     return np.concatenate([first, np.where(swaps, here, here + inputs // 2)], axis=1)
 
 
-def familywise(statistics: ArrayLike) -> Float64Array:
+def familywise_p_values(statistics: ArrayLike) -> Float64Array:
     """Return p-values of m statistics that large, (m,), corrected for how many they are.
 
     Parameters
@@ -160,7 +160,7 @@ def familywise(statistics: ArrayLike) -> Float64Array:
     return np.asarray((len(T) - np.searchsorted(largest, Z[0] - 1e-9)) / len(T))
 
 
-def standardised(columns: ArrayLike) -> Float64Array:
+def standardize(columns: ArrayLike) -> Float64Array:
     """Return columns, (inputs, m), of mean 0 and length 1; those that do not vary become 0."""
     X = np.asarray(columns, dtype=np.float64)
     X = X - X.mean(0)
@@ -168,7 +168,7 @@ def standardised(columns: ArrayLike) -> Float64Array:
     return np.asarray(X / np.where(norms > 1e-12 * norms.max(initial=1e-300), norms, np.inf))
 
 
-def explained(X: Float64Array, D: Float64Array, orders: NDArray[np.intp]) -> Float64Array:
+def explained_variance(X: Float64Array, D: Float64Array, orders: NDArray[np.intp]) -> Float64Array:
     """Return the part of the variance of standardised columns X (n, m) that a design D (n, c) has in each order."""
     (n, c), found = D.shape, []
     for some in np.array_split(orders, -(-orders.size * c // _AT_ONCE)):
@@ -177,7 +177,7 @@ def explained(X: Float64Array, D: Float64Array, orders: NDArray[np.intp]) -> Flo
     return np.concatenate(found)
 
 
-def checked_attribute(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> NDArray[np.generic]:
+def check_attribute(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> NDArray[np.generic]:
     """Return an attribute, (inputs,); raise ValueError, in one sentence, if it cannot be used."""
     values = np.asarray(attribute)
     if values.shape != (inputs,):
@@ -194,9 +194,9 @@ def checked_attribute(attribute: ArrayLike, inputs: int, name: str = "An attribu
     return values
 
 
-def design(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Float64Array:
+def design_matrix(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Float64Array:
     """Return orthonormal columns of mean 0 that span an attribute, (inputs, c): 1 of numbers, else categories - 1."""
-    values = checked_attribute(attribute, inputs, name)
+    values = check_attribute(attribute, inputs, name)
     if values.dtype.kind in "biuf":
         y = values.astype(np.float64)
         y -= y.mean()

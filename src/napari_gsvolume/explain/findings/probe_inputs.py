@@ -14,8 +14,8 @@ from ...errors import InputError
 from ...types import Float64Array
 from ..decomposition.activations import activations
 from ..decomposition.components import Components
-from ..models.forward import Batch, Inputs, batches, tensors
-from .input_moments import PerInput
+from ..models.forward import Batch, Inputs, iterate_batches, iterate_tensors
+from .input_moments import InputMoments
 
 SAMPLES = 8192
 """Positions of a layer that are looked at, of all inputs together."""
@@ -76,8 +76,8 @@ class ProbeInputs:
     def __iter__(self) -> Iterator[Batch]:
         self.counts = [0] * len(self._parts)
         for k, part in enumerate(self._parts):
-            for batch in batches(part() if callable(part) else part):
-                self.counts[k] += next((len(tensor) for tensor in tensors(batch) if tensor.ndim), 1)
+            for batch in iterate_batches(part() if callable(part) else part):
+                self.counts[k] += next((len(tensor) for tensor in iterate_tensors(batch) if tensor.ndim), 1)
                 yield batch
 
     def decomposed(self, model: nn.Module, layers: Sequence[str] | None, **more: Any) -> dict[str, Components]:
@@ -85,7 +85,7 @@ class ProbeInputs:
         return activations(model, self, layers, _MODES, centre=True, **more)
 
 
-def moments(decomposition: Components, concepts: Float64Array, shares: Float64Array, inputs: int) -> PerInput:
+def input_moments(decomposition: Components, concepts: Float64Array, shares: Float64Array, inputs: int) -> InputMoments:
     """Return the moments of each input along given directions, (features, k), in the span of the decomposition.
 
     Raises
@@ -101,12 +101,12 @@ def moments(decomposition: Components, concepts: Float64Array, shares: Float64Ar
     whose = d.places.input
     order = np.argsort(whose, kind="stable")
     try:
-        return PerInput.of(coordinates[order], whose[order], inputs, shares)
+        return InputMoments.of(coordinates[order], whose[order], inputs, shares)
     except ValueError as error:
         raise InputError(f"Layer {d.layer}: {error}") from error
 
 
-def covariance(decomposition: Components) -> Float64Array | None:
+def unit_covariance(decomposition: Components) -> Float64Array | None:
     """Return the covariance of the units, (features, features), or None where it is not all known."""
     d = decomposition
     if d.total > 0 and float(np.square(d.values).sum()) < (1 - 1e-6) * d.total:
@@ -114,7 +114,7 @@ def covariance(decomposition: Components) -> Float64Array | None:
     return np.asarray((d.concepts * np.square(d.values)) @ d.concepts.T / max(1, d.samples - 1))
 
 
-def labelled(labels: Mapping[str, Any] | Any, inputs: int, what: str) -> NDArray[Any]:
+def check_labels(labels: Mapping[str, Any] | Any, inputs: int, what: str) -> NDArray[Any]:
     """Return one label for each input as an array; raise ValueError if they are not as many."""
     array = np.asarray(labels)
     if array.shape != (inputs,):

@@ -22,7 +22,7 @@ from ...super_resolution.model import SRModel
 from ...svd.decomposition import SliceSVD as Modes
 from ...svd.decomposition import decompose
 from ...types import Float64Array
-from ..models.forward import evaluation_mode, first_tensor
+from ..models.forward import evaluation_mode, find_tensor
 
 Fate = Literal["kept", "restored", "lost", "worsened"]
 
@@ -179,11 +179,11 @@ def image_lens(target: ArrayLike, prediction: ArrayLike, base: ArrayLike) -> Ima
     )
 
 
-Predicts = SRModel | nn.Module | Callable[[Tensor], Any]
+Predictor = SRModel | nn.Module | Callable[[Tensor], Any]
 
 
 def sr_lens(
-    model: Predicts, lows: ArrayLike | Tensor, targets: ArrayLike | Tensor, factors: Sequence[float] | None = None
+    model: Predictor, lows: ArrayLike | Tensor, targets: ArrayLike | Tensor, factors: Sequence[float] | None = None
 ) -> Lens:
     """Return what a super-resolution makes of slices, mode by mode.
 
@@ -204,16 +204,16 @@ def sr_lens(
     ValueError
         If shapes do not go together, or images are as of `image_lens`.
     """
-    low, truth, base = checked_slices(lows, targets, factors)
-    return of_images(truth, predicted(model, low, truth), base)
+    low, truth, base = check_slices(lows, targets, factors)
+    return compute_lens(truth, predict(model, low, truth), base)
 
 
-def of_images(truth: Float64Array, predictions: Float64Array, base: Float64Array, label: str = "") -> Lens:
+def compute_lens(truth: Float64Array, predictions: Float64Array, base: Float64Array, label: str = "") -> Lens:
     """Return the lens on predictions, all (B, H, W)."""
     return Lens(tuple(image_lens(t, p, s) for t, p, s in zip(truth, predictions, base, strict=True)), label)
 
 
-def checked_slices(
+def check_slices(
     lows: ArrayLike | Tensor, targets: ArrayLike | Tensor, factors: Sequence[float] | None
 ) -> tuple[Tensor, Float64Array, Float64Array]:
     """Return slices (B, C, h, w), targets (B, H, W) and splines."""
@@ -231,7 +231,7 @@ def checked_slices(
     return low, target.double().numpy(), base.numpy()
 
 
-def predicted(model: Predicts, low: Tensor, truth: Float64Array) -> Float64Array:
+def predict(model: Predictor, low: Tensor, truth: Float64Array) -> Float64Array:
     """Return what a model makes of slices (B, C, h, w), in the shape of the truth."""
     made_of = model.scheme if isinstance(model, SRModel) else model
     with torch.no_grad():
@@ -240,7 +240,7 @@ def predicted(model: Predicts, low: Tensor, truth: Float64Array) -> Float64Array
                 given = made_of(low)
         else:
             given = made_of(low)
-    image = given.image if hasattr(given, "image") else first_tensor(given, "The model")
+    image = given.image if hasattr(given, "image") else find_tensor(given, "The model")
     image = image[:, 0] if image.ndim == 4 and image.shape[1] == 1 else image
     if tuple(image.shape) != truth.shape:
         raise InputError(f"The model gives the shape {tuple(image.shape)}, and the targets have {truth.shape}.")

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...super_resolution.model import SRModel
 from ...types import Float64Array
-from ..concepts.labels import rows_of
+from ..concepts.labels import reconstruct_activations
 from ..decomposition.activations import activations
 from ..decomposition.components import Components
 from ..decomposition.streaming_svd import EXACT
-from .restoration import Lens, Predicts, checked_slices, of_images, predicted
+from .restoration import Lens, Predictor, check_slices, compute_lens, predict
 
 if TYPE_CHECKING:
     from ...super_resolution.training import SRTraining
@@ -62,7 +62,7 @@ def lens_over_layers(
     ValueError
         As of `sr_lens` and `activations`; or if a layer that was named has no such grid.
     """
-    low, truth, base = checked_slices(lows, targets, factors)
+    low, truth, base = check_slices(lows, targets, factors)
     if len(low) < 2:
         raise InputError("Decoders are judged by other slices than they learn from; two or more are needed.")
     made_of = model.scheme if isinstance(model, SRModel) else model
@@ -85,7 +85,7 @@ def lens_over_layers(
             decoder.fit(rows[learn].reshape(-1, features), beyond[learn].reshape(-1, ry * rx))
             decoded[test] = decoder.predict(rows[test].reshape(-1, features)).reshape(decoded[test].shape)
         predictions = base + decoded.transpose(0, 1, 3, 2, 4).reshape(truth.shape)
-        found[name] = of_images(truth, predictions, base, name)
+        found[name] = compute_lens(truth, predictions, base, name)
     return found
 
 
@@ -99,7 +99,7 @@ def _blocks(taken: Components, truth: Float64Array) -> tuple[Float64Array, tuple
     if (places.grids != places.grids[0]).any() or height % places.grids[0, 0] or width % places.grids[0, 1]:
         return None
     gy, gx = map(int, places.grids[0])
-    return rows_of(taken).reshape(count, gy, gx, -1), (height // gy, width // gx)
+    return reconstruct_activations(taken).reshape(count, gy, gx, -1), (height // gy, width // gx)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class LensTracker:
     def __init__(
         self, lows: ArrayLike | Tensor, targets: ArrayLike | Tensor, factors: Sequence[float] | None = None
     ) -> None:
-        self._low, self._truth, self._base = checked_slices(lows, targets, factors)
+        self._low, self._truth, self._base = check_slices(lows, targets, factors)
         self.history: tuple[LensRecord, ...] = ()
 
     @classmethod
@@ -131,7 +131,7 @@ class LensTracker:
         held = training.planes.held_out[0]
         return cls(held.low, held.target, training.settings.factors)
 
-    def record(self, epoch: int, model: Predicts) -> LensRecord:
+    def record(self, epoch: int, model: Predictor) -> LensRecord:
         """Look at a model, which stays as it is; an epoch recorded again is replaced.
 
         Raises
@@ -139,7 +139,7 @@ class LensTracker:
         ValueError
             As of `sr_lens`.
         """
-        seen = of_images(self._truth, predicted(model, self._low, self._truth), self._base, f"epoch {epoch}")
+        seen = compute_lens(self._truth, predict(model, self._low, self._truth), self._base, f"epoch {epoch}")
         record = LensRecord(int(epoch), seen)
         others = [one for one in self.history if one.epoch != record.epoch]
         self.history = tuple(sorted([*others, record], key=lambda one: one.epoch))

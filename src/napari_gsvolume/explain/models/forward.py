@@ -49,7 +49,7 @@ def forward_hooks(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[Non
             handle.remove()
 
 
-def batches(inputs: Inputs) -> Iterable[Batch]:
+def iterate_batches(inputs: Inputs) -> Iterable[Batch]:
     """Return the batches that a model is to be called with, one by one.
 
     Raises
@@ -67,7 +67,7 @@ def batches(inputs: Inputs) -> Iterable[Batch]:
     return inputs
 
 
-def call(model: nn.Module, batch: Batch) -> Any:
+def call_model(model: nn.Module, batch: Batch) -> Any:
     """Return what the model gives for a batch.
 
     Raises
@@ -84,7 +84,7 @@ def call(model: nn.Module, batch: Batch) -> Any:
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"The model {type(model).__name__} cannot be called with these inputs ({described(batch)}): "
+            f"The model {type(model).__name__} cannot be called with these inputs ({describe_batch(batch)}): "
             f"{type(error).__name__}: {said}."
         ) from error
 
@@ -93,7 +93,7 @@ class RefusedError(InputError):
     """What we found in a model's pass: not the model's own error."""
 
 
-def described(batch: Batch) -> str:
+def describe_batch(batch: Batch) -> str:
     """Return the shapes of a batch, for a sentence."""
     parts = batch.items() if isinstance(batch, Mapping) else enumerate(batch if isinstance(batch, tuple) else [batch])
     return ", ".join(
@@ -103,45 +103,45 @@ def described(batch: Batch) -> str:
     )
 
 
-def tensors(thing: Any) -> Iterator[Tensor]:
+def iterate_tensors(thing: Any) -> Iterator[Tensor]:
     """Yield the tensors in tensors, sequences, mappings and dataclasses, in their order."""
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, Mapping):
         for one in thing.values():
-            yield from tensors(one)
+            yield from iterate_tensors(one)
     elif isinstance(thing, (tuple, list)):
         for one in thing:
-            yield from tensors(one)
+            yield from iterate_tensors(one)
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         for field in dataclasses.fields(thing):
-            yield from tensors(getattr(thing, field.name))
+            yield from iterate_tensors(getattr(thing, field.name))
 
 
-def changed(thing: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a thing as of `tensors` with each tensor changed; parts in which none becomes another stay themselves."""
+def map_tensors(thing: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a nested structure with each tensor changed; substructures in which no tensor changes stay themselves."""
     if isinstance(thing, Tensor):
         return change(thing)
     if isinstance(thing, Mapping):
-        parts = {name: changed(one, change) for name, one in thing.items()}
+        parts = {name: map_tensors(one, change) for name, one in thing.items()}
         if all(parts[name] is one for name, one in thing.items()):
             return thing
         return parts if type(thing) is dict else type(thing)(parts)  # type: ignore[call-arg]
     if isinstance(thing, (tuple, list)):
-        items = [changed(one, change) for one in thing]
+        items = [map_tensors(one, change) for one in thing]
         if all(new is old for new, old in zip(items, thing, strict=True)):
             return thing
         return type(thing)(*items) if hasattr(thing, "_fields") else type(thing)(items)
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        values = {f.name: changed(getattr(thing, f.name), change) for f in dataclasses.fields(thing) if f.init}
+        values = {f.name: map_tensors(getattr(thing, f.name), change) for f in dataclasses.fields(thing) if f.init}
         if all(getattr(thing, name) is one for name, one in values.items()):
             return thing
         return dataclasses.replace(thing, **values)
     return thing
 
 
-def first_tensor(thing: Any, whose: str) -> Tensor:
+def find_tensor(thing: Any, whose: str) -> Tensor:
     """Return the first tensor in what a module gave; raise ValueError if there is none."""
-    for tensor in tensors(thing):
+    for tensor in iterate_tensors(thing):
         return tensor
     raise RefusedError(f"{whose} gives {type(thing).__name__}, in which there is no tensor; say which with output=.")

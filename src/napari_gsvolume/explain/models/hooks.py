@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .forward import RefusedError, changed, first_tensor, forward_hooks
+from .forward import RefusedError, find_tensor, forward_hooks, map_tensors
 from .outputs import ForwardCall, select_modules, typed_modules
 
 # Takes the tensor of a layer, and what makes a view of any tensor of that layout that is (pieces, *grid, features);
@@ -36,7 +36,7 @@ def intercept_layer(model: nn.Module, layer: str, see: Interceptor, features_axi
         now.note(typed, args, given)
 
     def hook(_: nn.Module, __: Any, given: Any) -> Any:
-        tensor = first_tensor(given, f"The layer {layer!r}")
+        tensor = find_tensor(given, f"The layer {layer!r}")
         new = see(tensor, lambda t: now.features_last(layer, module, t, features_axis, None))
         return None if new is None else with_replaced_tensor(given, tensor, new)
 
@@ -50,7 +50,7 @@ def intercept_layer(model: nn.Module, layer: str, see: Interceptor, features_axi
 
 def with_replaced_tensor(given: Any, old: Tensor, new: Tensor) -> Any:
     """Return a copy of what a module gave, with another tensor for one of those in it."""
-    return changed(given, lambda tensor: new if tensor is old else tensor)
+    return map_tensors(given, lambda tensor: new if tensor is old else tensor)
 
 
 def check_direction(direction_features: int, features: int, layer: str) -> None:

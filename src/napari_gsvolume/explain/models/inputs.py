@@ -18,7 +18,7 @@ from ...grid import Grid
 from ...super_resolution.intensities import Intensities
 from ...types import Float32Array
 from ..settings import InputSettings, Normalise
-from .forward import call, evaluation_mode
+from .forward import call_model, evaluation_mode
 from .loading import ExplainedModel
 
 _PIXELS = 2**18  # of a batch
@@ -198,7 +198,7 @@ class Images:
         return np.ascontiguousarray(image[np.ix_(*where)])
 
 
-def images_for(loaded: ExplainedModel, volumes: Sequence[Volume], settings: InputSettings) -> Images:
+def prepare_images(loaded: ExplainedModel, volumes: Sequence[Volume], settings: InputSettings) -> Images:
     """Return what a model is to be called with: slices, with their neighbours where it sees these, or volumes.
 
     A super-resolution gets what it was trained on. Of other models the first convolution says how many axes and
@@ -243,7 +243,7 @@ def images_for(loaded: ExplainedModel, volumes: Sequence[Volume], settings: Inpu
 
 def _call(model: nn.Module, batch: Tensor, seed: int) -> None:
     with evaluation_mode(model, seed), torch.no_grad():
-        call(model, batch)
+        call_model(model, batch)
 
 
 def _of_super_resolution(loaded: ExplainedModel, volumes: list[Volume], settings: InputSettings, device: str) -> Images:

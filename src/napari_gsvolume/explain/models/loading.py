@@ -80,7 +80,7 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
         A ``.safetensors`` file of `SRModel.save`; or ``package.module:function``, where the module is imported from the
         environment or the current folder, and the function is called without arguments and returns an nn.Module.
     weights : str or path, optional
-        Of what a factory returns; see `state_of`. They have to fit it exactly.
+        Of what a factory returns; see `load_weights`. They have to fit it exactly.
 
     Raises
     ------
@@ -108,11 +108,11 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
     model = _from_factory(spec).eval()
     if weights is None:
         return ExplainedModel(model, spec)
-    fill(model, state_of(weights), os.fspath(weights))
+    assign_weights(model, load_weights(weights), os.fspath(weights))
     return ExplainedModel(model, spec, Path(weights).name)
 
 
-def state_of(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the weights in a ``.safetensors`` file, or in a ``.pt`` or ``.pth`` file of nothing but weights.
 
     Of a checkpoint of a training, what is under ``state_dict``, ``model_state_dict`` or ``model``; the prefixes of
@@ -148,7 +148,7 @@ def state_of(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return _tensors(state, path)
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def assign_weights(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Give a model the weights of a file called `name`; raise ValueError, naming what does not fit, if any does not."""
     own = model.state_dict()
     # Tied weights are one tensor under several names, of which safetensors keeps one.
@@ -180,13 +180,13 @@ def checkpoint_loader(loaded: ExplainedModel | None) -> Callable[[Path], nn.Modu
     def load(path: Path) -> nn.Module:
         if loaded is None or loaded.sr is not None:
             return SRModel.load(path).scheme.eval()
-        fill(loaded.model, state_of(path), str(path))
+        assign_weights(loaded.model, load_weights(path), str(path))
         return loaded.model
 
     return load
 
 
-def named_layers(model: nn.Module, patterns: Iterable[str]) -> list[str] | None:
+def match_layers(model: nn.Module, patterns: Iterable[str]) -> list[str] | None:
     """Return the names of the layers that patterns as of the shell (``body.*``) stand for; None of no patterns.
 
     Raises
@@ -202,7 +202,7 @@ def named_layers(model: nn.Module, patterns: Iterable[str]) -> list[str] | None:
     return list(found) or None
 
 
-def named(layer: str) -> str:
+def layer_label(layer: str) -> str:
     """Return what to call a layer: that of no name is the model."""
     return layer or "(model)"
 

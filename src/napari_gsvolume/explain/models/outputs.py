@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...types import IntArray
-from .forward import Batch, RefusedError, first_tensor, tensors
+from .forward import Batch, RefusedError, find_tensor, iterate_tensors
 
 # Where features are in what these give. For others see _Layouts.
 _LAST: tuple[type[nn.Module], ...] = (
@@ -25,7 +25,7 @@ _FIRST: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.modules.batch
 
 
 @dataclass(frozen=True, eq=False)
-class Pieces:
+class LayerOutput:
     """What a layer gave in one go."""
 
     rows: Tensor  # (pieces, positions, features)
@@ -73,7 +73,7 @@ class ForwardCall:
     """One call of the model."""
 
     def __init__(self, batch: Batch, first_input: int) -> None:
-        self.given = [tensor for tensor in tensors(batch) if tensor.ndim]
+        self.given = [tensor for tensor in iterate_tensors(batch) if tensor.ndim]
         self.first_input = first_input
         self.count = len(self.given[0]) if self.given else 1
         self._layout: tuple[int, int, int] | None = None  # axes, which of them features are along, how many
@@ -81,25 +81,25 @@ class ForwardCall:
 
     def note(self, module: nn.Module, _: Any, given: Any) -> None:
         """Remember the layout of what a module gave whose layout is known."""
-        tensor = next(tensors(given), None)
+        tensor = next(iterate_tensors(given), None)
         if tensor is not None and tensor.ndim > 1:
             axis = 1 if isinstance(module, _FIRST) else tensor.ndim - 1
             self._layout = tensor.ndim, axis, tensor.shape[axis]
 
     def pieces(
         self, name: str, module: nn.Module, given: Any, axis: int | None, output: Callable[[Any], Tensor] | None
-    ) -> Pieces:
+    ) -> LayerOutput:
         """Return what a layer gave, features last."""
         rows = self.features_last(name, module, given, axis, output).detach()
         grid = tuple(rows.shape[1:-1])
         rows = rows.reshape(len(rows), -1, rows.shape[-1])
-        return Pieces(rows, grid, self._strides(grid), *self.numbers(name, len(rows)))
+        return LayerOutput(rows, grid, self._strides(grid), *self.numbers(name, len(rows)))
 
     def features_last(
         self, name: str, module: nn.Module, given: Any, axis: int | None, output: Callable[[Any], Tensor] | None
     ) -> Tensor:
         """Return the tensor that a layer gave, a view (pieces, *grid, features) through which gradients flow."""
-        tensor = first_tensor(given, f"The layer {name!r}") if output is None else output(given)
+        tensor = find_tensor(given, f"The layer {name!r}") if output is None else output(given)
         if tensor.ndim == 0 or tensor.is_complex() or tensor.numel() == 0:
             raise RefusedError(
                 f"The layer {name!r} gives {tensor.dtype} of shape {tuple(tensor.shape)}, no activations."

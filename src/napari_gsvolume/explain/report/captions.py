@@ -1,6 +1,6 @@
 """How to read the figures of a report, and what they cannot say: HTML."""
 
-READ = {
+CAPTIONS = {
     "spectra": (
         "Left: how fast the singular values of a layer fall, on a logarithmic scale; a steep curve says that "
         "a few directions hold what the layer says on these images. Right: effective rank, the exponential of "

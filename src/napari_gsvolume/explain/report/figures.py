@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...svd.decomposition import effective_rank
 from ..decomposition.attention import Attention
 from ..decomposition.components import Components
-from ..models.loading import named
+from ..models.loading import layer_label
 from ..tracking.tracker import Evolution
 
 _MOST = 24  # lines in one plot
@@ -175,7 +175,7 @@ def _height(image: NDArray[Any]) -> float:
 
 
 def _short(name: str) -> str:
-    name = named(name)
+    name = layer_label(name)
     return name if len(name) <= 28 else f"…{name[-27:]}"
 
 

@@ -15,14 +15,14 @@ import torch
 from pydantic import BaseModel
 
 from ..concepts.grids import ConceptMaps
-from ..explanation import Explanation, layer_figures
+from ..explanation import Explanation, layer_metrics
 from ..findings.finding import Finding
 from ..models.inputs import Images
-from ..models.loading import ExplainedModel, named
+from ..models.loading import ExplainedModel, layer_label
 from ..tracking.tracker import Tracker
 from . import figures
-from .captions import READ
-from .tables import where
+from .captions import CAPTIONS
+from .tables import describe_location
 
 _PATTERNS = 4  # modes of a Jacobian that are drawn
 _DRAWN = 12  # layers whose evolution is drawn
@@ -62,7 +62,7 @@ code { font-family: ui-monospace, monospace; font-size: .9em; }
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class MapView:
     """A slice of concept maps, for the page.
 
     Attributes
@@ -77,7 +77,7 @@ class View:
     picture: str
 
 
-def view(maps: ConceptMaps, images: Images) -> View:
+def draw_map_view(maps: ConceptMaps, images: Images) -> MapView:
     """Return the middle slice of maps as a picture."""
     place = images.middle(maps.volume)
     volume = images.volumes[maps.volume]
@@ -90,17 +90,19 @@ def view(maps: ConceptMaps, images: Images) -> View:
     image = np.asarray(data.take(number, axis))
     shown = values.take(number * max(1, finer), 1 + axis)
     title = f"{maps.layer} in {volume.name}, slice {number}"
-    return View(maps.layer, f"{volume.name}, slice {number} along {'zyx'[axis]}", figures.concepts(image, shown, title))
+    return MapView(
+        maps.layer, f"{volume.name}, slice {number} along {'zyx'[axis]}", figures.concepts(image, shown, title)
+    )
 
 
-def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable[str] = ()) -> str:
+def render_report(explanation: Explanation, views: Sequence[MapView] = (), files: Iterable[str] = ()) -> str:
     """Return an explanation as HTML.
 
     Parameters
     ----------
     explanation : Explanation
-    views : sequence of View
-        Of concept maps, as `view` makes them.
+    views : sequence of MapView
+        Of concept maps, as `draw_map_view` makes them.
     files : iterable of str
         Names of the files beside it.
     """
@@ -109,21 +111,21 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
     body = [_facts(facts), *(f"<p class=soft>{escape(note)}</p>" for note in e.notes), _findings(e.findings)]
     if e.layers:
         body += [
-            "<h2>Layers</h2>", _layers(e), _soft(READ["layers"]),
-            _figure(figures.spectra(e.layers), READ["spectra"]) if any(d.k for d in e.layers.values()) else "",
+            "<h2>Layers</h2>", _layers(e), _soft(CAPTIONS["layers"]),
+            _figure(figures.spectra(e.layers), CAPTIONS["spectra"]) if any(d.k for d in e.layers.values()) else "",
         ]  # fmt: skip
     if views:
-        body += ["<h2>Concept maps</h2>", _soft(READ["concepts"])]
-        without = [named(name) for name in e.layers if all(shown.layer != name for shown in views)]
+        body += ["<h2>Concept maps</h2>", _soft(CAPTIONS["concepts"])]
+        without = [layer_label(name) for name in e.layers if all(shown.layer != name for shown in views)]
         if without:
             body.append(_soft(f"No maps of {escape(', '.join(without))}: what they give has no place in the images."))
         for name in dict.fromkeys(shown.layer for shown in views):
-            body.append(f"<h3><code>{escape(named(name))}</code></h3>")
+            body.append(f"<h3><code>{escape(layer_label(name))}</code></h3>")
             body += [_figure(v.picture, escape(v.image)) for v in views if v.layer == name]
     if e.jacobians:
-        body += ["<h2>Jacobian</h2>", _soft(READ["jacobian"])]
+        body += ["<h2>Jacobian</h2>", _soft(CAPTIONS["jacobian"])]
         for of in e.jacobians:
-            image, number, start = where(e.images, of.place)
+            image, number, start = describe_location(e.images, of.place)
             d = of.decomposition
             pairs = [
                 (float(d.values[k]), figures.plane(d.column(k)), figures.plane(d.column(k, "scores")))
@@ -141,13 +143,13 @@ def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable
             picture = figures.patterns(figures.plane(e.images.shown(of.place)[None]), pairs, of_what)
             body.append(_figure(picture, escape(said)))
     if e.attention is not None:
-        body += ["<h2>Attention</h2>", _soft(READ["attention"])]
+        body += ["<h2>Attention</h2>", _soft(CAPTIONS["attention"])]
         body.append(_figure(figures.attention(e.attention, len(e.attended)), f"Of {len(e.attended)} inputs."))
         body.append(_heads(e))
     return _page(f"{e.loaded.name}, explained", [*body, _files(files)])
 
 
-def tracking_report(
+def render_tracking_report(
     tracker: Tracker,
     loaded: ExplainedModel,
     images: Images,
@@ -166,9 +168,9 @@ def tracking_report(
         _findings(tracker.findings()),
         "<h2>Layers over epochs</h2>",
         _evolved(evolutions),
-        _figure(figures.ranks_over_epochs(evolutions), READ["ranks"]),
+        _figure(figures.ranks_over_epochs(evolutions), CAPTIONS["ranks"]),
         "<h2>Components</h2>",
-        _soft(READ["evolution"]),
+        _soft(CAPTIONS["evolution"]),
     ]
     if len(layers) > _DRAWN:
         body.append(_soft(f"The {_DRAWN} layers whose components turned most are drawn; the table has all."))
@@ -176,7 +178,7 @@ def tracking_report(
         layers = [name for name in evolutions if name in layers]
     for name in layers:
         body += [
-            f"<h3><code>{escape(named(name))}</code></h3>",
+            f"<h3><code>{escape(layer_label(name))}</code></h3>",
             _figure(figures.evolution(name, evolutions[name]), ""),
         ]
     title = loaded.name if loaded.sr is None else f"{checkpoints[0].name} to {checkpoints[-1].name}"
@@ -228,13 +230,13 @@ def _layers(e: Explanation) -> str:
     heads = ("layer", "features", "samples", "effective rank", "stable rank", "participation ratio", "energy")
     rows = []
     for name, d in e.layers.items():
-        f = layer_figures(d)
+        f = layer_metrics(d)
         about = "" if f["complete"] else "≥ "
         ranks = [f"{about}{f[key]:.2f}" for key in ("effective_rank", "stable_rank", "participation_ratio")]
         energy = " ".join(f"{100 * part:.1f}" for part in d.energy[:3]) + (
             f" … {100 * d.energy[-1]:.1f} %" if d.k > 3 else " %"
         )
-        rows.append([named(name), f"{d.features:,}", f"{d.samples:,}", *ranks, energy if d.k else "-"])
+        rows.append([layer_label(name), f"{d.features:,}", f"{d.samples:,}", *ranks, energy if d.k else "-"])
     return _table(heads, rows)
 
 
@@ -244,7 +246,7 @@ def _evolved(evolutions: Mapping[str, Any]) -> str:
     for name, of in evolutions.items():
         ranks = [f"{x:.2f}" for r in (of.effective_ranks, of.stable_ranks) for x in (r[0], r[-1])]
         cosine = of.to_first[-1][0] if of.to_first.shape[1] else np.nan
-        rows.append([named(name), *ranks, "-" if np.isnan(cosine) else f"{cosine:.2f}"])
+        rows.append([layer_label(name), *ranks, "-" if np.isnan(cosine) else f"{cosine:.2f}"])
     return _table(heads, rows)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...svd.decomposition import cumulative_energy
-from ..explanation import LAYER_FIGURES, Explanation, by_input, layer_figures
+from ..explanation import LAYER_FIGURES, Explanation, input_statistics, layer_metrics
 from ..findings.finding import Finding
 from ..models.inputs import Images, Place
 
@@ -30,12 +30,12 @@ _FINDING = (
 )
 
 
-def tables(explanation: Explanation) -> dict[str, str]:
+def build_tables(explanation: Explanation) -> dict[str, str]:
     """Return the tables that there is something for, by the names of their files."""
     e = explanation
-    made = {"findings.csv": findings(e.findings)}
+    made = {"findings.csv": findings_table(e.findings)}
     if e.layers:
-        rows = ([name, *layer_figures(d).values()] for name, d in e.layers.items())
+        rows = ([name, *layer_metrics(d).values()] for name, d in e.layers.items())
         made["layers.csv"] = _csv(("layer", *LAYER_FIGURES), rows)
         made["spectra.csv"] = _csv(("layer", "mode", "value", "energy"), _spectra(e))
         k = max(d.k for d in e.layers.values())
@@ -52,7 +52,7 @@ def tables(explanation: Explanation) -> dict[str, str]:
     return made
 
 
-def findings(found: Iterable[Finding]) -> str:
+def findings_table(found: Iterable[Finding]) -> str:
     """Return findings as a table."""
     rows = (
         [f.kind, f.layer, f.component, f.epoch, f.subject, f.statistic, f.threshold, *(f.interval or (None, None)),
@@ -62,7 +62,7 @@ def findings(found: Iterable[Finding]) -> str:
     return _csv(_FINDING, rows)
 
 
-def where(images: Images, place: Place) -> tuple[str, Any, str]:
+def describe_location(images: Images, place: Place) -> tuple[str, Any, str]:
     """Return the name of the volume, the slice, and where in it an input begins: "" if at its border."""
     whole = not any(place.start)
     return images.volumes[place.volume].name, place.slice, "" if whole else " ".join(map(str, place.start))
@@ -85,16 +85,16 @@ def _concepts(e: Explanation, k: int) -> Iterator[list[Any]]:
 
 def _scores(e: Explanation) -> Iterator[list[Any]]:
     for name, d in e.layers.items():
-        for place, means, deviations in zip(e.images.places, *by_input(d, len(e.images.places)), strict=True):
+        for place, means, deviations in zip(e.images.places, *input_statistics(d, len(e.images.places)), strict=True):
             for mode, (mean, deviation) in enumerate(zip(means.tolist(), deviations.tolist(), strict=True)):
-                yield [name, *where(e.images, place), mode, mean, deviation]
+                yield [name, *describe_location(e.images, place), mode, mean, deviation]
 
 
 def _jacobians(e: Explanation) -> Iterator[list[Any]]:
     for of in e.jacobians:
         d = of.decomposition
         for mode, (value, energy) in enumerate(zip(d.values.tolist(), d.energy.tolist(), strict=True)):
-            yield [*where(e.images, of.place), of.layer, mode, value, energy]
+            yield [*describe_location(e.images, of.place), of.layer, mode, value, energy]
 
 
 def _heads(e: Explanation) -> Iterator[list[Any]]:

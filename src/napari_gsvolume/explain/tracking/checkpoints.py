@@ -15,9 +15,9 @@ from torch import nn
 
 from ...errors import InputError
 from ..findings.finding import Finding, Thresholds
-from ..findings.group_comparisons import drift
-from ..findings.probe_inputs import SAMPLES, PrincipalComponents, ProbeInputs, moments
-from .tracker import Given, Tracker
+from ..findings.group_comparisons import find_drift
+from ..findings.probe_inputs import SAMPLES, PrincipalComponents, ProbeInputs, input_moments
+from .tracker import ProbeData, Tracker
 
 
 class Judged(Protocol):
@@ -35,7 +35,7 @@ class Judged(Protocol):
 Step = TypeVar("Step", bound=Judged)
 
 
-def tracked(steps: Iterator[Step], tracker: Tracker) -> Generator[Step]:
+def track_training_steps(steps: Iterator[Step], tracker: Tracker) -> Generator[Step]:
     """Yield the steps of a training, and record the model before the first one and whenever it has been judged.
 
     The iteration is the epoch. Closing this closes the steps. Where a later state cannot be recorded, as a model that
@@ -86,7 +86,7 @@ def track_checkpoints(
     paths: Iterable[str | Path],
     load: Callable[[Path], nn.Module],
     layers: Sequence[str] | None,
-    probe_inputs: Given,
+    probe_inputs: ProbeData,
     groups: Sequence[Any] | None = None,
     **more: Any,
 ) -> Iterator[CheckpointStep]:
@@ -108,11 +108,11 @@ def track_checkpoints(
     ValueError
         If there is no path; what `load` and `Tracker` raise.
     """
-    ordered = sorted({Path(path) for path in paths}, key=natural)
+    ordered = sorted({Path(path) for path in paths}, key=natural_key)
     if not ordered:
         raise InputError("There are no checkpoints to track.")
     tracker: Tracker | None = None
-    for done, (path, epoch) in enumerate(zip(ordered, epochs_of(ordered), strict=True), 1):
+    for done, (path, epoch) in enumerate(zip(ordered, parse_epochs(ordered), strict=True), 1):
         model = load(path)
         if tracker is None:
             tracker = Tracker(model, layers, probe_inputs, groups, **more)
@@ -121,13 +121,13 @@ def track_checkpoints(
         yield CheckpointStep(done, len(ordered), path, epoch, tracker)
 
 
-def natural(path: Path) -> list[tuple[int, int, str]]:
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Return a key by which paths are sorted as people count: numbers by their value."""
     parts = re.split(r"(\d+)", str(path.with_suffix("")))
     return [(0, int(part), "") if k % 2 else (1, 0, part) for k, part in enumerate(parts)]
 
 
-def epochs_of(paths: Sequence[Path]) -> list[float]:
+def parse_epochs(paths: Sequence[Path]) -> list[float]:
     """Return the last number in each name, or 0, 1, 2, ... where one has none or they do not ascend."""
     numbers = [re.findall(r"\d+", path.stem) for path in paths]
     if all(numbers):
@@ -137,10 +137,10 @@ def epochs_of(paths: Sequence[Path]) -> list[float]:
     return [float(k) for k in range(len(paths))]
 
 
-def compare(
+def compare_domains(
     model: nn.Module,
-    inputs_a: Given,
-    inputs_b: Given,
+    inputs_a: ProbeData,
+    inputs_b: ProbeData,
     layers: Sequence[str] | None = None,
     *,
     names: tuple[str, str] = ("a", "b"),
@@ -162,7 +162,7 @@ def compare(
     names : (str, str)
         Of the two, for the sentences.
     paired : bool
-        Whether each input of b is that of a, in the same order, after something was done to it; see `drift`.
+        Whether each input of b is that of a, in the same order, after something was done to it; see `find_drift`.
     k, max_samples, thresholds, seed, **more
         As of `Tracker`.
 
@@ -179,5 +179,5 @@ def compare(
     probes = {}
     for layer, d in decomposed.items():
         principal = PrincipalComponents.of(d, k)
-        probes[layer] = moments(d, principal.concepts, principal.shares, a + b)
-    return drift(probes, np.repeat(names, (a, b)), t, paired=paired, seed=seed)
+        probes[layer] = input_moments(d, principal.concepts, principal.shares, a + b)
+    return find_drift(probes, np.repeat(names, (a, b)), t, paired=paired, seed=seed)

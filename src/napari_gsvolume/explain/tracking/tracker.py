@@ -16,18 +16,25 @@ from ...errors import InputError
 from ...io.atomic import atomic_write
 from ...svd.decomposition import effective_rank, stable_rank
 from ...types import Float64Array
-from ..decomposition.alignment import aligned, principal_angles
+from ..decomposition.alignment import align_components, principal_angles
 from ..decomposition.components import Components, check_modes
-from ..findings.attention_heads import heads_alike
+from ..findings.attention_heads import find_similar_heads
 from ..findings.finding import Finding, Thresholds
-from ..findings.group_comparisons import attributes, drift, sharpening, sharpness
-from ..findings.input_moments import PerInput
-from ..findings.layer_detectors import collapse, dead_units, new_concepts, redundant_units
-from ..findings.permutation_tests import FEWEST, checked_attribute
-from ..findings.probe_inputs import SAMPLES, PrincipalComponents, ProbeInputs, covariance, labelled, moments
+from ..findings.group_comparisons import find_attributes, find_drift, find_sharpening, sharpness
+from ..findings.input_moments import InputMoments
+from ..findings.layer_detectors import find_collapse, find_dead_units, find_new_concepts, find_redundant_units
+from ..findings.permutation_tests import FEWEST, check_attribute
+from ..findings.probe_inputs import (
+    SAMPLES,
+    PrincipalComponents,
+    ProbeInputs,
+    check_labels,
+    input_moments,
+    unit_covariance,
+)
 from ..models.forward import Inputs
 
-Given = Inputs | Callable[[], Inputs]
+ProbeData = Inputs | Callable[[], Inputs]
 COLUMNS = (
     "epoch", "layer", "group", "component", "place", "value", "share", "cosine_to_previous", "cosine_to_first", "angle",
     "effective_rank", "stable_rank", "sharpness",
@@ -150,10 +157,10 @@ class Tracker:
         self,
         model: nn.Module,
         layers: Sequence[str] | None,
-        probe_inputs: Given,
+        probe_inputs: ProbeData,
         groups: Sequence[Any] | None = None,
         *,
-        held_out: Given | None = None,
+        held_out: ProbeData | None = None,
         attributes: Mapping[str, ArrayLike] | None = None,
         attention: bool | Sequence[str] = False,
         k: int = 16,
@@ -172,9 +179,9 @@ class Tracker:
         self._groups = None if groups is None else np.asarray(groups).astype(str)
         self._attributes = dict(attributes or {})
         for name, values in self._attributes.items():
-            checked_attribute(values, len(np.asarray(values)), name)
+            check_attribute(values, len(np.asarray(values)), name)
         self._history: list[LayerRecord] = []
-        self._latest: dict[str, PerInput | None] = {}
+        self._latest: dict[str, InputMoments | None] = {}
         # The last known concepts of each layer and group: a component that vanishes keeps its place.
         self._reference: dict[tuple[str, str], NDArray[np.float32]] = {}
         self._heads: dict[float, list[Finding]] = {}  # by epoch
@@ -206,9 +213,9 @@ class Tracker:
         decomposed = self._probe.decomposed(model, self.layers, **self._more)
         inputs, held = self._probe.counts[0], sum(self._probe.counts[1:])
         if self._groups is not None:
-            labelled(self._groups, inputs, "Groups")
+            check_labels(self._groups, inputs, "Groups")
         for name, values in self._attributes.items():
-            checked_attribute(values, inputs, name)
+            check_attribute(values, inputs, name)
         if (self._attributes or held or self._groups is not None) and inputs + held < FEWEST:
             raise InputError(f"{inputs + held} inputs are too few to tell anything from chance; give {FEWEST} or more.")
         added: list[LayerRecord] = []
@@ -248,7 +255,7 @@ class Tracker:
                 same = [any(g.kind == f.kind for g in r.findings) for r in records]
                 found.append(replace(f, epoch=_since(epochs, same)))
             columns = [r.concepts for r in records], [r.shares for r in records]
-            found += new_concepts(layer, epochs, *columns, t)
+            found += find_new_concepts(layer, epochs, *columns, t)
         for head in self._heads[last]:
             same = [any(f.layer == head.layer for f in heads) for heads in self._heads.values()]
             found.append(replace(head, epoch=_since(list(self._heads), same)))
@@ -258,11 +265,11 @@ class Tracker:
         more: dict[str, Any] = {"epoch": last, "seed": self.seed}
         if held and probes:
             before = first if len({r.epoch for r in self._history}) > 1 else None
-            found += sharpening(all_inputs, np.arange(inputs + held) >= inputs, t, first=before, **more)
+            found += find_sharpening(all_inputs, np.arange(inputs + held) >= inputs, t, first=before, **more)
         if self._groups is not None and probes:
-            found += drift(probes, self._groups, t, **more)
+            found += find_drift(probes, self._groups, t, **more)
         if self._attributes and probes:
-            found += attributes(probes, self._attributes, t, **more)
+            found += find_attributes(probes, self._attributes, t, **more)
         return found
 
     def evolution(self, layer: str, group: str = "") -> Evolution:
@@ -306,21 +313,21 @@ class Tracker:
 
     def _of_layer(
         self, epoch: float, layer: str, d: Components, inputs: int, held: int
-    ) -> tuple[list[LayerRecord], PerInput | None]:
+    ) -> tuple[list[LayerRecord], InputMoments | None]:
         """Return the records of a layer, that of all inputs first, and the moments of the inputs, held out too."""
         assert d.places is not None
         whose, groups, t = d.places.input, self._groups, self.thresholds
         trained = whose < inputs
         now = PrincipalComponents.of(d, self.k, trained)
-        found = collapse(layer, now.spectrum, d.features, t, total=now.total, epoch=epoch)
-        units = covariance(d)
+        found = find_collapse(layer, now.spectrum, d.features, t, total=now.total, epoch=epoch)
+        units = unit_covariance(d)
         if units is not None and not found:  # of a layer that has collapsed, all units are alike
-            found += dead_units(layer, np.sqrt(np.clip(np.diag(units), 0, None)), t, epoch=epoch)
-            found += redundant_units(layer, units, t, epoch=epoch)
+            found += find_dead_units(layer, np.sqrt(np.clip(np.diag(units), 0, None)), t, epoch=epoch)
+            found += find_redundant_units(layer, units, t, epoch=epoch)
         record = self._aligned(epoch, layer, "", now, int(trained.sum()), findings=tuple(found))
         if (d.places.inputs < 0).any() and not (held or self._attributes or groups is not None):
             return [record], None
-        of_inputs = moments(d, record.concepts.astype(np.float64), record.shares, inputs + held)
+        of_inputs = input_moments(d, record.concepts.astype(np.float64), record.shares, inputs + held)
         sharp = sharpness(of_inputs, np.arange(inputs + held) >= inputs) if held else np.nan
         records = [replace(record, means=of_inputs.means[:inputs].astype(np.float32), sharpness=sharp)]
         for group in [] if groups is None else np.unique(groups):
@@ -329,7 +336,7 @@ class Tracker:
             new = self._aligned(
                 epoch, layer, str(group), PrincipalComponents.of(d, self.k, rows), int(rows.sum()), record
             )
-            means = moments(d, new.concepts.astype(np.float64), new.shares, inputs + held).means[members]
+            means = input_moments(d, new.concepts.astype(np.float64), new.shares, inputs + held).means[members]
             records.append(replace(new, means=means.astype(np.float32)))
         return records, of_inputs
 
@@ -351,7 +358,7 @@ class Tracker:
             missing = ((0, 0), (0, min(self.k, len(now.concepts)) - count))
             concepts, shares = np.pad(now.concepts, missing), np.pad(now.shares, missing[1])
         else:
-            match = aligned(reference, now.concepts, now.spectrum[:count])
+            match = align_components(reference, now.concepts, now.spectrum[:count])
             concepts, shares = match.columns(now.concepts), np.square(match.values(np.sqrt(now.shares)))
         unknown = np.full(len(shares), np.nan)
         to_previous, to_first, angle = unknown, unknown, np.nan
@@ -372,7 +379,7 @@ class Tracker:
         if not self._attention:
             return []
         chosen = None if self._attention is True else list(self._attention)
-        return heads_alike(model, self._probe, chosen, self.thresholds, seed=self.seed)
+        return find_similar_heads(model, self._probe, chosen, self.thresholds, seed=self.seed)
 
     def _records(self, layer: str, group: str = "") -> list[LayerRecord]:
         return [r for r in self._history if r.layer == layer and r.group == group]

@@ -17,7 +17,7 @@ from ....explain.concepts.tcav import TCAV, tcav_steps
 from ....explain.decomposition.activations import activations
 from ....explain.decomposition.streaming_svd import EXACT
 from ....explain.explanation import Explanation
-from ....explain.models.forward import first_tensor
+from ....explain.models.forward import find_tensor
 from ....explain.models.inputs import Images, Place
 from ....super_resolution.schemes import Prediction
 from .worker import Progress, run_in_background
@@ -145,7 +145,7 @@ def asked_about(of: Explanation, output: int) -> tuple[Callable[[Any], Tensor], 
         return _detail, "how much detail the output has (mean square of what neighbours differ by)"
 
     def number(given: Any) -> Tensor:
-        tensor = first_tensor(given, "The model")
+        tensor = find_tensor(given, "The model")
         if tensor.ndim < 2 or not 0 <= output < tensor.shape[1]:
             raise InputError(
                 f"The output has {tensor.shape[1] if tensor.ndim > 1 else 1} channels; there is no {output}."

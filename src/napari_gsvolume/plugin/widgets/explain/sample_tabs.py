@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QLabel
 
-from ....explain.concepts.sample_positions import Positions, positions
+from ....explain.concepts.sample_positions import Positions, locate_samples
 from ....explain.decomposition.components import Components
-from ....explain.explanation import layer_figures
+from ....explain.explanation import layer_metrics
 from ....explain.models.inputs import Place
 from ...layers.conversion import made_before
 from ...layers.explanation import SELECTED, selected_layer
@@ -185,7 +185,7 @@ class SamplesTab(Tab):
             return None
         if volume not in self._at:
             try:
-                self._at[volume] = positions(self._of, explained.of.images, volume)
+                self._at[volume] = locate_samples(self._of, explained.of.images, volume)
             except ValueError:
                 return None
         return self._at[volume]
@@ -280,7 +280,7 @@ class SamplesTab(Tab):
 
 
 def _figures(d: Components) -> str:
-    f = layer_figures(d)
+    f = layer_metrics(d)
     about = "" if f["complete"] else "at least "
     return (
         f"{d.layer}: {d.features:,} features, {d.samples:,} samples; effective rank {about}{f['effective_rank']:.2f}, "

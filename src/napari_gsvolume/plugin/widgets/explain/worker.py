@@ -16,16 +16,16 @@ from ....errors import InputError
 from ....explain.concepts.concept_maps import concept_maps
 from ....explain.concepts.grids import ConceptMaps
 from ....explain.concepts.interventions import Counterfactual, Edit
-from ....explain.concepts.sample_positions import on_slab
+from ....explain.concepts.sample_positions import place_on_slice
 from ....explain.explanation import Explanation, explain_steps
 from ....explain.findings.finding import Finding
-from ....explain.models.forward import first_tensor
-from ....explain.models.inputs import Images, Place, Volume, images_for
-from ....explain.models.loading import ExplainedModel, checkpoint_loader, load_model, named_layers
-from ....explain.report.html import report, view
-from ....explain.report.tables import tables
+from ....explain.models.forward import find_tensor
+from ....explain.models.inputs import Images, Place, Volume, prepare_images
+from ....explain.models.loading import ExplainedModel, checkpoint_loader, load_model, match_layers
+from ....explain.report.html import draw_map_view, render_report
+from ....explain.report.tables import build_tables
 from ....explain.settings import ExplainSettings, TrackSettings
-from ....explain.tracking.checkpoints import natural, track_checkpoints
+from ....explain.tracking.checkpoints import natural_key, track_checkpoints
 from ....explain.tracking.tracker import Evolution, Tracker
 from ....grid import Grid
 from ....io.atomic import atomic_write
@@ -125,7 +125,7 @@ def _maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> Ite
     made: list[ConceptMaps] = []
     chosen = {layer: of.layers[layer] for layer in layers}
     every = of.settings.model_copy(update={"slices": None})  # also slices that were not decomposed
-    images = images_for(of.loaded, of.images.volumes, every)
+    images = prepare_images(of.loaded, of.images.volumes, every)
     for step in concept_maps(of.loaded.model, images, chosen, count, seed=of.settings.seed):
         made += step.maps
         if stop():
@@ -155,15 +155,15 @@ def _exported(explained: Explained, folder: Path, stop: Stop) -> Iterator[Progre
     of = replace(explained.of, findings=explained.findings)
     views = []
     for step in concept_maps(of.loaded.model, of.images, of.layers, of.settings.maps, seed=of.settings.seed):
-        views += [view(maps, of.images) for maps in step.maps]
+        views += [draw_map_view(maps, of.images) for maps in step.maps]
         if stop():
             return
         yield Progress(0.9 * step.done / step.total, "Drawing concept maps")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = tables(of)
+        files = build_tables(of)
         files["settings.json"] = json.dumps(of.settings.model_dump(), indent=2) + "\n"
-        files["report.html"] = report(of, views, list(files))
+        files["report.html"] = render_report(of, views, list(files))
         for name, text in files.items():
             with atomic_write(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -193,15 +193,15 @@ def run_follow(
 def _followed(
     folder: Path, loaded: ExplainedModel | None, sources: Sequence[SourceVolume], settings: TrackSettings, stop: Stop
 ) -> Iterator[Progress]:
-    paths = sorted({path for pattern in _CHECKPOINTS for path in folder.glob(pattern)}, key=natural)
+    paths = sorted({path for pattern in _CHECKPOINTS for path in folder.glob(pattern)}, key=natural_key)
     if not paths:
         raise InputError(f"There are no checkpoints ({', '.join(_CHECKPOINTS)}) in {folder}.")
     volumes = [Volume.of(source.name, np.asarray(source.array), source.grid) for source in sources]
     factory = None if loaded is None or loaded.sr is not None else load_model(loaded.name)  # a copy to be filled
     load = checkpoint_loader(factory)
     first = load_model(paths[0]) if factory is None else factory
-    inputs = images_for(first, volumes, settings)
-    names = named_layers(first.model, settings.layers)
+    inputs = prepare_images(first, volumes, settings)
+    names = match_layers(first.model, settings.layers)
     samples = max(settings.max_samples, 64 * len(inputs.places))
     more: dict[str, Any] = {"k": settings.k, "max_samples": samples, "seed": settings.seed}
     for step in track_checkpoints(paths, load, names, inputs, **more):
@@ -268,8 +268,8 @@ class WhatIf:
         if self._before.ndim == 1:
             pairs = np.stack([self._before, after], 1).astype(np.float64)
             return Outcome(self.layer, mode, amount, self._place, numbers=pairs)
-        image, grid = on_slab(after, self._place, self._of.images)
-        change, _ = on_slab(after - self._before, self._place, self._of.images)
+        image, grid = place_on_slice(after, self._place, self._of.images)
+        change, _ = place_on_slice(after - self._before, self._place, self._of.images)
         return Outcome(self.layer, mode, amount, self._place, image, change, grid)
 
 
@@ -285,7 +285,7 @@ def output_of(given: Any, of: Explanation, place: Place, channel: int = 0) -> Fl
         line = Intensities.of(of.images.volumes[place.volume].data)
         image = given.image[0].detach().cpu().numpy() * line.scale + line.centre
         return np.asarray(image, np.float32)
-    tensor = first_tensor(given, "The model").detach().float().cpu().numpy()
+    tensor = find_tensor(given, "The model").detach().float().cpu().numpy()
     axes = len(place.extent)
     if tensor.ndim != axes + 2 or len(tensor) != 1:
         return np.asarray(tensor.ravel())
