@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from napari_gsvolume import explain
+from napari_gsvolume.explain.decomposition.streaming_svd import StreamingSVD
 from napari_gsvolume.settings import validated
 from napari_gsvolume.super_resolution.schemes import scheme
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
@@ -43,7 +44,7 @@ def streaming(rows: int = 10_000_000, features: int = 64, block: int = 65_536) -
             noise = rng.normal(size=(min(block, rows - first), features)).astype(np.float32)
             yield noise @ mixing.astype(np.float32)
 
-    svd = explain.StreamingSVD(16)
+    svd = StreamingSVD(16)
     began = time.perf_counter()
     for one in blocks():
         svd.update(one)

@@ -8,6 +8,7 @@ from torch import nn
 from helpers.dense_svd import assert_is_svd
 from helpers.networks_to_explain import MAKE, cnn, network, noise, super_resolution
 from napari_gsvolume import explain
+from napari_gsvolume.explain.decomposition.activations import activation_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,7 +87,7 @@ class TestMemory:
 
     def test_steps(self) -> None:
         w = network("cnn")
-        steps = list(explain.activation_steps(w.model, w.inputs, [w.layer], budget=10))
+        steps = list(activation_steps(w.model, w.inputs, [w.layer], budget=10))
         assert [s.batch for s in steps] == [1, 2, 3, 4, 4]
         assert [s.result is None for s in steps] == [True] * 4 + [False]
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from napari_gsvolume.explain import Counterfactual, Edit, activations, apply_edits, component_rms
+from napari_gsvolume.explain import Counterfactual, Edit, activations, apply_edits
+from napari_gsvolume.explain.concepts.interventions import component_rms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,8 @@ from scipy.stats import ortho_group
 from torch import nn
 
 from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.explain import LensTracker, image_lens, lens_over_layers, sr_lens
+from napari_gsvolume.explain import image_lens, sr_lens
+from napari_gsvolume.explain.lens.restoration_by_layer import LensTracker, lens_over_layers
 from napari_gsvolume.super_resolution.bspline import spline
 from napari_gsvolume.super_resolution.model import SRModel
 from napari_gsvolume.super_resolution.training import SRTraining

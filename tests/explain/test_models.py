@@ -11,7 +11,9 @@ from torch import nn
 
 from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.explain.models.inputs import Volume, prepare_images
-from napari_gsvolume.explain.models.loading import ExplainedModel, assign_weights, load_weights, match_layers
+from napari_gsvolume.explain.models.explained_model import ExplainedModel
+from napari_gsvolume.explain.models.loading import assign_weights, load_weights
+from napari_gsvolume.explain.models.outputs import match_layers
 from napari_gsvolume.explain.settings import ExplainSettings
 
 RAMP = np.arange(6 * 10 * 8, dtype=np.float32).reshape(6, 10, 8)

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from napari_gsvolume.explain import activations, component_gradient, concept_map, labels_at, top_patches
-from napari_gsvolume.explain.concepts.labels import block_groups, permute_labels, resample_labels
+from napari_gsvolume.explain import activations, top_patches
+from napari_gsvolume.explain.concepts.attribution import component_gradient
+from napari_gsvolume.explain.concepts.labels import block_groups, labels_at, permute_labels, resample_labels
+from napari_gsvolume.explain.concepts.patches import concept_map
 from napari_gsvolume.grid import Grid
 
 pytestmark = pytest.mark.usefixtures("one_thread")

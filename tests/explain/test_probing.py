@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from napari_gsvolume.explain import activations, block_groups, linear_probe, probe_steps
+from napari_gsvolume.explain import activations, linear_probe
 from napari_gsvolume.explain.concepts.cross_validation import cross_validate
+from napari_gsvolume.explain.concepts.labels import block_groups
+from napari_gsvolume.explain.concepts.probing import probe_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

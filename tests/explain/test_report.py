@@ -8,8 +8,8 @@ from torch import nn
 from napari_gsvolume.explain.concepts.concept_maps import concept_maps
 from napari_gsvolume.explain.explanation import explain, explain_steps, layer_metrics
 from napari_gsvolume.explain.findings.finding import Finding
+from napari_gsvolume.explain.models.explained_model import ExplainedModel
 from napari_gsvolume.explain.models.inputs import Volume
-from napari_gsvolume.explain.models.loading import ExplainedModel
 from napari_gsvolume.explain.report.html import draw_map_view, render_report
 from napari_gsvolume.explain.report.tables import findings_table
 from napari_gsvolume.explain.settings import ExplainSettings

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from helpers.dense_svd import assert_is_svd
 from napari_gsvolume import explain
-from napari_gsvolume.explain import StreamingSVD, compute_streaming_svd
+from napari_gsvolume.explain.decomposition.metrics import participation_ratio, rank_me, redundant_heads, stable_rank
+from napari_gsvolume.explain.decomposition.streaming_svd import StreamingSVD, compute_streaming_svd
 
 
 def matrix(rows, features, decades=2.0, seed=0, offset=0.0):
@@ -124,19 +125,19 @@ def test_importing_costs_nothing() -> None:
 
 class TestMetrics:
     def test_ranks_of_known_spectra(self) -> None:
-        for function in (explain.effective_rank, explain.stable_rank, explain.participation_ratio, explain.rank_me):
+        for function in (explain.effective_rank, stable_rank, participation_ratio, rank_me):
             np.testing.assert_allclose(function([[3.0] * 7, [3.0] + [0] * 6, [0.0] * 7]), [7, 1, 0], rtol=1e-4)
         s = np.array([2.0, 1.0])
-        assert explain.participation_ratio(s) == pytest.approx(25 / 17)
+        assert participation_ratio(s) == pytest.approx(25 / 17)
         p = s / 3
-        assert explain.rank_me(s) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+        assert rank_me(s) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
 
     def test_the_participation_ratio_is_that_of_the_covariance(self) -> None:
         A = matrix(300, 9)
         A = A - A.mean(0)
         C = np.cov(A.T)
         expected = np.trace(C) ** 2 / np.trace(C @ C)
-        assert explain.participation_ratio(np.linalg.svd(A, compute_uv=False)) == pytest.approx(expected)
+        assert participation_ratio(np.linalg.svd(A, compute_uv=False)) == pytest.approx(expected)
 
     @pytest.mark.parametrize("debiased", [False, True])
     def test_cka_is_that_of_kernels(self, debiased) -> None:
@@ -170,5 +171,5 @@ class TestMetrics:
 
     def test_redundant_heads(self) -> None:
         S = np.array([[1, 0.96, 0.2], [0.96, 1, 0.99], [0.2, 0.99, 1]])
-        assert explain.redundant_heads(S) == [(1, 2, 0.99), (0, 1, 0.96)]
-        assert explain.redundant_heads(S, 0.97) == [(1, 2, 0.99)]
+        assert redundant_heads(S) == [(1, 2, 0.99), (0, 1, 0.96)]
+        assert redundant_heads(S, 0.97) == [(1, 2, 0.99)]

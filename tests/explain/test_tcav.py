@@ -6,9 +6,9 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from napari_gsvolume.explain import Examples, activations, concept_vector, sensitivities, tcav, tcav_steps
-from napari_gsvolume.explain.concepts.cav import fit_direction, fit_random_direction
-from napari_gsvolume.explain.concepts.tcav import evaluate_tcav, holm_correction
+from napari_gsvolume.explain import Examples, activations, concept_vector, tcav
+from napari_gsvolume.explain.concepts.cav import fit_direction, fit_random_direction, sensitivities
+from napari_gsvolume.explain.concepts.tcav import evaluate_tcav, holm_correction, tcav_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,6 +13,7 @@ from torch import nn
 from napari_gsvolume import vessel_phantom
 from napari_gsvolume.explain.tracking.checkpoints import (
     compare_domains,
+    natural_key,
     parse_epochs,
     track_checkpoints,
     track_training_steps,

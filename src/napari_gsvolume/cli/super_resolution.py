@@ -175,7 +175,7 @@ def _trained(
     if tracker is not None:
         from ..explain.tracking.checkpoints import track_training_steps
 
-        steps = track_training_steps(steps, tracker)
+        steps = track_training_steps(steps, tracker)  # type: ignore[arg-type]
     with progress_bar(quiet) as show:
         for step in steps:
             stop.begun = True

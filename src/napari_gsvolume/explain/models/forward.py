@@ -1,4 +1,4 @@
-"""Running a model without changing it, on whatever its inputs are; and the tensors in what it gives."""
+"""Calls of a model that leave it unchanged, and the tensors in its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 
-# What a model is called with: x, (x, adjacency), {"input_ids": ids}.
+# Arguments of a model: x, (x, adjacency), {"input_ids": ids}.
 Batch = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Inputs = Batch | Iterable[Batch]
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Within, the model is in evaluation mode and random numbers are those of a seed; afterwards all is as before.
+    """Context in which a model is in evaluation mode, with a seed of its own; afterwards everything is as before.
 
-    The fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer, which calls none of the modules inside, is
-    not taken within.
+    The fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer, which bypasses the modules inside, is off.
     """
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -40,7 +39,7 @@ def evaluation_mode(model: nn.Module, seed: int = 0) -> Iterator[None]:
 
 @contextmanager
 def forward_hooks(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Within, the hooks (module, args, output) see what the modules give."""
+    """Context in which forward hooks (module, args, output) are registered."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
     try:
         yield
@@ -50,12 +49,12 @@ def forward_hooks(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[Non
 
 
 def iterate_batches(inputs: Inputs) -> Iterable[Batch]:
-    """Return the batches that a model is to be called with, one by one.
+    """Return the batches in inputs: one, if they are a tensor, a tuple of arguments or a dict of them.
 
     Raises
     ------
-    ValueError
-        If the inputs are none.
+    InputError
+        If the inputs are of another type.
     """
     if isinstance(inputs, (Tensor, tuple, Mapping)):
         return [inputs]
@@ -68,12 +67,12 @@ def iterate_batches(inputs: Inputs) -> Iterable[Batch]:
 
 
 def call_model(model: nn.Module, batch: Batch) -> Any:
-    """Return what the model gives for a batch.
+    """Return the output of a model for a batch.
 
     Raises
     ------
-    ValueError
-        If the model raises anything, with its words.
+    InputError
+        If the model raises an error; the message has its words.
     """
     try:
         if isinstance(batch, Mapping):
@@ -82,19 +81,19 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     except RefusedError:
         raise
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
-        said = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
             f"The model {type(model).__name__} cannot be called with these inputs ({describe_batch(batch)}): "
-            f"{type(error).__name__}: {said}."
+            f"{type(error).__name__}: {reason}."
         ) from error
 
 
 class RefusedError(InputError):
-    """What we found in a model's pass: not the model's own error."""
+    """Unusable output of a layer, found during a pass: not an error of the model."""
 
 
 def describe_batch(batch: Batch) -> str:
-    """Return the shapes of a batch, for a sentence."""
+    """Return the shapes in a batch, for messages."""
     parts = batch.items() if isinstance(batch, Mapping) else enumerate(batch if isinstance(batch, tuple) else [batch])
     return ", ".join(
         (f"{name}: " if isinstance(name, str) else "")
@@ -140,8 +139,8 @@ def map_tensors(thing: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return thing
 
 
-def find_tensor(thing: Any, whose: str) -> Tensor:
-    """Return the first tensor in what a module gave; raise ValueError if there is none."""
+def find_tensor(thing: Any, owner: str) -> Tensor:
+    """Return the first tensor in an output; raise InputError if there is none."""
     for tensor in iterate_tensors(thing):
         return tensor
-    raise RefusedError(f"{whose} gives {type(thing).__name__}, in which there is no tensor; say which with output=.")
+    raise RefusedError(f"{owner} returns {type(thing).__name__}, which holds no tensor; select one with output=.")

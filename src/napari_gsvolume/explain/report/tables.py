@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...svd.decomposition import cumulative_energy
-from ..explanation import LAYER_FIGURES, Explanation, input_statistics, layer_metrics
+from ..explanation import LAYER_METRICS, Explanation, input_statistics, layer_metrics
 from ..findings.finding import Finding
 from ..models.inputs import Images, Place
 
@@ -36,7 +36,7 @@ def build_tables(explanation: Explanation) -> dict[str, str]:
     made = {"findings.csv": findings_table(e.findings)}
     if e.layers:
         rows = ([name, *layer_metrics(d).values()] for name, d in e.layers.items())
-        made["layers.csv"] = _csv(("layer", *LAYER_FIGURES), rows)
+        made["layers.csv"] = _csv(("layer", *LAYER_METRICS), rows)
         made["spectra.csv"] = _csv(("layer", "mode", "value", "energy"), _spectra(e))
         k = max(d.k for d in e.layers.values())
         columns = [f"concept_{mode}" for mode in range(k)]
