@@ -151,7 +151,7 @@ def test_long_sequences_and_little_memory() -> None:
     w = network("vit")
     whole = explain.attention(w.model, w.inputs)
     some = explain.attention(w.model, w.inputs, max_queries=5)
-    again = explain.attention(w.model, w.inputs, max_queries=5, budget=10)
+    again = explain.attention(w.model, w.inputs, max_queries=5, memory_limit=10)
     assert some.modes.samples == 5 * 5 * 17
     taken = ~np.isnan(some.modes.map(0)).all(1)
     assert taken.sum() == 5

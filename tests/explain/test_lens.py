@@ -136,7 +136,7 @@ class TestModels:
         assert nothing.energies["restored"] == pytest.approx(0, abs=1e-9)
         assert everything.energies["restored"] == pytest.approx(1, abs=1e-5)
         np.testing.assert_allclose(everything.amplitudes, 1, atol=1e-4)
-        assert "100.0% is restored" in everything.said
+        assert "100.0% is restored" in everything.summary
 
     def test_over_a_training_of_each_scheme(self) -> None:
         volume = anatomical_phantom(40)[0][:, 2:38, 1:36]

@@ -10,8 +10,8 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from napari_gsvolume.errors import FileFormatError
-from napari_gsvolume.explain.models.inputs import Volume, prepare_images
 from napari_gsvolume.explain.models.explained_model import ExplainedModel
+from napari_gsvolume.explain.models.inputs import Volume, prepare_images
 from napari_gsvolume.explain.models.loading import assign_weights, load_weights
 from napari_gsvolume.explain.models.outputs import match_layers
 from napari_gsvolume.explain.settings import ExplainSettings

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.long_runs import collect
 from napari_gsvolume.explain import activations, linear_probe
 from napari_gsvolume.explain.concepts.cross_validation import cross_validate
 from napari_gsvolume.explain.concepts.labels import block_groups
@@ -39,8 +40,8 @@ class TestProbe:
         assert found.selectivity > 0.3
         assert found.direction.shape == (5, 1)
         assert np.linalg.norm(found.direction) == pytest.approx(1)
-        assert "above chance" in found.said
-        assert "not above" not in found.said
+        assert "above chance" in found.summary
+        assert "not above" not in found.summary
 
     def test_none_is_found_where_there_is_none(self) -> None:
         """Positions of one image are alike: a probe that did not hold images out would find any labels of images."""
@@ -102,14 +103,16 @@ class TestProbe:
     def test_steps_over_layers_and_several_classes(self) -> None:
         model, images = planted(strength=8.0)
         labels = CLASS + (np.arange(30) % 3 == 0)
-        seen = list(probe_steps(model, images, labels, ["0", "1"], max_samples=300, permutations=2))
+        steps, probes = collect(probe_steps(model, images, labels, ["0", "1"], max_samples=300, permutations=2))
+        assert [s.fraction for s in steps] == sorted(s.fraction for s in steps)
+        seen = list(probes.values())
         assert [p.layer for p in seen] == ["0", "1"]
         assert all(p.classes == (0, 1, 2) and p.direction.shape == (5, 3) and p.samples == 300 for p in seen)
 
     def test_refusals(self, refused) -> None:
         model, images = planted()
         found = activations(model, images, ["0"], 5)["0"]
-        with refused(ValueError, "the same"):
+        with refused(ValueError, "equal"):
             linear_probe(found, np.zeros(30, dtype=int))
         with refused(ValueError, "label 1", "one input"):
             linear_probe(found, (np.arange(30) == 3).astype(int))

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
+from helpers.long_runs import collect
 from napari_gsvolume.explain import Examples, activations, concept_vector, tcav
 from napari_gsvolume.explain.concepts.cav import fit_direction, fit_random_direction, sensitivities
 from napari_gsvolume.explain.concepts.tcav import evaluate_tcav, holm_correction, tcav_steps
@@ -122,9 +123,9 @@ class TestTCAV:
         test = found["square"]
         assert test.score == 1
         assert test.sensitivity == pytest.approx(1, abs=0.2)  # of a mean over positions, all of which move
-        assert test.significant
+        assert test.is_significant
         assert test.p_corrected <= 0.05
-        assert "NOT" not in test.said
+        assert "NOT" not in test.summary
         np.testing.assert_allclose(test.cosines, modes["square"].concepts.T @ test.concept.direction)
         assert np.square(test.cosines).sum() == pytest.approx(1)  # all six components are known
 
@@ -132,13 +133,13 @@ class TestTCAV:
         """A concept that the layer has, and the output does not depend on."""
         test = tcav(Planted(uses=False), noise(40, seed=5), ["square"], PATCHES, lambda y: y)["square"]
         assert test.concept.auc.mean == pytest.approx(1)
-        assert not test.significant
-        assert "NOT significant" in test.said
+        assert not test.is_significant
+        assert "NOT significant" in test.summary
 
     def test_a_concept_that_means_nothing_is_not_significant(self) -> None:
         examples = Examples(noise(40, seed=8), np.random.default_rng(3).permutation(np.arange(40) % 2))
         test = tcav(Planted(), noise(40, seed=5), ["square"], examples, lambda y: y, fit="difference")["square"]
-        assert not test.significant
+        assert not test.is_significant
 
     def test_random_concepts_are_significant_no_more_often_than_stated(self) -> None:
         rng = np.random.default_rng(0)
@@ -163,11 +164,10 @@ class TestTCAV:
 
     def test_layers_are_corrected_for_together_and_steps_end_with_the_result(self) -> None:
         layers = ["conv", "square"]
-        steps = list(tcav_steps(Planted(), noise(20), layers, PATCHES, lambda y: y, randoms=39, fit="difference"))
-        assert len(steps) == 2 * 39 + 1
-        assert [s.progress for s in steps] == sorted(s.progress for s in steps)
-        assert all(s.result is None for s in steps[:-1])
-        result = steps[-1].result
+        settings = {"randoms": 39, "fit": "difference"}
+        steps, result = collect(tcav_steps(Planted(), noise(20), layers, PATCHES, lambda y: y, **settings))
+        assert len(steps) == 2 * 39
+        assert [s.fraction for s in steps] == sorted(s.fraction for s in steps)
         assert list(result) == layers
         np.testing.assert_allclose(
             [t.p_corrected for t in result.values()], holm_correction([t.p for t in result.values()])

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from helpers.long_runs import collect
 from napari_gsvolume import vessel_phantom
 from napari_gsvolume.explain.tracking.checkpoints import (
     compare_domains,
     natural_key,
     parse_epochs,
-    track_checkpoints,
+    track_checkpoints_steps,
     track_training_steps,
 )
 from napari_gsvolume.explain.tracking.tracker import COLUMNS, Tracker
@@ -337,9 +338,9 @@ class TestFollowing:
             model.load_state_dict(load_file(path))
             return model
 
-        steps = list(track_checkpoints(tmp_path.glob("*.safetensors"), load, None, normal(20, 3)))
+        steps, tracker = collect(track_checkpoints_steps(tmp_path.glob("*.safetensors"), load, None, normal(20, 3)))
         assert [(s.done, s.total, s.epoch) for s in steps] == [(1, 3, 1), (2, 3, 2), (3, 3, 10)]
-        values = steps[-1].tracker.evolution("0").values
+        values = tracker.evolution("0").values
         np.testing.assert_allclose(values / values[:1], [[1] * 3, [2] * 3, [10] * 3], rtol=1e-5)
 
     def test_order_and_epochs(self, tmp_path) -> None:
@@ -352,7 +353,7 @@ class TestFollowing:
 
     def test_no_checkpoints(self, refused) -> None:
         with refused(ValueError, "no checkpoints"):
-            next(track_checkpoints([], linear, None, normal(9, 3)))
+            next(track_checkpoints_steps([], linear, None, normal(9, 3)))
 
     def test_our_own_training(self) -> None:
         """A super-resolution is followed at its judgments, and learns the very same."""

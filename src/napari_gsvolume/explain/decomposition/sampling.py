@@ -180,7 +180,7 @@ def decompose_steps(
     total = len(inputs) if isinstance(inputs, Sized) else None
     if isinstance(inputs, (Tensor, tuple, Mapping)):
         total = 1  # one batch
-    done, fraction, dropped = 0, 0.0, False
+    done, fraction, dropped, stopped = 0, 0.0, False, False
     for _ in run(samples, Samples.take):
         while sum(layer.kept_bytes for layer in samples.values()) > memory_limit:
             max(samples.values(), key=lambda layer: layer.kept_bytes).drop()
@@ -190,7 +190,7 @@ def decompose_steps(
         part = done / total if total else done / (done + 1)
         fraction = max(fraction, part / 2 if dropped else part)
         yield ActivationStep(min(1.0, fraction), "Running the model", done)
-        if budget.stop():
+        if stopped := budget.stop():
             break
     if done == 0:
         raise InputError("There are no inputs to run the model with.")
@@ -205,11 +205,11 @@ def decompose_steps(
                 f"The activations take more than {memory_limit / 2**20:.0f} MiB, so the inputs are needed twice; give "
                 "a list of them, a larger memory_limit=, or fewer samples with max_samples=."
             )
-        # The same batches as before: a stop request cannot leave samples without scores.
+        # The same batches as before: a stop request must not leave samples without scores.
         for number, _ in enumerate(run(again, Samples.score), 1):
             fraction = max(fraction, 0.5 + 0.5 * number / done)
             yield ActivationStep(min(1.0, fraction), "Running the model again for the scores", done + number)
-            if number == done:
+            if stopped and number == done:
                 break
     return {name: layer.result() for name, layer in samples.items()}
 
