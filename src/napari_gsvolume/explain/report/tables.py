@@ -1,4 +1,4 @@
-"""What an explanation came to as tables, comma-separated, with all digits."""
+"""Results of an explanation as CSV tables, with all digits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FINDING = (
 
 
 def build_tables(explanation: Explanation) -> dict[str, str]:
-    """Return the tables that there is something for, by the names of their files."""
+    """Return the tables of the parts of an explanation, by file name."""
     e = explanation
     made = {"findings.csv": findings_table(e.findings)}
     if e.layers:
@@ -41,9 +41,7 @@ def build_tables(explanation: Explanation) -> dict[str, str]:
         k = max(d.k for d in e.layers.values())
         columns = [f"concept_{mode}" for mode in range(k)]
         made["concepts.csv"] = _csv(("layer", "feature", *columns), _concepts(e, k))
-        made["scores.csv"] = _csv(
-            ("layer", "image", "slice", "start", "mode", "mean", "deviation"), _scores(e)
-        )  # fmt: skip
+        made["scores.csv"] = _csv(("layer", "image", "slice", "start", "mode", "mean", "deviation"), _scores(e))
     if e.jacobians:
         made["jacobian.csv"] = _csv(("image", "slice", "start", "layer", "mode", "value", "energy"), _jacobians(e))
     if e.attention is not None:
@@ -63,7 +61,7 @@ def findings_table(found: Iterable[Finding]) -> str:
 
 
 def describe_location(images: Images, place: Place) -> tuple[str, Any, str]:
-    """Return the name of the volume, the slice, and where in it an input begins: "" if at its border."""
+    """Return the volume, the slice, and the first voxel of an input; "" for the first voxel of the slice."""
     whole = not any(place.start)
     return images.volumes[place.volume].name, place.slice, "" if whole else " ".join(map(str, place.start))
 
