@@ -157,7 +157,7 @@ def _redundant(
         closest.setdefault(j, (i, value))
     named = "; ".join(f"{i} and {j} ({value:.3f})" for j, (i, value) in list(closest.items())[:_NAMED])
     sentence = (
-        f"Layer {layer} has {len(closest)} of {len(similarity)} redundant {what}: "
+        f"Layer {layer} has {len(closest)} of {len(similarity)} {what} that are redundant: "
         f"{named}{'; ...' * (len(closest) > _NAMED)} ({measure} at least {thresholds.redundancy:g})."
     )
     top = abs(pairs[0][2])
@@ -204,8 +204,8 @@ def find_new_concepts(
             before_it = "epoch" if min(t, thresholds.recent) == 1 else f"{min(t, thresholds.recent)} epochs"
             sentence = (
                 f"A new concept appeared in layer {layer} at epoch {epochs[t]:g}: component {component + 1}, "
-                f"{percent(share)} of the variance, has a cosine of at most {cosine:.2f} with the leading components of "
-                f"the {before_it} before (threshold {thresholds.new_cosine:g})."
+                f"{percent(share)} of the variance, has a cosine of at most {cosine:.2f} with the leading components "
+                f"of the {before_it} before (threshold {thresholds.new_cosine:g})."
             )
             at = {"component": int(component), "epoch": float(epochs[t])}
             found.append(Finding("new concept", layer, sentence, float(cosine), thresholds.new_cosine, **at))  # type: ignore[arg-type]
