@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from napari_gsvolume import Grid, anatomical_phantom
 from napari_gsvolume.explain import activations
 from napari_gsvolume.explain import explanation as running
-from napari_gsvolume.explain.models.inputs import Volume, images_for
+from napari_gsvolume.explain.models.inputs import Volume, prepare_images
 from napari_gsvolume.explain.models.loading import load_model
 from napari_gsvolume.explain.settings import ExplainSettings
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
@@ -145,7 +145,7 @@ def test_a_super_resolution(run, inputs, tmp_path) -> None:
     assert (code, err) == (0, "")
     assert "network.head: 4 features" in text
     loaded = load_model(inputs / "sr-10.safetensors")
-    images = images_for(loaded, [Volume.of("ct", VOLUME)], ExplainSettings())
+    images = prepare_images(loaded, [Volume.of("ct", VOLUME)], ExplainSettings())
     expected = activations(loaded.model, images, None, 3, max_samples=100_000)
     layers = {row["layer"]: row for row in rows(out / "layers.csv")}
     assert list(layers) == list(expected)
@@ -244,13 +244,17 @@ def test_attention_of_a_network_of_one_size(run, tmp_path) -> None:
 
 
 def test_interrupted_it_keeps_what_there_is(run, tmp_path, monkeypatch) -> None:
-    steps = running.explain_steps
+    explain_steps = running.explain_steps
 
-    def interrupted(*args):
-        sent = False
-        for step in steps(*args):
+    def interrupted(*args, **options):
+        steps, sent = explain_steps(*args, **options), False
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
             yield step
-            if step.progress >= 0.2 and not sent:
+            if step.fraction >= 0.1 and not sent:
                 sent = True
                 signal.raise_signal(signal.SIGINT)
 
@@ -297,7 +301,7 @@ BAD = {
     "no function": (("explain", "--model", "factories_of_test_cli:no", *CT, *OUT), "has no no"),
     "a factory that raises": (("explain", *RAISES, *CT, *OUT), "RuntimeError: no such file"),
     "a factory of nothing": (("explain", "--model", "factories_of_test_cli:nothing", *CT, *OUT), "returned int"),
-    "weights that do not fit": (("explain", *POOLED, *MISFIT, *CT, *OUT), "it lacks first.bias"),
+    "weights that do not fit": (("explain", *POOLED, *MISFIT, *CT, *OUT), "missing are first.bias"),
     "weights of other shapes": (("explain", *POOLED, *MISFIT, *CT, *OUT), "6x2x3x3"),
     "a pickle": (("explain", *POOLED, "--weights", "code.pt", *CT, *OUT), "safetensors"),
     "weights that are none": (("explain", *POOLED, "--weights", "ct.nii.gz", *CT, *OUT), "ct.nii.gz"),

@@ -11,7 +11,8 @@ from scipy.stats import ortho_group
 from torch import nn
 
 from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.explain import LensTracker, image_lens, lens_over_layers, sr_lens
+from napari_gsvolume.explain import image_lens, sr_lens
+from napari_gsvolume.explain.lens.restoration_by_layer import LensTracker, lens_over_layers
 from napari_gsvolume.super_resolution.bspline import upsample_bspline
 from napari_gsvolume.super_resolution.model import SRModel
 from napari_gsvolume.super_resolution.training import train_superresolution_steps
@@ -135,7 +136,7 @@ class TestModels:
         assert nothing.energies["restored"] == pytest.approx(0, abs=1e-9)
         assert everything.energies["restored"] == pytest.approx(1, abs=1e-5)
         np.testing.assert_allclose(everything.amplitudes, 1, atol=1e-4)
-        assert "100.0% is restored" in everything.said
+        assert "100.0% is restored" in everything.summary
 
     def test_over_a_training_of_each_scheme(self) -> None:
         volume = anatomical_phantom(40)[0][:, 2:38, 1:36]

@@ -120,12 +120,12 @@ def train_sr(
         steps: Generator[SRTrainingStep, None, Any] = _keep_result(training, results)
         tracker = None
         if track is not None:
-            from ..explain.tracking.checkpoints import tracked
+            from ..explain.tracking.checkpoints import track_training_steps
             from ..explain.tracking.tracker import Tracker
 
             first = next(steps)
             tracker = Tracker(first.scheme, None, [validation.low for validation in first.validation_sets])
-            steps = tracked(steps, tracker)
+            steps = track_training_steps(steps, tracker)
         if checkpoints is not None:
             checkpoints.mkdir(parents=True, exist_ok=True)
             steps = _save_checkpoints(steps, checkpoints)
