@@ -2,8 +2,8 @@
 Small files: how much quality for how many bytes
 ================================================
 
-A fit can be asked for a file size instead of a number of Gaussians. This example writes ``.gsv`` files 100 to 800 times
-smaller than the volume in float32, and plots the rate-distortion curve.
+A fit can be asked for a file size instead of a number of Gaussians. This example writes ``.gsv`` files 100 to 800
+times smaller than the volume in float32, and plots the rate-distortion curve.
 """
 
 import tempfile
@@ -35,11 +35,13 @@ print(len(again), "Gaussians read back, background", again.background)
 
 # %%
 # The curve is nearly straight over the logarithm of the size: each doubling of the bytes gains about as many dB.
-fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+fig, ax = plt.subplots(figsize=(6, 3.6), layout="compressed")
 ax.semilogx([r.n_bytes / 1024 for r in results], [r.psnr_db for r in results], "o-")
 for ratio, result in zip(ratios, results, strict=True):
     ax.annotate(f"{ratio} : 1", (result.n_bytes / 1024, result.psnr_db), (6, -12), textcoords="offset points")
-ax.set(title=f"Rate and distortion ({volume.nbytes // 1024} KiB in float32)", xlabel="file size (KiB)", ylabel="PSNR (dB)")
+ax.set(
+    title=f"Rate and distortion ({volume.nbytes // 1024} KiB in float32)", xlabel="file size (KiB)", ylabel="PSNR (dB)"
+)
 ax.grid(alpha=0.3, which="both")
 ax.margins(0.12)
 plt.show()
@@ -47,9 +49,9 @@ plt.show()
 # %%
 # What goes first, as files get smaller, is fine detail: vessels of the lung, then the edges of ribs.
 middle = volume.shape[1] // 2
-fig, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
-shown = {"Volume": volume} | {f"{ratios[k]} : 1, {results[k].psnr_db:.1f} dB": results[k].reconstruction for k in (0, 1, 3)}
-for ax, (title, array) in zip(axes, shown.items(), strict=True):
+fig, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="compressed")
+fits = {f"{ratios[k]} : 1, {results[k].psnr_db:.1f} dB": results[k].reconstruction for k in (0, 1, 3)}
+for ax, (title, array) in zip(axes, {"Volume": volume, **fits}.items(), strict=True):
     image = ax.imshow(array[:, middle], origin="lower", cmap="gray", vmin=-1000, vmax=600)
     ax.set(title=title, xlabel="x (voxels)", ylabel="z (voxels)")
 fig.colorbar(image, ax=axes, label="HU", shrink=0.8)

@@ -2,8 +2,8 @@
 Sample Gaussians at any point and any resolution
 ================================================
 
-Gaussians are a function of continuous coordinates. Once fitted, they can be evaluated at any point, on smaller or larger
-voxels, and on a plane of any orientation.
+Gaussians are a function of continuous coordinates. Once fitted, they can be evaluated at any point, on smaller or
+larger voxels, and on a plane of any orientation.
 """
 
 import matplotlib.pyplot as plt
@@ -21,7 +21,7 @@ gaussians = gsv.fit(volume, grid=grid, gaussians=300, iterations=25).gaussians
 smooth = gaussians.sample(scale=4)
 print(volume.shape, "->", smooth.shape, "voxels of", gaussians.grid.resampled(4).voxel_size, "mm")
 
-fig, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="compressed")
 half = grid.shape[0] * grid.voxel_size[0] / 2
 extent = (-half, half, half, -half)
 shown = {"Volume": volume, "Gaussians on its voxels": gaussians.sample(), "Gaussians on voxels of a quarter": smooth}
@@ -43,7 +43,7 @@ t = np.linspace(-15, 15, 300)
 points = centre + t[:, None, None] * down + t[None, :, None] * across
 plane = gaussians.evaluate(points.reshape(-1, 3)).reshape(300, 300)
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="compressed")
 voxel = grid.voxel_size[0]
 image = left.imshow(plane, cmap="gray", vmin=0, vmax=1, extent=(-15 * voxel, 15 * voxel, 15 * voxel, -15 * voxel))
 left.set(title="A plane tilted by 35 degrees", xlabel="along x (mm)", ylabel="down the plane (mm)")

@@ -2,8 +2,8 @@
 A volume from few X-rays
 ========================
 
-Filtered back-projection needs hundreds of views. With 20 it leaves streaks. This example simulates X-rays of a phantom,
-adds the noise of a detector, and reconstructs the volume with a prior on what volumes look like.
+Filtered back-projection needs hundreds of views. With 20 it leaves streaks. This example simulates X-rays of a
+phantom, adds the noise of a detector, and reconstructs the volume with a prior on what volumes look like.
 """
 
 import matplotlib.pyplot as plt
@@ -20,8 +20,8 @@ from napari_gsvolume.tomography.scan import orbit, spread
 from napari_gsvolume.tomography.voxel_projector import project
 
 # %%
-# X-rays add up attenuation, in 1/mm, along each ray. Hounsfield units are converted first: water attenuates 0.0193/mm at
-# 70 keV.
+# X-rays add up attenuation, in 1/mm, along each ray. Hounsfield units are converted first: water attenuates 0.0193/mm
+# at 70 keV.
 hounsfield, grid = anatomical_phantom(33)
 volume = np.asarray(hounsfield_to_attenuation(hounsfield))
 voxel = float(grid.voxel_size[0])
@@ -36,7 +36,7 @@ scan = orbit(volume.shape, voxel, angles, pixels=(49, 33))
 projections = with_noise(project(volume, scan), photons=1e5, depth=None)
 print(projections.shape, "views, detector rows, detector columns")
 
-fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="compressed")
 for ax, k in zip(axes, (0, 5, 10), strict=True):
     image = ax.imshow(projections[k], origin="lower", cmap="gray_r")
     ax.set(title=f"View at {angles[k]:.0f} degrees", xlabel="detector column", ylabel="detector row")
@@ -52,15 +52,15 @@ baseline = np.stack([iradon(projections[:, row].T, -angles, output_size=33, circ
 # %%
 # The reconstruction
 # ------------------
-# Least squares on the measurements, weighted by their noise, alternates with a denoiser that knows that small blocks of a
-# volume repeat (BM4D). Then Gaussians are fitted to the result.
-found = recover([Projected(projections, scan)], grid, iterations=15, fit_iterations=8)
+# Least squares on the measurements, weighted by their noise, alternates with a denoiser that knows that small blocks of
+# a volume repeat (BM4D). Then Gaussians are fitted to the result.
+found = recover([Projected(projections, scan)], grid, iterations=25, fit_iterations=8)
 print(f"{len(found.gaussians)} Gaussians in {found.seconds:.0f} s; misfit {found.misfit:.2f} (1 is the noise level)")
 
 # %%
 # Streaks are gone, and small things remain.
 span = float(np.ptp(volume))
-fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
+fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="compressed")
 shown = {"Truth": volume, "Filtered back-projection": baseline, "Reconstruction, voxels": found.voxels}
 shown["Reconstruction, Gaussians"] = found.reconstruction
 for ax, (title, array) in zip(axes, shown.items(), strict=True):

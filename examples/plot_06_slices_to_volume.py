@@ -2,8 +2,8 @@
 A volume from thick or sparse slices
 ====================================
 
-Clinical scans often have sharp slices that lie far apart. This example keeps every fourth slice of a phantom, fills in
-the others, and compares with a cubic spline.
+Clinical scans often have sharp slices that lie far apart. This example keeps every fourth slice of a phantom, fills
+in the others, and compares with a cubic spline.
 """
 
 import matplotlib.pyplot as plt
@@ -34,7 +34,7 @@ print(f"reconstruction: {missing_psnr(found.voxels, volume, known, 0):.2f} dB")
 # A coronal slice, across all the axial ones. The spline doubles edges that run obliquely from slice to slice; the
 # reconstruction finds blocks elsewhere in the volume that look like them, and that are sharp.
 middle = 18
-fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
+fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="compressed")
 shown = {
     "Truth": volume,
     "Known slices": slices,

@@ -2,8 +2,9 @@
 Singular values of slices and the best rank
 ===========================================
 
-A slice is a matrix. Its singular value decomposition writes it as a sum of images of rank one, strongest first: smooth
-structure comes early, noise comes late. This example decomposes a noisy slice and finds the rank at which to stop.
+A slice is a matrix. Its singular value decomposition writes it as a sum of images of rank one, strongest first:
+smooth structure comes early, noise comes late. This example decomposes a noisy slice and finds the rank at which to
+stop.
 """
 
 import matplotlib.pyplot as plt
@@ -29,7 +30,7 @@ rank = int((svd.values > threshold).sum())
 print(f"{svd.rank} modes, effective rank {float(effective_rank(svd.values)):.1f}, {rank} above the threshold")
 
 quality = [psnr_between(clean, svd.truncated(k), float(np.ptp(clean))) for k in range(1, svd.rank + 1)]
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="compressed")
 modes = np.arange(1, svd.rank + 1)
 left.semilogy(modes, svd.values, label="noisy slice")
 left.semilogy(modes, decompose(clean).values, label="slice without noise")
@@ -44,7 +45,7 @@ plt.show()
 
 # %%
 # Too few modes blur, too many bring the noise back.
-fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
+fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="compressed")
 shown = {"Noisy slice": noisy, "Rank 4": svd.truncated(4), f"Rank {rank}": svd.truncated(rank), "Without noise": clean}
 for ax, (title, array) in zip(axes, shown.items(), strict=True):
     image = ax.imshow(array, cmap="gray", vmin=-1000, vmax=500)
@@ -57,7 +58,7 @@ plt.show()
 # Single modes
 # ------------
 # Each one is the product of a function of y and a function of x.
-fig, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
+fig, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="compressed")
 for ax, k in zip(axes, (0, 1, 2, 40), strict=True):
     mode = svd.mode(k)
     limit = np.abs(mode).max()
