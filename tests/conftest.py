@@ -39,6 +39,26 @@ def own_settings(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _own_context(request, monkeypatch):
+    """Have napari delete a layer's shaders in the context of its canvas, which has them.
+
+    Qt has another context current between two drawings. Where a vertex shader is deleted in that, Mesa (22.3) clears
+    the one bound in the canvas, does not bind it again, and the next drawing crashes.
+    """
+    if "make_napari_viewer" not in request.fixturenames:
+        return
+    from napari._vispy.canvas import VispyCanvas
+
+    delete = VispyCanvas._clean_and_update_scenegraph
+
+    def delete_in_own_context(self):
+        self._scene_canvas.set_current()
+        delete(self)
+
+    monkeypatch.setattr(VispyCanvas, "_clean_and_update_scenegraph", delete_in_own_context)
+
+
 @pytest.fixture
 def refused():
     """Return a context manager: its block raises `kind` with one sentence that has all the words."""
