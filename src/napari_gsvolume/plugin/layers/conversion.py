@@ -196,7 +196,7 @@ def label_array(layer: Labels, grid: Grid) -> NDArray[np.generic]:
 
 
 def value_limits(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Return contrast limits that span the values, and never coincide."""
+    """Return the smallest and the largest value as contrast limits, never equal."""
     low, high = float(values.min()), float(values.max())
     return low, high if high > low else low + 1e-6
 
