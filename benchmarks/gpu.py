@@ -30,10 +30,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fit import Json, read
-from napari_gsvolume import __version__, anatomical_phantom, fit_steps
+from napari_gsvolume import __version__, fit_steps
 from napari_gsvolume.devices import gpu_problem
 from napari_gsvolume.kernels import gather, gather_flat, n_monomials, prepare, reference, splat
 from napari_gsvolume.kernels.constants import SUPPORT
+from napari_gsvolume.phantoms import anatomical_phantom
 
 OPERATIONS = {"splat": 16, "gather": 15}
 """Float32 operations for a voxel inside a support, as the inner loops of the GPU kernels have them; exp is two."""

@@ -13,7 +13,7 @@ import napari_gsvolume as gsv
 # %%
 # The phantom is a chest and upper abdomen in Hounsfield units (HU): air is -1000, water 0, bone up to 850. ``grid``
 # knows the size of a voxel in mm, so that results can be placed in the world.
-volume, grid = gsv.anatomical_phantom(40)
+volume, grid = gsv.phantoms.anatomical_phantom(40)
 print(volume.shape, "voxels of", grid.voxel_size, "mm")
 
 # %%

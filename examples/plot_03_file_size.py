@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 import napari_gsvolume as gsv
 
-volume, grid = gsv.anatomical_phantom(40)
+volume, grid = gsv.phantoms.anatomical_phantom(40)
 
 # %%
 # ``ratio`` counts 4 bytes for each voxel. The fit chooses the number of Gaussians, rounds them as coarsely as the size

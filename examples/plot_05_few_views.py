@@ -8,12 +8,12 @@ phantom, adds the noise of a detector, and reconstructs the volume with a prior 
 
 import matplotlib.pyplot as plt
 import numpy as np
+from napari_gsvolume.reconstruction.reconstruct import recover
 from skimage.transform import iradon
 
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.reconstruction.measurements import Projected
-from napari_gsvolume.reconstruction.reconstruct import recover
 from napari_gsvolume.tomography.beer_lambert import hounsfield_to_attenuation
 from napari_gsvolume.tomography.noise import with_noise
 from napari_gsvolume.tomography.scan import orbit, spread

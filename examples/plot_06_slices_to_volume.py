@@ -8,10 +8,10 @@ in the others, and compares with a cubic spline.
 
 import matplotlib.pyplot as plt
 import numpy as np
-
-from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.reconstruction.measurements import Sliced
 from napari_gsvolume.reconstruction.reconstruct import recover
+
+from napari_gsvolume.phantoms import anatomical_phantom
+from napari_gsvolume.reconstruction.measurements import Sliced
 from napari_gsvolume.reconstruction.slice_metrics import cubic, missing_psnr
 
 volume, grid = anatomical_phantom(40)

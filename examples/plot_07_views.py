@@ -9,7 +9,7 @@ transfer function decides what is seen; the cameras decide from where.
 import matplotlib.pyplot as plt
 import numpy as np
 
-from napari_gsvolume import anatomical_phantom
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.rendering.cameras import around, radius_of, turntable
 from napari_gsvolume.rendering.volume.dvr import render
 from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction, preset

@@ -12,8 +12,8 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.rendering.scene import Scene
 from napari_gsvolume.rendering.splats.training import train
 from napari_gsvolume.rendering.volume.transfer_functions import preset

@@ -10,8 +10,8 @@ stop.
 import matplotlib.pyplot as plt
 import numpy as np
 
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.svd.decomposition import decompose, effective_rank, optimal_threshold
 
 # %%

@@ -10,8 +10,8 @@ models take minutes.
 import matplotlib.pyplot as plt
 import numpy as np
 
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.super_resolution.bspline import spline
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.super_resolution.model import superresolve

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.explain import Edit, activations, concept_map, edited
+from napari_gsvolume.phantoms import anatomical_phantom
 
 # %%
 # A network to explain

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.explain import Examples, probe_steps, run_tcav
+from napari_gsvolume.phantoms import anatomical_phantom
 
 # %%
 # A network that finds bone in CT slices, trained for a few seconds, as in the example before.

@@ -13,11 +13,12 @@ import pytest
 from typer.main import get_command
 
 import napari_gsvolume.fitting
-from napari_gsvolume import FitSettings, GaussianVolume, Grid, __version__, anatomical_phantom
+from napari_gsvolume import FitSettings, GaussianVolume, Grid, __version__
 from napari_gsvolume.cli.app import app
 from napari_gsvolume.cli.progress import StopSignal
 from napari_gsvolume.cli.sections import COMMAND_SECTIONS
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.rendering.settings import TrainSettings
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from napari_gsvolume import Grid, anatomical_phantom
+from napari_gsvolume import Grid
 from napari_gsvolume.explain import activations
 from napari_gsvolume.explain import explanation as running
 from napari_gsvolume.explain.models.inputs import Volume, prepare_images
 from napari_gsvolume.explain.models.loading import load_model
 from napari_gsvolume.explain.settings import ExplainSettings
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.super_resolution.training import train_superresolution
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from napari_gsvolume import Grid, anatomical_phantom
+from napari_gsvolume import Grid
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.super_resolution import training
 from napari_gsvolume.super_resolution.bspline import upsample_bspline
 from napari_gsvolume.super_resolution.data import TrainingData

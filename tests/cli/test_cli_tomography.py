@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from napari_gsvolume import GaussianVolume, Grid, anatomical_phantom
+from napari_gsvolume import GaussianVolume, Grid
 from napari_gsvolume.io.nifti import write_nifti
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.tomography.beer_lambert import hounsfield_to_attenuation
 from napari_gsvolume.tomography.presets import spread_angles
 from napari_gsvolume.tomography.projections import read_projections

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from napari_gsvolume import Grid, anatomical_phantom
+from napari_gsvolume import Grid
 from napari_gsvolume.io.nifti import write_nifti
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.rendering.cameras import Cameras
 from napari_gsvolume.rendering.splats.ply import read_splats
 from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction

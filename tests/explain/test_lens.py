@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import ortho_group
 from torch import nn
 
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.explain import image_lens, sr_lens
 from napari_gsvolume.explain.lens.restoration_by_layer import LensTracker, lens_over_layers
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.super_resolution.bspline import upsample_bspline
 from napari_gsvolume.super_resolution.model import SRModel
 from napari_gsvolume.super_resolution.training import train_superresolution_steps

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers.long_runs import collect
-from napari_gsvolume import vessel_phantom
 from napari_gsvolume.explain.tracking.checkpoints import (
     compare_domains,
     natural_key,
@@ -20,6 +19,7 @@ from napari_gsvolume.explain.tracking.checkpoints import (
     track_training_steps,
 )
 from napari_gsvolume.explain.tracking.tracker import COLUMNS, Tracker
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.super_resolution.training import train_superresolution_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -30,7 +30,7 @@ def card(monkeypatch):
 
 @pytest.fixture(scope="module")
 def body():
-    return gsv.anatomical_phantom(16)[0].round().astype(np.float32)
+    return gsv.phantoms.anatomical_phantom(16)[0].round().astype(np.float32)
 
 
 def with_holes(volume):
@@ -348,7 +348,7 @@ class TestMemory:
         [{}, {"data_term": "ellipsoid", "normalised": True}, {"data_term": "neighbourhood", "normalised": True}],
     )
     def test_no_fit_takes_more_than_estimated(self, card, options):
-        volume = with_holes(gsv.anatomical_phantom(48)[0])
+        volume = with_holes(gsv.phantoms.anatomical_phantom(48)[0])
         gsv.fit(volume, gaussians=20, rounds=2, iterations=3, cg_steps=1, **options, device="cuda")
         term = options.get("data_term", "weights")
         estimate = volume.size * memory._DEVICE_BYTES_PER_VOXEL[term]

@@ -56,7 +56,7 @@ def blobs(ndim, size=24):
 @pytest.fixture(scope="module")
 def body():
     """CT-like: whole numbers, mostly negative."""
-    return gsv.anatomical_phantom(20)[0].round().astype(np.float32)
+    return gsv.phantoms.anatomical_phantom(20)[0].round().astype(np.float32)
 
 
 @pytest.fixture(scope="module")

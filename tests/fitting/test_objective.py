@@ -21,7 +21,7 @@ LAMBDAS = {"sparsity": 2e-3, "overlap": 1e-3, "smoothness": 1e-4, "spacing": 1e-
 
 @pytest.fixture(scope="module")
 def volume():
-    return gsv.anatomical_phantom(28)[0]
+    return gsv.phantoms.anatomical_phantom(28)[0]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ class TestPopulations:
 class TestStudies:
     @pytest.mark.parametrize("study", ablation.STUDIES)
     def test_every_case_is_measured(self, study):
-        tiny = gsv.vessel_phantom(16)[0]
+        tiny = gsv.phantoms.vessel_phantom(16)[0]
         steps, results = collect(ablation.ablate_steps(tiny, study, gaussians=12, iterations=4))
         assert [step.result for step in steps if step.result is not None] == results
         assert [result.case for result in results] == list(ablation.cases(study))
@@ -142,7 +142,7 @@ class TestStudies:
         assert len(ablation.plot(results, study).axes) == 2
 
     def test_stopping_leaves_out_the_case_under_way(self):
-        tiny = gsv.vessel_phantom(16)[0]
+        tiny = gsv.phantoms.vessel_phantom(16)[0]
         seen = []
         budget = Budget(stop=lambda: len(seen) > 8)
         steps = ablation.ablate_steps(tiny, "support", budget=budget, gaussians=12, iterations=4)

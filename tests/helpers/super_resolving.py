@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from napari_gsvolume import anatomical_phantom
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.settings import validated
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 

@@ -191,7 +191,7 @@ class TestFile:
         assert [path.name for path in tmp_path.iterdir()] == ["m.gsv"]
 
     def test_every_gaussian_takes_fewer_than_fourteen_bytes_and_costs_little_quality(self):
-        volume, grid = gsv.anatomical_phantom(32)
+        volume, grid = gsv.phantoms.anatomical_phantom(32)
         result = gsv.fit(volume, gaussians=200, iterations=40, grid=grid)
         rounded = result.with_gaussians(decode(encode(result.gaussians)), volume)
         assert result.psnr_db - rounded.psnr_db < 0.15
@@ -284,7 +284,7 @@ class TestDamage:
 
 @pytest.fixture(scope="module")
 def phantom():
-    return gsv.anatomical_phantom(32)
+    return gsv.phantoms.anatomical_phantom(32)
 
 
 # Fits for a size ------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_the_support_is_part_of_the_format():
 
 
 def test_a_large_offset_of_intensities_survives():
-    volume, grid = gsv.anatomical_phantom(24)
+    volume, grid = gsv.phantoms.anatomical_phantom(24)
     high = 1_234_567 + 10 * volume / np.ptp(volume)
     result = gsv.fit(high, grid=grid, gaussians=100, iterations=20)
     decoded = result.with_gaussians(decode(encode(result.gaussians)), high)
@@ -340,7 +340,7 @@ def test_a_large_offset_of_intensities_survives():
 
 def test_a_ratio_that_leaves_no_bytes_is_refused_at_once():
     with pytest.raises(ValueError, match="too small for even one Gaussian"):
-        gsv.fit_steps(gsv.vessel_phantom(16)[0], ratio=1e9)
+        gsv.fit_steps(gsv.phantoms.vessel_phantom(16)[0], ratio=1e9)
 
 
 def test_exports_are_not_read_back(tmp_path: Path):

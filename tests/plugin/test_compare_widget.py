@@ -8,8 +8,9 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QFileDialog
 
 from helpers.clicking import LEFT, SLOW, assert_ends, click, fill, run
-from napari_gsvolume import GaussianVolume, vessel_phantom
+from napari_gsvolume import GaussianVolume
 from napari_gsvolume.ablation import COLUMNS, cases, format_row, to_csv, to_markdown
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY
 from napari_gsvolume.plugin.layers.gaussians import gaussians_of
 from napari_gsvolume.plugin.widgets.fit import worker as job

@@ -10,8 +10,8 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog
 
 from helpers.clicking import LEFT, SLOW, click, run
-from napari_gsvolume import vessel_phantom
 from napari_gsvolume.grid import Grid
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
 from napari_gsvolume.super_resolution.training import train_superresolution
 

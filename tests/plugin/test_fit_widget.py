@@ -10,9 +10,10 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 
 from helpers.clicking import SLOW, assert_ends, click, run
-from napari_gsvolume import FitSettings, GaussianVolume, vessel_phantom
+from napari_gsvolume import FitSettings, GaussianVolume
 from napari_gsvolume.devices import gpu_problem
 from napari_gsvolume.fitting.result import HistoryPoint
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.widgets.fit import widget as fit_module
 from napari_gsvolume.plugin.widgets.fit.widget import FitWidget
 from napari_gsvolume.plugin.widgets.shared.plots import HistoryPlot

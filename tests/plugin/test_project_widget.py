@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from helpers.clicking import SLOW, click, fill, run
-from napari_gsvolume import GaussianVolume, Grid, vessel_phantom
+from napari_gsvolume import GaussianVolume, Grid
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import grid_placement
 from napari_gsvolume.plugin.layers.gaussians import gaussian_layer
 from napari_gsvolume.plugin.layers.projections import scan_of

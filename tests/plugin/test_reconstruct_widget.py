@@ -7,8 +7,9 @@ import pytest
 from napari.layers import Surface
 
 from helpers.clicking import SLOW, click, fill, run
-from napari_gsvolume import GaussianVolume, vessel_phantom
+from napari_gsvolume import GaussianVolume
 from napari_gsvolume.grid import Grid
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY
 from napari_gsvolume.plugin.layers.projections import projection_layer, scan_of
 from napari_gsvolume.tomography.presets import preset_scan, spread_angles

@@ -10,10 +10,10 @@ import torch
 from qtpy.QtWidgets import QFileDialog
 
 from helpers.clicking import SLOW, click, run
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.grid import Grid
 from napari_gsvolume.io.nifti import write_nifti
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
 from napari_gsvolume.plugin.widgets.shared.dims import index_at
 from napari_gsvolume.plugin.widgets.shared.worker import PreviewThrottle

@@ -8,8 +8,9 @@ import pytest
 from qtpy.QtCore import QPoint
 
 from helpers.clicking import LEFT, SLOW, assert_ends, click, run
-from napari_gsvolume import memory, vessel_phantom
+from napari_gsvolume import memory
 from napari_gsvolume.grid import Grid
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
 from napari_gsvolume.plugin.widgets.svd import slice_matrix
 from napari_gsvolume.super_resolution import upsampling

@@ -10,9 +10,9 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog, QFileDialog
 
 from helpers.clicking import LEFT, SLOW, click, fill, run
-from napari_gsvolume import vessel_phantom
 from napari_gsvolume.grid import Grid
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, SourceVolume, grid_placement
 from napari_gsvolume.plugin.widgets.shared.camera import viewer_camera
 from napari_gsvolume.plugin.widgets.views import worker

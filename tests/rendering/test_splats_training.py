@@ -8,8 +8,8 @@ import torch
 from skimage.metrics import structural_similarity as skimage_ssim
 
 from helpers.pretended_device import DEVICE, OnCard, pretended
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.devices import gpu_problem, gsplat_problem
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.progress import Budget, finish
 from napari_gsvolume.rendering.cameras import fibonacci_directions, orbit_cameras
 from napari_gsvolume.rendering.scene import Scene

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from napari_gsvolume import Grid, anatomical_phantom, vessel_phantom
+from napari_gsvolume import Grid
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import anatomical_phantom, vessel_phantom
 from napari_gsvolume.super_resolution.bspline import interpolation_matrix, upsample_bspline, upsampling_factors
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.super_resolution.settings import DegradationKind

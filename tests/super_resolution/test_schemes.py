@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.super_resolving import VOLUME, settings, slices, stirred
-from napari_gsvolume import vessel_phantom
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.super_resolution.axis_decoder import AxisDecoder
 from napari_gsvolume.super_resolution.bspline import interpolation_matrix, upsample_bspline
 from napari_gsvolume.super_resolution.degradation import Degradation

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.super_resolving import QUICK, SMALL, VOLUME, settings
-from napari_gsvolume import vessel_phantom
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.progress import Budget
 from napari_gsvolume.super_resolution.bspline import upsample_bspline
 from napari_gsvolume.super_resolution.data import TrainingData

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.interpolate import make_smoothing_spline
 
-from napari_gsvolume import Grid, anatomical_phantom
+from napari_gsvolume import Grid
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.svd.continuous_basis import ContinuousBasis, ContinuousImage, fine_centres
 from napari_gsvolume.svd.decomposition import decompose
 

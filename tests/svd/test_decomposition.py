@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from napari_gsvolume import anatomical_phantom, vessel_phantom
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import anatomical_phantom, vessel_phantom
 from napari_gsvolume.svd import decomposition
 
 VOLUME = anatomical_phantom(32)[0]
