@@ -103,7 +103,7 @@ class TestGaussians:
         assert contents_of(tmp_path / name) == contents_of(FOLDER / name)
 
     def test_the_shell_tells_of_them(self, capsys) -> None:
-        from napari_gsvolume.cli.gaussians import main
+        from napari_gsvolume.cli import main
 
         for name in GAUSSIANS:
             assert main(["info", str(FOLDER / name), "--json"]) == 0
