@@ -62,19 +62,19 @@ def test_a_study_becomes_rows_and_layers_in_place(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume, "support", axis_labels=("z", "y", "x"), contrast_limits=(0.1, 0.9), **place)
     run(qtbot, widget)
     table, wanted = widget.table, list(cases("support"))
-    assert [outcome.case for outcome in widget.outcomes] == table.cases() == wanted
+    assert [outcome.case for outcome in widget.results] == table.cases() == wanted
     headers = [table.horizontalHeaderItem(column).text() for column in range(table.columnCount())]
     assert headers == list(COLUMNS.values())
-    for row, outcome in enumerate(widget.outcomes):
+    for row, outcome in enumerate(widget.results):
         assert row_texts(table, row) == format_row(outcome)
-    best = max(widget.outcomes, key=lambda outcome: outcome.psnr_db)
+    best = max(widget.results, key=lambda outcome: outcome.psnr_db)
     assert [table.item(row, 1).font().bold() for row in range(5)] == [case == best.case for case in wanted]
     assert f"{best.psnr_db:.2f} dB ({best.case})" in widget.status.value
     assert (widget.button.text, widget.progress.value) == ("Run", widget.progress.max)
 
     source = viewer.layers["volume"]
     assert set(names(viewer)) == {"volume", *(f"volume · {c}{end}" for c in wanted for end in ("", " · artefacts"))}
-    for outcome in widget.outcomes:
+    for outcome in widget.results:
         density, artefacts = (viewer.layers[f"volume · {outcome.case}{end}"] for end in ("", " · artefacts"))
         np.testing.assert_array_equal(density.data, outcome.result.reconstruction)
         np.testing.assert_array_equal(artefacts.data, outcome.artefacts)
@@ -105,7 +105,7 @@ def test_a_click_on_a_row_shows_its_case(open_widget, qtbot, volume):
     # Sorted, by numbers: a row is still its own case's.
     header = widget.table.horizontalHeader()
     qtbot.mouseClick(header.viewport(), LEFT, pos=_title(header, 1))
-    best_last = sorted(widget.outcomes, key=lambda outcome: outcome.psnr_db)
+    best_last = sorted(widget.results, key=lambda outcome: outcome.psnr_db)
     assert widget.table.cases() == [outcome.case for outcome in best_last]
     click_row(qtbot, widget.table, 4)
     assert shown(viewer)[0] == best_last[-1].case
@@ -154,11 +154,11 @@ def test_stop_keeps_the_finished_cases(open_widget, qtbot):
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
     done = widget.table.cases()
-    assert done == [outcome.case for outcome in widget.outcomes] == list(cases("support"))[: len(done)]
+    assert done == [outcome.case for outcome in widget.results] == list(cases("support"))[: len(done)]
     assert 1 <= len(done) < 5
     assert len(names(viewer)) == 1 + 2 * len(done)
     assert widget.status.value == f"Stopped: {len(done)} of 5 cases finished."
-    assert all(outcome.result.message != "Stopped." for outcome in widget.outcomes)
+    assert all(outcome.result.message != "Stopped." for outcome in widget.results)
     fill(widget, gaussians=20, iterations=3)
     run(qtbot, widget)
     assert widget.table.rowCount() == 5
@@ -238,13 +238,13 @@ def test_the_table_is_saved_and_copied(open_widget, qtbot, volume, tmp_path, mon
     for _ in range(4):
         click(qtbot, widget.save)
     assert {path.name for path in tmp_path.iterdir()} == {"mine.md", "mine.csv", "a.b.md"}
-    assert (tmp_path / "mine.md").read_text(encoding="utf-8") == to_markdown(widget.outcomes)
+    assert (tmp_path / "mine.md").read_text(encoding="utf-8") == to_markdown(widget.results)
     text = (tmp_path / "mine.csv").read_text(encoding="utf-8")
-    assert text == to_csv(widget.outcomes)
+    assert text == to_csv(widget.results)
     assert [row["case"] for row in csv.DictReader(text.splitlines())] == list(cases("growth"))
     assert "a.b.md" in widget.status.value
     click(qtbot, widget.copy)
-    assert QApplication.clipboard().text() == to_markdown(widget.outcomes)
+    assert QApplication.clipboard().text() == to_markdown(widget.results)
     widget.save_table(tmp_path / "missing" / "x.csv")
     assert "missing" in widget.status.value
 

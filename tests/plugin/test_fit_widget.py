@@ -378,8 +378,16 @@ def test_the_size_of_a_file_is_told(open_widget, qtbot, volume, tmp_path, monkey
     _, widget = open_widget(volume)
     run(qtbot, widget)
     asked = []
-    answers = iter([("a", "Compact (*.gsv)"), ("b.v2", "Lossless (*.safetensors)"), ("c", "Splat viewers (*.ply)"),
-                    ("d", ""), ("e.PLY", "Compact (*.gsv)"), ("", "")])  # fmt: skip
+    answers = iter(
+        [
+            ("a", "Compact (*.gsv)"),
+            ("b.v2", "Lossless (*.safetensors)"),
+            ("c", "Splat viewers (*.ply)"),
+            ("d", ""),
+            ("e.PLY", "Compact (*.gsv)"),
+            ("", ""),
+        ]
+    )
 
     def ask(*args):
         asked.append(args[2:])

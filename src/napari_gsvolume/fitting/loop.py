@@ -326,9 +326,15 @@ def _worth_keeping(
 
 
 def _grown(
-    state: Gaussians, residual: Tensor, mean_square: float, wanted: int, objective: Objective,
-    random: torch.Generator, solver: GaussNewton | FirstOrder, growth: Strategy,
-) -> Change:  # fmt: skip
+    state: Gaussians,
+    residual: Tensor,
+    mean_square: float,
+    wanted: int,
+    objective: Objective,
+    random: torch.Generator,
+    solver: GaussNewton | FirstOrder,
+    growth: Strategy,
+) -> Change:
     """Return the useful Gaussians, and new ones up to the number `wanted`."""
     if not len(state.weights):
         change = Change(

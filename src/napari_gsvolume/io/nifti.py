@@ -1,4 +1,4 @@
-"""NIfTI files in and out: (x, y, z, t) on disk, (T, Z, Y, X) in memory."""
+"""NIfTI files: (x, y, z, t) on disk, (T, Z, Y, X) in memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _HEADER_ERRORS = (HeaderDataError, ImageFileError, KeyError, OverflowError, Type
 
 @dataclass(frozen=True, eq=False)
 class NiftiImage:
-    """What a NIfTI file holds.
+    """Content of a NIfTI file.
 
     Attributes
     ----------
@@ -57,15 +57,15 @@ class NiftiImage:
         stored integers where the file does not scale them, float32 otherwise, uint8 for colours.
     grid : Grid
         The spatial axes of `data`. The world's axes are NIfTI's, reversed: ``(z, y, x)``, growing towards
-        superior, anterior and right. Units are ``"pixel"`` where the header does not tell them.
+        superior, anterior and right. Units are ``"pixel"`` if the header has none.
     header : nibabel.Nifti1Header or nibabel.Nifti2Header
-        The header as read, for `write_nifti` to keep.
+        Header of the file, for `write_nifti` to preserve.
     rgb : bool
-        Whether the last axis of `data` is colour, RGB or RGBA.
+        True if the last axis of `data` is colour, RGB or RGBA.
     time_step : float or None
-        Step along T in `time_unit`, 1 where the header does not tell it; None without that axis.
+        Step along T in `time_unit`, 1 if the header has none; None without this axis.
     time_unit : str or None
-        Unit of `time_step` as pint spells it, ``"pixel"`` where the header does not tell it; None without T.
+        Unit of `time_step` in pint's spelling, ``"pixel"`` if the header has none; None without T.
     """
 
     data: NDArray[Any]
@@ -126,7 +126,7 @@ def write_nifti(
     Parameters
     ----------
     path : str or path-like
-        Ends in ``.nii`` or ``.nii.gz``; the latter is compressed.
+        Path ending in ``.nii`` or ``.nii.gz`` (compressed).
     data : array_like
         Real numbers, ``(Y, X)`` or ``(Z, Y, X)`` as `grid` has it, or ``(T, Z, Y, X)`` on a 3D grid.
     grid : Grid

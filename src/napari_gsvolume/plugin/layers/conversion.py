@@ -69,7 +69,7 @@ def source_volume(layer: Image, *, time_point: int | None = None, level: int = 0
     Raises
     ------
     ValueError
-        If the layer is RGB, has an unsuitable number of axes, or lacks a time point or level.
+        If the layer is RGB, has an unsuitable number of axes, or has no such time point or level.
     """
     if layer.rgb:
         raise InputError(
