@@ -166,7 +166,7 @@ def reconstruct_steps(
     >>> volume, grid = phantoms.vessel_phantom(16)
     >>> steps = reconstruct_steps(SliceStack(volume, grid, every=2), gaussians=20, iterations=2, fit_iterations=2)
     >>> [step.stage for step in steps]
-    ['voxels', 'voxels', 'voxels', 'Gaussians', 'Gaussians', 'Gaussians']
+    ['voxels', 'voxels', 'voxels', 'Gaussians', 'Gaussians']
     """
     checked = validated(ReconstructSettings, **settings)
     problem = build_problem(measurements, scan=scan, grid=grid, truth=truth, support=support)
