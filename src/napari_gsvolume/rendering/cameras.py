@@ -62,8 +62,8 @@ class Cameras:
     >>> view = np.eye(4)
     >>> view[2, 3] = 200.0  # the origin lies 200 mm in front of the camera
     >>> cameras = Cameras(view[None], [K], (256, 256))
-    >>> len(cameras), cameras.positions.tolist()
-    (1, [[0.0, 0.0, -200.0]])
+    >>> len(cameras), cameras.positions[0, 2].item()
+    (1, -200.0)
     """
 
     matrices: Float64Array
