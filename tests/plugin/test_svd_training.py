@@ -355,9 +355,10 @@ def test_other_layers_and_a_folder(open_widget, qtbot, tmp_path, monkeypatch):
     np.testing.assert_allclose(sizes, [[1, 1, 1], [3, 1.5, 1]])
     # The preview is of the chosen one.
     np.testing.assert_allclose(
-        viewer.layers["T1 · preview"].data[0], superresolve(VOLUME, learn.model, ensemble=False).volume[3],
+        viewer.layers["T1 · preview"].data[0],
+        superresolve(VOLUME, learn.model, ensemble=False).volume[3],
         atol=1e-3 * np.ptp(VOLUME),
-    )  # fmt: skip
+    )
     write_nifti(tmp_path / "series.nii", np.zeros((2, 3, 4, 5), np.float32), Grid((3, 4, 5)), time_step=1.0)
     click(qtbot, widget.button)
     settle(qtbot, widget)

@@ -49,8 +49,11 @@ class TestLosses:
     def test_what_a_scheme_has_no_use_for(self) -> None:
         more = {"perceptual_weight": 1.0, "adversarial_weight": 1.0}
         assert set(Losses(build_scheme(settings(scheme="residual", **more))).coefficients()) == {
-            "squared", "consistency", "perceptual", "adversarial",
-        }  # fmt: skip
+            "squared",
+            "consistency",
+            "perceptual",
+            "adversarial",
+        }
         assert "orthogonality" in Losses(build_scheme(settings(basis="learned"))).coefficients()
         qr = Losses(build_scheme(settings(scheme="singular-vectors", orthogonality="qr", **more)))
         assert set(qr.coefficients()) == {"squared", "consistency"}

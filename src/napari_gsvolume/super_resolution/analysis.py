@@ -69,7 +69,7 @@ def mode_contributions(model: SRModel, low: ArrayLike, target: ArrayLike) -> dic
     Returns
     -------
     dict of ndarray, (r,)
-        ``c``, the predicted amplitudes; ``values``, the singular values of the slice, scaled to the finer grid;
+        ``c``, the predicted amplitudes; ``values``, the singular values of the slice, scaled to the fine grid;
         ``error``, the mean squared error of the first 1, 2, ... modes together, before the projection.
 
     Raises

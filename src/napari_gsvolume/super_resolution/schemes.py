@@ -76,7 +76,7 @@ class Scheme(nn.Module):
         U, V = self.along_y(z, grid), self.along_x(z[::-1], grid)
         if self.settings.orthogonality == "qr":
             U, V = orthonormalize(U), orthonormalize(V)
-        # Unit vectors of more samples have smaller entries, so the singular values of the finer image are larger.
+        # Unit vectors of more samples have smaller entries, so the singular values of the fine image are larger.
         scale = (U.shape[1] * V.shape[1] / slices[0].numel()) ** 0.5
         return U, V, scale * values, grid
 

@@ -194,8 +194,8 @@ def train_superresolution_steps(
     >>> from napari_gsvolume.phantoms import anatomical_phantom
     >>> from napari_gsvolume.progress import finish
     >>> from napari_gsvolume.super_resolution import train_superresolution_steps
-    >>> volume = anatomical_phantom(24)[0]
-    >>> steps = train_superresolution_steps([volume], iterations=2, channels=4, blocks=1)
+    >>> volume = anatomical_phantom(18)[0]
+    >>> steps = train_superresolution_steps([volume], iterations=2, channels=4, blocks=1, patch_size=8, batch_size=1)
     >>> next(steps).iteration, next(steps).iteration
     (0, 1)
     >>> finish(steps).history[-1].iteration
@@ -267,12 +267,13 @@ def train_superresolution(
     --------
     >>> from napari_gsvolume.phantoms import anatomical_phantom
     >>> from napari_gsvolume.super_resolution import superresolve, train_superresolution
-    >>> volume, grid = anatomical_phantom(24)
-    >>> trained = train_superresolution([volume], [grid.voxel_size], factor=2, iterations=2, channels=4, blocks=1)
+    >>> volume, grid = anatomical_phantom(18)
+    >>> small = {"channels": 4, "blocks": 1, "patch_size": 8, "batch_size": 1}
+    >>> trained = train_superresolution([volume], [grid.voxel_size], factor=2, iterations=2, **small)
     >>> trained.table["model"] >= trained.table["B-spline + projection"] - 1e-6
     True
     >>> superresolve(volume, trained.model, ensemble=False).volume.shape
-    (24, 48, 48)
+    (18, 36, 36)
     """
     return finish(train_superresolution_steps(volumes, voxel_sizes, **settings))
 
