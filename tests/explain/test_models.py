@@ -111,9 +111,12 @@ def test_tiles_cover_and_padding_repeats_the_border() -> None:
 
 @pytest.mark.parametrize(
     ("how", "expected"),
-    [("standard", lambda v: (v - v.mean()) / v.std()), ("unit", lambda v: (v - v.min()) / np.ptp(v)),
-     ("robust", lambda v: (v - np.percentile(v, 1)) / np.subtract(*np.percentile(v, (99, 1))))],
-)  # fmt: skip
+    [
+        ("standard", lambda v: (v - v.mean()) / v.std()),
+        ("unit", lambda v: (v - v.min()) / np.ptp(v)),
+        ("robust", lambda v: (v - np.percentile(v, 1)) / np.subtract(*np.percentile(v, (99, 1)))),
+    ],
+)
 def test_intensities(how, expected) -> None:
     _, batches = inputs(nn.Conv3d(1, 1, 1), {"normalise": how})
     np.testing.assert_allclose(batches[0][0, 0], expected(RAMP.astype(float)), atol=1e-5)
