@@ -48,7 +48,7 @@ def test_damaged_weights(tmp_path, refused) -> None:
         with refused(FileFormatError, name):
             load_weights(tmp_path / name)
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
-    with refused(FileFormatError, "list.pt", "by name"):
+    with refused(FileFormatError, "list.pt", "state dict"):
         load_weights(tmp_path / "list.pt")
     with refused(FileNotFoundError, "no.pt"):
         load_weights(tmp_path / "no.pt")
@@ -61,7 +61,7 @@ def test_tied_weights_are_one(tmp_path, refused) -> None:
     torch.testing.assert_close(other.second.weight, model.first.weight)
     save_file({"third.weight": torch.zeros(3, 3)}, tmp_path / "w.safetensors")
     before = other.first.weight.clone()
-    with refused(ValueError, "it lacks first.weight, second.weight", "no third.weight"):
+    with refused(ValueError, "missing are first.weight, second.weight", "no third.weight"):
         assign_weights(other, load_weights(tmp_path / "w.safetensors"), "w")
     assert torch.equal(other.first.weight, before)
 
