@@ -310,7 +310,8 @@ BAD = {
     "a layer": (("explain", *SR, "--layers", "network.hed", *CT, *OUT), "network.head"),
     "a pattern": (("explain", *SR, "--layers", "nothing.*", *CT, *OUT), "nothing.*"),
     "an image for volumes": (
-        ("explain", "--model", "factories_of_test_cli:volumes", "--images", "flat.nii.gz", *OUT), "takes volumes",
+        ("explain", "--model", "factories_of_test_cli:volumes", "--images", "flat.nii.gz", *OUT),
+        "takes volumes",
     ),
     "a size": (("explain", "--model", "factories_of_test_cli:tokens", "--size", 8, *CT, *OUT), "1x3x8x8"),
     "channels": (("explain", *POOLED, "--channels", "images", *CT, "flat.nii.gz", *OUT), "1 channels"),
@@ -320,9 +321,10 @@ BAD = {
     "no checkpoints": (("track", "--checkpoints", "no*.safetensors", *CT, *OUT), "no*.safetensors"),
     "checkpoints without a model": (("track", "--checkpoints", "w0.safetensors", *CT, *OUT), "w0.safetensors"),
     "a checkpoint that does not fit": (
-        ("track", "--checkpoints", "w0.safetensors", "misfit.safetensors", *POOLED, *CT, *OUT), "misfit.safetensors",
+        ("track", "--checkpoints", "w0.safetensors", "misfit.safetensors", *POOLED, *CT, *OUT),
+        "misfit.safetensors",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -84,7 +84,7 @@ def test_spectra_with_clusters_and_gaps(rows, columns) -> None:
 
 
 def test_a_small_basis_begins_anew(monkeypatch) -> None:
-    monkeypatch.setattr("napari_gsvolume.explain.build_components.jacobian._BASIS_BYTES", 0)
+    monkeypatch.setattr("napari_gsvolume.explain.decomposition.block_krylov._BASIS_BYTES", 0)
     w = network("cnn")
     x = noise(1, 1, 16, 16)
     model = w.model[:5]
@@ -199,7 +199,7 @@ def test_what_is_refused(refused) -> None:
         (lambda: explain.jacobian(w.model, x, by="33"), "'33'"),
         (lambda: explain.jacobian(w.model, x, layer="0", by="3"), "does not depend"),
         (lambda: explain.jacobian(nn.Embedding(3, 3), torch.tensor([1])), "by="),
-        (lambda: gradients(w.model, x, lambda y: y), "One number a sample"),
+        (lambda: gradients(w.model, x, lambda y: y), "one number per sample"),
         (lambda: gradients(w.model, x, lambda y: torch.zeros(3)), "does not depend"),
         (lambda: gradients(w.model, iter([x]), lambda y: y.sum()), "twice"),
     ):

@@ -48,7 +48,7 @@ def test_damaged_weights(tmp_path, refused) -> None:
         with refused(FileFormatError, name):
             load_weights(tmp_path / name)
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
-    with refused(FileFormatError, "list.pt", "by name"):
+    with refused(FileFormatError, "list.pt", "state dict"):
         load_weights(tmp_path / "list.pt")
     with refused(FileNotFoundError, "no.pt"):
         load_weights(tmp_path / "no.pt")
@@ -61,7 +61,7 @@ def test_tied_weights_are_one(tmp_path, refused) -> None:
     torch.testing.assert_close(other.second.weight, model.first.weight)
     save_file({"third.weight": torch.zeros(3, 3)}, tmp_path / "w.safetensors")
     before = other.first.weight.clone()
-    with refused(ValueError, "it lacks first.weight, second.weight", "no third.weight"):
+    with refused(ValueError, "missing are first.weight, second.weight", "no third.weight"):
         assign_weights(other, load_weights(tmp_path / "w.safetensors"), "w")
     assert torch.equal(other.first.weight, before)
 
@@ -111,9 +111,12 @@ def test_tiles_cover_and_padding_repeats_the_border() -> None:
 
 @pytest.mark.parametrize(
     ("how", "expected"),
-    [("standard", lambda v: (v - v.mean()) / v.std()), ("unit", lambda v: (v - v.min()) / np.ptp(v)),
-     ("robust", lambda v: (v - np.percentile(v, 1)) / np.subtract(*np.percentile(v, (99, 1))))],
-)  # fmt: skip
+    [
+        ("standard", lambda v: (v - v.mean()) / v.std()),
+        ("unit", lambda v: (v - v.min()) / np.ptp(v)),
+        ("robust", lambda v: (v - np.percentile(v, 1)) / np.subtract(*np.percentile(v, (99, 1)))),
+    ],
+)
 def test_intensities(how, expected) -> None:
     _, batches = inputs(nn.Conv3d(1, 1, 1), {"normalise": how})
     np.testing.assert_allclose(batches[0][0, 0], expected(RAMP.astype(float)), atol=1e-5)

@@ -84,7 +84,7 @@ class TestConcept:
 
     def test_refusals(self, refused) -> None:
         found = activations(Planted(), noise(4), ["square"], 6)["square"]
-        with refused(ValueError, "what it is not"):
+        with refused(ValueError, "two or more without it"):
             concept_vector(found, [1, 1, -1, 1])
 
 
@@ -108,7 +108,7 @@ class TestDerivatives:
 
     def test_refusals(self, refused) -> None:
         model = Planted()
-        with refused(ValueError, "One number an input", "()"):
+        with refused(ValueError, "one number per input", "()"):
             sensitivities(model, noise(2), "conv", torch.sum)
         with refused(ValueError, "does not depend"):
             sensitivities(model, noise(2), "conv", lambda y: torch.zeros(2))

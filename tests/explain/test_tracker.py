@@ -177,9 +177,16 @@ class TestRealTraining:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = nn.Sequential(
-                nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
-                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3),
-            )  # fmt: skip
+                nn.Conv2d(1, 8, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(8, 16, 3, padding=1),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(16, 16),
+                nn.Tanh(),
+                nn.Linear(16, 3),
+            )
         probe, labels = self.textures([0, 1, 2], 16, generator)
         tracker = Tracker(model, ["7"], list(probe.split(16)), attributes={"diagonal": (labels == 2).numpy()})
         optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)

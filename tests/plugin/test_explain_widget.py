@@ -115,7 +115,7 @@ def circle_the_blob(widget):
 @pytest.mark.parametrize(("factory", "affine"), [("fine", AFFINE), ("coarse", TURNED)], ids=["plain", "askew"])
 def test_a_lasso_marks_the_voxels_of_samples(open_widget, qtbot, volume, factory, affine):
     viewer, widget = open_widget(volume, affine)
-    explained(qtbot, widget, f"planted_network:{factory}", k=2, normalise="none")
+    explained(qtbot, widget, f"helpers.planted_network:{factory}", k=2, normalise="none")
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.samples)
     circle_the_blob(widget)
@@ -139,7 +139,7 @@ def test_a_lasso_marks_the_voxels_of_samples(open_widget, qtbot, volume, factory
 
 def test_voxels_mark_samples(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    explained(qtbot, widget, "planted_network:coarse", k=2)
+    explained(qtbot, widget, "helpers.planted_network:coarse", k=2)
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.samples)
     labels = viewer.add_labels(
@@ -176,7 +176,7 @@ def test_voxels_mark_samples(open_widget, qtbot, volume):
 def test_selections_of_many_samples(open_widget, qtbot):
     rng = np.random.default_rng(0)
     viewer, widget = open_widget(rng.normal(size=(10, 100, 110)).astype(np.float32))
-    load(qtbot, widget, "planted_network:fine")
+    load(qtbot, widget, "helpers.planted_network:fine")
     widget.model.check(("body.1",))
     run(qtbot, widget)
     widget.tabs.setCurrentWidget(widget.samples)
@@ -193,7 +193,7 @@ def test_selections_of_many_samples(open_widget, qtbot):
 
 def test_maps_overlay_exactly(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume, TURNED)
-    explained(qtbot, widget, "planted_network:coarse", k=2, normalise="none")
+    explained(qtbot, widget, "helpers.planted_network:coarse", k=2, normalise="none")
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.maps)
     click(qtbot, widget.maps.map)
@@ -225,7 +225,7 @@ def test_maps_overlay_exactly(open_widget, qtbot, volume):
 
 def test_patches_are_where_the_blob_is(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    explained(qtbot, widget, "planted_network:fine", k=1, normalise="none")
+    explained(qtbot, widget, "helpers.planted_network:fine", k=1, normalise="none")
     widget.layer.value = "body.0"
     widget.maps.size.value = 6
     click(qtbot, widget.maps.find)
@@ -290,7 +290,7 @@ def test_what_if_of_a_super_resolution(open_widget, qtbot, sr_file):
 
 def test_what_if_moves_the_output_by_what_is_added(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    explained(qtbot, widget, "planted_network:fine", k=1, normalise="none")
+    explained(qtbot, widget, "helpers.planted_network:fine", k=1, normalise="none")
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.what_if)
     widget.what_if.amount.value = 1.5
@@ -305,7 +305,7 @@ def test_what_if_moves_the_output_by_what_is_added(open_widget, qtbot, volume):
 
 def test_a_painted_concept(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    explained(qtbot, widget, "planted_network:fine", k=2, normalise="none")
+    explained(qtbot, widget, "helpers.planted_network:fine", k=2, normalise="none")
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.concepts)
     click(qtbot, widget.concepts.test)
@@ -339,7 +339,7 @@ def test_two_images_are_groups(open_widget, qtbot, volume):
     viewer.add_image(other, name="T2", **grid_placement(Grid(SHAPE, AFFINE, ("mm",) * 3)))
     widget.image.value = viewer.layers["T1"]
     widget.more.value = [viewer.layers["T2"]]
-    explained(qtbot, widget, "planted_network:fine", k=2, normalise="none")
+    explained(qtbot, widget, "helpers.planted_network:fine", k=2, normalise="none")
     assert len(widget.explained.explanation.images.places) == 16
     assert "T2" in widget.findings.text.toPlainText()
     widget.layer.value = "body.0"
@@ -354,7 +354,7 @@ def test_two_images_are_groups(open_widget, qtbot, volume):
 def test_the_report_is_written(open_widget, qtbot, volume, tmp_path, monkeypatch):
     _, widget = open_widget(volume)
     assert not widget.export.enabled
-    explained(qtbot, widget, "planted_network:fine", k=2)
+    explained(qtbot, widget, "helpers.planted_network:fine", k=2)
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path / "report"))
     click(qtbot, widget.export)
     settle(qtbot, widget)
@@ -411,7 +411,7 @@ def test_a_training_is_followed(open_widget, qtbot, tmp_path, monkeypatch):
 
 def test_only_what_is_checked_is_explained(open_widget, qtbot, volume):
     _, widget = open_widget(volume)
-    load(qtbot, widget, "planted_network:fine")
+    load(qtbot, widget, "helpers.planted_network:fine")
     tree = widget.model.tree
     body = tree.topLevelItem(0)
     assert [body.child(k).text(0) for k in range(2)] == ["0", "1"]
@@ -434,14 +434,14 @@ def test_what_cannot_be_explained_is_said_in_a_sentence(open_widget, qtbot, volu
     for spec, words in (
         (tmp_path / "wrong.safetensors", "damaged"),
         (tmp_path / "missing.safetensors", "cannot be read"),
-        ("planted_network:nothing", "has no nothing"),
+        ("helpers.planted_network:nothing", "has no nothing"),
         ("no_such_module:f", "cannot be imported"),
         ("nonsense", "no model"),
     ):
         load(qtbot, widget, spec)
         one_sentence(widget.status.value, words)
         assert widget.model.loaded is None
-    load(qtbot, widget, "planted_network:broken")
+    load(qtbot, widget, "helpers.planted_network:broken")
     click(qtbot, widget.button)
     one_sentence(widget.status.value, "no image layer")
     viewer.add_image(np.zeros((20, 24, 3), np.uint8), rgb=True, name="colours")
@@ -455,7 +455,7 @@ def test_what_cannot_be_explained_is_said_in_a_sentence(open_widget, qtbot, volu
     bad = volume.copy()
     bad[0, 0, 0] = np.nan
     viewer.layers["T1"].data = bad
-    load(qtbot, widget, "planted_network:fine")
+    load(qtbot, widget, "helpers.planted_network:fine")
     run(qtbot, widget)
     one_sentence(widget.status.value, "T1", "NaN")
     # After all that it works.
@@ -467,7 +467,7 @@ def test_what_cannot_be_explained_is_said_in_a_sentence(open_widget, qtbot, volu
 @pytest.mark.parametrize("how", ["dock", "window"])
 def test_closing_stops_the_worker(open_widget, qtbot, volume, how):
     viewer, widget = open_widget(volume)
-    load(qtbot, widget, "planted_network:slow")
+    load(qtbot, widget, "helpers.planted_network:slow")
     widget.model.form.fields["size"].value = 8
     click(qtbot, widget.button)
     assert widget.button.text == "Stop"

@@ -113,9 +113,9 @@ def concept_vector(
     >>> import torch
     >>> from napari_gsvolume import explain
     >>> network = torch.nn.Conv2d(1, 2, 1)
-    >>> patches = torch.rand(8, 1, 4, 4) + torch.tensor([0.0, 3.0]).repeat(4).view(8, 1, 1, 1)
+    >>> patches = torch.rand(12, 1, 4, 4) + torch.tensor([0.0, 3.0]).repeat(6).view(12, 1, 1, 1)
     >>> components = explain.activations(network, patches, [""])[""]
-    >>> explain.concept_vector(components, [0, 1] * 4).auc.mean
+    >>> explain.concept_vector(components, [0, 1] * 6).auc.mean
     1.0
     """
     X, y, groups = select_examples(decomposition, labels)

@@ -1,4 +1,4 @@
-"""Which sample of a layer lies at which voxel of an image, and which voxels samples stand for."""
+"""Voxels of the samples of a layer, and outputs on the grid of a slice."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def tcav(
     >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 2))
     >>> examples = explain.Examples.of_patches(torch.rand(8, 1, 8, 8) + 1, torch.rand(8, 1, 8, 8))
     >>> images = torch.rand(6, 1, 8, 8)
-    >>> tests = explain.tcav(network, images, ["0"], examples, lambda y: y[:, 0], randoms=19)
+    >>> tests = explain.tcav(network, images, ["0"], examples, lambda y: y[:, 0], randoms=19, fit="difference")
     >>> tests["0"].random_scores.shape
     (19,)
     """

@@ -70,7 +70,7 @@ def attention(
 ) -> Attention:
     """Decompose the attention maps of a model, stacked over heads and layers.
 
-    Recorded are nn.MultiheadAttention, all calls of ``scaled_dot_product_attention`` (whose weights are computed again
+    Recorded are nn.MultiheadAttention, all calls of ``scaled_dot_product_attention`` (weights are computed again
     from queries and keys, with mask, causality, scale and grouped heads), and every softmax along the last of four
     axes, (B, heads, queries, keys), as in attention that is written out. Compiled and scripted modules are not seen.
 

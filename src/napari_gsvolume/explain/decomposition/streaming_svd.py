@@ -221,9 +221,7 @@ def compute_streaming_svd(
     scores = Scores(spectrum, V, mean, svd.rows)
     for block in again():
         scores.update(block)
-    return build_components(
-        spectrum, V, scores.result(), svd.total, mean=mean if centre else None, missed=svd.missed
-    )  # fmt: skip
+    return build_components(spectrum, V, scores.result(), svd.total, mean=mean if centre else None, missed=svd.missed)
 
 
 class Scores:

@@ -75,10 +75,18 @@ def find_attributes(
             )
             found.append(
                 Finding(
-                    "attribute", layer, sentence, float(a.statistic[j]), t.correlation, component=component,
-                    epoch=epoch, subject=name, interval=interval, p_value=float(a.p_values[j]),
+                    "attribute",
+                    layer,
+                    sentence,
+                    float(a.statistic[j]),
+                    t.correlation,
+                    component=component,
+                    epoch=epoch,
+                    subject=name,
+                    interval=interval,
+                    p_value=float(a.p_values[j]),
                 )
-            )  # fmt: skip
+            )
     return sorted(found, key=lambda f: -abs(f.statistic))
 
 
@@ -152,10 +160,17 @@ def find_drift(
             )
             found.append(
                 Finding(
-                    "drift", layer, sentence, float(shift[j]), t.drift_shift, component=component, epoch=epoch,
-                    subject=title, p_value=corrected,
+                    "drift",
+                    layer,
+                    sentence,
+                    float(shift[j]),
+                    t.drift_shift,
+                    component=component,
+                    epoch=epoch,
+                    subject=title,
+                    p_value=corrected,
                 )
-            )  # fmt: skip
+            )
         for k, (layer, probe) in enumerate(probes.items()):
             overlap, corrected = float(overlaps[c][0, k]), float(p_overlap[c * len(probes) + k])
             if corrected <= t.alpha and overlap <= t.drift_overlap:
@@ -167,10 +182,16 @@ def find_drift(
                 )
                 found.append(
                     Finding(
-                        "drift", layer, sentence, overlap, t.drift_overlap, epoch=epoch, subject=title,
+                        "drift",
+                        layer,
+                        sentence,
+                        overlap,
+                        t.drift_overlap,
+                        epoch=epoch,
+                        subject=title,
                         p_value=corrected,
                     )
-                )  # fmt: skip
+                )
     return found
 
 
@@ -215,7 +236,7 @@ def find_sharpening(
     """
     mask = np.asarray(held_out, dtype=bool)
     t = thresholds
-    design_matrix(mask, len(mask), "Whether an input is held out")
+    design_matrix(mask, len(mask), "The attribute held_out")
     orders = draw_permutations(len(mask), t.permutations, seed)
     statistics = np.stack([_sharpness(probe, mask, orders) for probe in probes.values()], axis=1)
     found = []
@@ -235,7 +256,7 @@ def find_sharpening(
         )
         found.append(
             Finding("sharpening", layer, sentence, float(current), t.sharpening, epoch=epoch, p_value=float(p))
-        )  # fmt: skip
+        )
     return found
 
 

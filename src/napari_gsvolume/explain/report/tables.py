@@ -53,10 +53,20 @@ def build_tables(explanation: Explanation) -> dict[str, str]:
 def findings_table(found: Iterable[Finding]) -> str:
     """Return findings as a table."""
     rows = (
-        [f.kind, f.layer, f.component, f.epoch, f.subject, f.statistic, f.threshold, *(f.interval or (None, None)),
-         f.p_value, f.sentence]
+        [
+            f.kind,
+            f.layer,
+            f.component,
+            f.epoch,
+            f.subject,
+            f.statistic,
+            f.threshold,
+            *(f.interval or (None, None)),
+            f.p_value,
+            f.sentence,
+        ]
         for f in found
-    )  # fmt: skip
+    )
     return _csv(_FINDING, rows)
 
 

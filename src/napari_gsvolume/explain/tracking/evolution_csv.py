@@ -50,10 +50,19 @@ def _evolution(epochs: dict[float, dict[int, list[float]]]) -> Evolution:
         for j, numbers in epochs[epoch].items():
             table[i, j] = numbers
     values, shares, previous, first = (table[:, :, c] for c in range(4))
-    angle, effective, stable, sharp = (table[np.arange(len(ordered)), [min(epochs[e]) for e in ordered], c] for c in
-                                       range(4, 8))  # fmt: skip
+    angle, effective, stable, sharp = (
+        table[np.arange(len(ordered)), [min(epochs[e]) for e in ordered], c] for c in range(4, 8)
+    )
     none = np.empty((len(ordered), 0, k), np.float32)
     return Evolution(
-        np.array(ordered), np.nan_to_num(values), np.nan_to_num(shares), previous, first, none, angle, effective,
-        stable, sharp,
-    )  # fmt: skip
+        np.array(ordered),
+        np.nan_to_num(values),
+        np.nan_to_num(shares),
+        previous,
+        first,
+        none,
+        angle,
+        effective,
+        stable,
+        sharp,
+    )

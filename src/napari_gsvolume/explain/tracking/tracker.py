@@ -36,9 +36,20 @@ from ..models.forward import Inputs
 
 ProbeData = Inputs | Callable[[], Inputs]
 COLUMNS = (
-    "epoch", "layer", "group", "component", "place", "value", "share", "cosine_to_previous", "cosine_to_first", "angle",
-    "effective_rank", "stable_rank", "sharpness",
-)  # fmt: skip
+    "epoch",
+    "layer",
+    "group",
+    "component",
+    "place",
+    "value",
+    "share",
+    "cosine_to_previous",
+    "cosine_to_first",
+    "angle",
+    "effective_rank",
+    "stable_rank",
+    "sharpness",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -385,10 +396,20 @@ class Tracker:
             if all(span.shape[1] for span in spans):
                 angle = float(principal_angles(*spans)[-1])
         return LayerRecord(
-            float(epoch), layer, group, np.sqrt(shares) * scale, shares, concepts.astype(np.float32),
-            np.empty((0, len(shares)), np.float32), to_previous, to_first, angle,
-            float(effective_rank(current.spectrum)), float(stable_rank(current.spectrum)), findings=findings,
-        )  # fmt: skip
+            float(epoch),
+            layer,
+            group,
+            np.sqrt(shares) * scale,
+            shares,
+            concepts.astype(np.float32),
+            np.empty((0, len(shares)), np.float32),
+            to_previous,
+            to_first,
+            angle,
+            float(effective_rank(current.spectrum)),
+            float(stable_rank(current.spectrum)),
+            findings=findings,
+        )
 
     def _redundant_heads(self, model: Model) -> list[Finding]:
         """Find redundant attention heads of each layer."""

@@ -35,10 +35,12 @@ class ConceptsTab(Tab):
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self.labels = LayerChoice(
-            stage.viewer, "Painted", lambda layer: isinstance(layer, Labels),
+            stage.viewer,
+            "Painted",
+            lambda layer: isinstance(layer, Labels),
             "Labels layer with the concept painted in two or more slices. Unpainted voxels of these are without it; or "
             "paint label 1 with the concept and label 2 without it, and leave the rest undecided",
-        )  # fmt: skip
+        )
         self.output = SpinBox(label="Output", min=0, max=100_000, value=0, tooltip="Output channel that is tested")
         self.test = PushButton(
             text="Test concept", tooltip="Test if the layer encodes the concept and the output depends on it"

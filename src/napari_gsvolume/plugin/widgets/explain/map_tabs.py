@@ -152,9 +152,13 @@ class WhatIfTab(Tab):
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self.amount = FloatSlider(
-            label="Amount", min=-5, max=5, step=0.1, value=0,
+            label="Amount",
+            min=-5,
+            max=5,
+            step=0.1,
+            value=0,
             tooltip="Shift of the activations along the concept, in root mean squares of their projections",
-        )  # fmt: skip
+        )
         self.reset = PushButton(text="Reset to 0", tooltip="Set the amount to 0")
         self.channel = SpinBox(
             label="Output channel", min=0, max=10_000, value=0, tooltip="Channel of outputs of several images"

@@ -66,9 +66,14 @@ class ModelTab(QWidget):
         self.load = PushButton(text="Load model", tooltip="Load the model, and list its layers")
         self.about = Label(value="No model is loaded.")
         self.form: SettingsForm[ExplainSettings] = SettingsForm(
-            ExplainSettings, _MAIN, {"slices": 16, "size": 64}, {}, _FOLDED,
-            late={"device": (("cpu", "auto"), lambda: (devices(), ""))}, without=("layers",),
-        )  # fmt: skip
+            ExplainSettings,
+            _MAIN,
+            {"slices": 16, "size": 64},
+            {},
+            _FOLDED,
+            late={"device": (("cpu", "auto"), lambda: (devices(), ""))},
+            without=("layers",),
+        )
         self.form.fields["k"].label, self.form.fields["what"].label = "Concepts", "Decompose"
         self._rows: Container[Any] = Container(
             widgets=[
@@ -76,7 +81,7 @@ class ModelTab(QWidget):
                 _line_with_button("Weights", self.weights, self.browse_weights),
                 self.load,
             ]
-        )  # fmt: skip
+        )
         self._settings: Container[Any] = Container(widgets=self.form.rows)
         for rows in (self._rows, self._settings):
             rows.margins = (0, 0, 0, 0)
@@ -165,9 +170,9 @@ class ModelTab(QWidget):
     def _describe(self, loaded: ExplainedModel) -> str:
         s = loaded.settings
         kind = (
-            "Network"
+            "A network"
             if s is None
-            else f"Super-resolution model, scheme {s.scheme}, factor {s.factor:g}, {s.upsample_axes}"
+            else f"A super-resolution model, scheme {s.scheme}, factor {s.factor:g}, {s.upsample_axes}"
         )
         return f"{kind}, {loaded.parameters:,} parameters."
 

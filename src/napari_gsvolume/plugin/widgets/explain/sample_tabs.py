@@ -115,9 +115,12 @@ class SamplesTab(Tab):
             label="Colours", choices=["density", "image"], tooltip="Colour by the density of samples, or by image"
         )
         self.labels = LayerChoice(
-            stage.viewer, "Marked by", lambda layer: isinstance(layer, Labels),
-            "Labels layer that marks the samples under its labels, also while you paint", none="selection",
-        )  # fmt: skip
+            stage.viewer,
+            "Marked by",
+            lambda layer: isinstance(layer, Labels),
+            "Labels layer that marks the samples under its labels, also while you paint",
+            none="selection",
+        )
         self._rows: Container[Any] = Container(widgets=[self.other, self.colour, self.labels])
         self._rows.margins = (0, 0, 0, 0)
         self.plot = SamplesPlot(stage.viewer, self.select)

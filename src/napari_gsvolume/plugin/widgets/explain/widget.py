@@ -51,9 +51,11 @@ class ExplainWidget(RunWidget):
         self._then: Callable[[Any], None] = lambda _: None
         source = LayerChoice(napari_viewer, "Image", _is_image, "Image layer that the model is run on")
         self.more = Select(
-            label="Images", choices=self._others, nullable=False,
+            label="Images",
+            choices=self._others,
+            nullable=False,
             tooltip="Further images: groups that are compared, or channels of one input",
-        )  # fmt: skip
+        )
         self._more_rows: Container[Any] = Container(widgets=[self.more])
         self._more_rows.margins = (0, 0, 0, 0)
         self.layer = ComboBox(label="Layer", choices=[], tooltip="Layer of the model that the tabs show")
