@@ -183,7 +183,7 @@ def views() -> None:
     viewer.dims.ndisplay = 3
     viewer.scene.camera.angles = (0, 20, 90)
     viewer.reset_view()
-    widget.colours.choice.value = "ct-bone"
+    widget.transfer_panel.choice.value = "ct-bone"
     run(widget, 120)
     save_screenshot(viewer, "views", bottom=True)
     viewer.close()
@@ -205,7 +205,7 @@ def svd() -> None:
 def train_superresolution() -> None:
     """Train a super-resolution model."""
     viewer, widget = open_phantom("SVD")
-    tab = widget.learn
+    tab = widget.train
     widget.tabs.setCurrentWidget(tab)
     tab.form.fields["time_limit"].value = 300 / speed
     run(widget)
@@ -215,13 +215,13 @@ def train_superresolution() -> None:
 
 def train_model(path: Path) -> None:
     """Train the super-resolution model of the worked example in explain.md."""
-    from napari_gsvolume import anatomical_phantom
-    from napari_gsvolume.super_resolution.training import train_sr
+    from napari_gsvolume.phantoms import anatomical_phantom
+    from napari_gsvolume.super_resolution import train_superresolution
 
     iterations = max(20, round(240 / speed))
-    train_sr([anatomical_phantom(96)[0]], factor=2.0, channels=24, blocks=4, batch=8, iterations=iterations).model.save(
-        path
-    )
+    volume = anatomical_phantom(96)[0]
+    result = train_superresolution([volume], factor=2.0, channels=24, blocks=4, batch_size=8, iterations=iterations)
+    result.model.save(path)
 
 
 @takes("explain-samples", "explain-what-if")

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 import napari_gsvolume as gsv
 
-volume, grid = gsv.vessel_phantom(32)
+volume, grid = gsv.phantoms.vessel_phantom(32)
 
 # %%
 # Each fit starts with the same number of Gaussians to work towards. The weight of a penalty is the mean squared error,

@@ -11,7 +11,7 @@ import numpy as np
 
 import napari_gsvolume as gsv
 
-volume, grid = gsv.vessel_phantom(32)
+volume, grid = gsv.phantoms.vessel_phantom(32)
 gaussians = gsv.fit(volume, grid=grid, gaussians=300, iterations=25).gaussians
 
 # %%
