@@ -103,7 +103,8 @@ def public_names(module: str) -> list[str]:
     """Return the names of a face that no face before it has, so that each is documented once."""
     face = importlib.import_module(module)
     root = set() if module == project.replace("-", "_") else set(importlib.import_module("napari_gsvolume").__all__)
-    return [name for name in getattr(face, "__all__", ()) if name not in root and not name.startswith("__")]
+    own = (name for name, thing in vars(face).items() if getattr(thing, "__module__", None) == module)
+    return [name for name in getattr(face, "__all__", own) if name not in root and not name.startswith("_")]
 
 
 autosummary_context = {"public_names": public_names}

@@ -183,7 +183,7 @@ def views() -> None:
     viewer.dims.ndisplay = 3
     viewer.scene.camera.angles = (0, 20, 90)
     viewer.reset_view()
-    widget.colours.choice.value = "ct-bone"
+    widget.transfer_panel.choice.value = "ct-bone"
     run(widget, 120)
     save_screenshot(viewer, "views", bottom=True)
     viewer.close()
@@ -215,11 +215,13 @@ def train_superresolution() -> None:
 
 def train_model(path: Path) -> None:
     """Train the super-resolution model of the worked example in explain.md."""
-    import napari_gsvolume as gsv
+    from napari_gsvolume.phantoms import anatomical_phantom
+    from napari_gsvolume.super_resolution import train_superresolution
 
     iterations = max(20, round(240 / speed))
-    settings = {"factor": 2.0, "channels": 24, "blocks": 4, "batch_size": 8, "iterations": iterations}
-    gsv.train_superresolution([gsv.phantoms.anatomical_phantom(96)[0]], **settings).model.save(path)
+    volume = anatomical_phantom(96)[0]
+    result = train_superresolution([volume], factor=2.0, channels=24, blocks=4, batch_size=8, iterations=iterations)
+    result.model.save(path)
 
 
 @takes("explain-samples", "explain-what-if")

@@ -17,13 +17,11 @@ volume, grid = gsv.phantoms.anatomical_phantom(40)
 print(volume.shape, "voxels of", grid.voxel_size, "mm")
 
 # %%
-# Follow the fit step by step
-# ---------------------------
-# ``fit_steps`` yields the state of the fit after each iteration. Gaussians are added in rounds, at the places where the
-# residual is large, so that their number grows while the error falls.
-for step in gsv.fit_steps(volume, grid=grid, gaussians=500, iterations=30):
-    pass
-result = step.result()
+# Follow the fit
+# --------------
+# Gaussians are added in rounds, at the places where the residual is large, so that their number grows while the error
+# falls. ``history`` has a point for each iteration; ``gsv.fit_steps`` yields them live.
+result = gsv.fit(volume, grid=grid, gaussians=500, iterations=30)
 print(f"{result.n_gaussians} Gaussians, PSNR {result.psnr_db:.1f} dB, SSIM {result.ssim:.3f}, {result.seconds:.1f} s")
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="compressed")

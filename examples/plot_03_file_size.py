@@ -24,13 +24,13 @@ results = [gsv.fit(volume, grid=grid, ratio=ratio, iterations=12) for ratio in r
 with tempfile.TemporaryDirectory() as folder:
     for ratio, result in zip(ratios, results, strict=True):
         path = Path(folder) / "body.gsv"
-        result.gaussians.save(path)
+        gsv.save(path, result.gaussians)
         size = path.stat().st_size
         print(
             f"ratio {ratio:3d}: {size:6,} bytes, {result.n_gaussians:4d} Gaussians of "
             f"{size / result.n_gaussians:.1f} bytes, {result.psnr_db:.1f} dB"
         )
-    again = gsv.GaussianVolume.load(path)  # and back: the file is all it takes
+    again = gsv.load(path)  # and back: the file is all it takes
 print(len(again), "Gaussians read back, background", again.background)
 
 # %%

@@ -8,21 +8,16 @@ phantom, adds the noise of a detector, and reconstructs the volume with a prior 
 
 import matplotlib.pyplot as plt
 import numpy as np
-from napari_gsvolume.reconstruction.reconstruct import recover
+from skimage.metrics import peak_signal_noise_ratio
 from skimage.transform import iradon
 
-from napari_gsvolume.metrics import psnr_between
-from napari_gsvolume.phantoms import anatomical_phantom
-from napari_gsvolume.reconstruction.measurements import Projected
-from napari_gsvolume.tomography.beer_lambert import hounsfield_to_attenuation
-from napari_gsvolume.tomography.noise import with_noise
-from napari_gsvolume.tomography.scan import orbit, spread
-from napari_gsvolume.tomography.voxel_projector import project
+import napari_gsvolume as gsv
+from napari_gsvolume.tomography import add_noise, circular_scan, hounsfield_to_attenuation, spread_angles
 
 # %%
 # X-rays add up attenuation, in 1/mm, along each ray. Hounsfield units are converted first: water attenuates 0.0193/mm
 # at 70 keV.
-hounsfield, grid = anatomical_phantom(33)
+hounsfield, grid = gsv.phantoms.anatomical_phantom(33)
 volume = np.asarray(hounsfield_to_attenuation(hounsfield))
 voxel = float(grid.voxel_size[0])
 
@@ -31,9 +26,9 @@ voxel = float(grid.voxel_size[0])
 # ------------
 # The source circles the body by 180 degrees in 20 steps, with parallel rays. Each pixel counts photons; of 100,000 that
 # leave the source, those that are not absorbed arrive, with Poisson noise.
-angles = spread(20, 180)
-scan = orbit(volume.shape, voxel, angles, pixels=(49, 33))
-projections = with_noise(project(volume, scan), photons=1e5, depth=None)
+angles = spread_angles(20, 180)
+scan = circular_scan(volume.shape, voxel, angles, pixels=(49, 33))
+projections = add_noise(gsv.project(volume, scan).images, photons=1e5, depth=None)
 print(projections.shape, "views, detector rows, detector columns")
 
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="compressed")
@@ -54,8 +49,8 @@ baseline = np.stack([iradon(projections[:, row].T, -angles, output_size=33, circ
 # ------------------
 # Least squares on the measurements, weighted by their noise, alternates with a denoiser that knows that small blocks of
 # a volume repeat (BM4D). Then Gaussians are fitted to the result.
-found = recover([Projected(projections, scan)], grid, iterations=25, fit_iterations=8)
-print(f"{len(found.gaussians)} Gaussians in {found.seconds:.0f} s; misfit {found.misfit:.2f} (1 is the noise level)")
+found = gsv.reconstruct(projections, scan=scan, grid=grid, iterations=25, fit_iterations=8)
+print(f"{len(found.gaussians)} Gaussians; data fidelity {found.data_fidelity:.2f}, where 1 is the level of the noise")
 
 # %%
 # Streaks are gone, and small things remain.
@@ -65,7 +60,7 @@ shown = {"Truth": volume, "Filtered back-projection": baseline, "Reconstruction,
 shown["Reconstruction, Gaussians"] = found.reconstruction
 for ax, (title, array) in zip(axes, shown.items(), strict=True):
     image = ax.imshow(array[11], cmap="gray", vmin=0, vmax=0.035)
-    quality = "" if array is volume else f"\n{psnr_between(volume, array, span):.1f} dB"
+    quality = "" if array is volume else f"\n{peak_signal_noise_ratio(volume, array, data_range=span):.1f} dB"
     ax.set(title=title + quality, xlabel="x (voxels)", ylabel="y (voxels)")
 fig.colorbar(image, ax=axes, label="attenuation (1/mm)", shrink=0.8)
 plt.show()

@@ -9,22 +9,20 @@ transfer function decides what is seen; the cameras decide from where.
 import matplotlib.pyplot as plt
 import numpy as np
 
-from napari_gsvolume.phantoms import anatomical_phantom
-from napari_gsvolume.rendering.cameras import around, radius_of, turntable
-from napari_gsvolume.rendering.volume.dvr import render
-from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction, preset
+import napari_gsvolume as gsv
+from napari_gsvolume.rendering import bounding_radius, orbit_cameras, turntable_directions
 
-volume, grid = anatomical_phantom(64)
-radius = radius_of(volume.shape, grid.voxel_size)
+volume, grid = gsv.phantoms.anatomical_phantom(64)
+radius = bounding_radius(volume.shape, grid.voxel_size)
 
 # %%
 # A transfer function
 # -------------------
 # It is a list of points: intensity, colour and opacity. Between them it is linear. The opacity is the part of the light
 # that a layer of ``unit_mm`` absorbs.
-glass = TransferFunction(
+glass = gsv.TransferFunction(
     values=np.array([-600.0, -250, -100, 150, 250, 400, 850]),
-    colours=np.array(
+    colors=np.array(
         [
             (0.9, 0.6, 0.5),
             (0.9, 0.6, 0.5),
@@ -41,7 +39,7 @@ glass = TransferFunction(
 )
 fig, ax = plt.subplots(figsize=(7, 2.6), layout="compressed")
 hu = np.linspace(-1000, 1000, 500)
-colours = glass.at(hu)
+colours = glass.evaluate(hu)
 ax.scatter(hu, colours[:, 3], c=colours[:, :3], s=12)
 ax.set(title="A transfer function: faint skin, solid bone", xlabel="intensity (HU)", ylabel="opacity of 3 mm")
 ax.set_facecolor("0.2")
@@ -49,16 +47,16 @@ ax.set_facecolor("0.2")
 # %%
 # One view, three transfer functions
 # ----------------------------------
-# Cameras look at the centre of the volume from directions on the sphere: ``turntable`` circles the z axis.
-front = around(turntable(1, elevation=10), radius, (200, 200), zoom=1.3)
+# Cameras look at the centre of the volume from directions on the sphere: ``turntable_directions`` circle the z axis.
+front = orbit_cameras(turntable_directions(1, elevation=10), radius, (200, 200), zoom=1.3)
 shown = {
-    "ct-bone (a preset)": preset("ct-bone", volume),
-    "ct-soft-tissue (a preset)": preset("ct-soft-tissue", volume),
+    "ct-bone (a preset)": gsv.TransferFunction.from_preset("ct-bone", volume),
+    "ct-soft-tissue (a preset)": gsv.TransferFunction.from_preset("ct-soft-tissue", volume),
     "Glass body": glass,
 }
 fig, axes = plt.subplots(1, 3, figsize=(11, 4), layout="compressed")
 for ax, (title, transfer) in zip(axes, shown.items(), strict=True):
-    [image] = render(volume, grid.voxel_size, front, transfer=transfer)
+    [image] = gsv.render_views(volume, grid.voxel_size, front, transfer_function=transfer)
     ax.imshow(image)
     ax.set_title(title)
     ax.axis("off")
@@ -68,8 +66,10 @@ plt.show()
 # An orbit
 # --------
 # Eight cameras around the body. The same ones can be saved, and used to train splats or to render them.
-orbit = around(turntable(8, elevation=15), radius, (128, 128), zoom=1.3)
-frames = render(volume, grid.voxel_size, orbit, transfer=preset("ct-bone", volume))
+orbit = orbit_cameras(turntable_directions(8, elevation=15), radius, (128, 128), zoom=1.3)
+frames = gsv.render_views(
+    volume, grid.voxel_size, orbit, transfer_function=gsv.TransferFunction.from_preset("ct-bone", volume)
+)
 fig, axes = plt.subplots(2, 4, figsize=(11, 5.8), layout="compressed")
 for k, (ax, frame) in enumerate(zip(axes.flat, frames, strict=True)):
     ax.imshow(frame)
@@ -85,7 +85,7 @@ plt.show()
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="compressed")
 units = {"mip": "maximum (HU)", "mean": "mean (HU)", "xray": "line integral above air (HU mm)"}
 for ax, (mode, unit) in zip(axes, units.items(), strict=True):
-    [image] = render(volume + 1000 * (mode == "xray"), grid.voxel_size, front, mode)
+    [image] = gsv.render_views(volume + 1000 * (mode == "xray"), grid.voxel_size, front, mode)
     picture = ax.imshow(image[..., 0], cmap="gray")
     ax.set_title(mode)
     ax.axis("off")

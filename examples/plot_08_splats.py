@@ -11,22 +11,21 @@ import time
 
 import matplotlib.pyplot as plt
 import numpy as np
+from skimage.metrics import peak_signal_noise_ratio
 
-from napari_gsvolume.metrics import psnr_between
-from napari_gsvolume.phantoms import anatomical_phantom
-from napari_gsvolume.rendering.scene import Scene
-from napari_gsvolume.rendering.splats.training import train
-from napari_gsvolume.rendering.volume.transfer_functions import preset
+import napari_gsvolume as gsv
+from napari_gsvolume.rendering import Scene
 
-volume, grid = anatomical_phantom(48)
-scene = Scene(volume, np.asarray(grid.voxel_size), preset("ct-bone", volume))
+volume, grid = gsv.phantoms.anatomical_phantom(48)
+scene = Scene(volume, np.asarray(grid.voxel_size), gsv.TransferFunction.from_preset("ct-bone", volume))
 
 # %%
 # Each iteration renders the splats from one camera, compares with the reference, and follows the gradient. A few views
 # are held out of the training, and tell how good the splats are elsewhere.
-trained = train(scene, gaussians=1500, views=16, size=64, sh_degree=1, iterations=200, hold_out=3, device="cpu")
-last = [point for point in trained.history if point.psnr_db is not None][-1]
-print(f"{last.n_gaussians} splats, held-out views: PSNR {last.psnr_db:.1f} dB, SSIM {last.ssim:.3f}")
+trained = gsv.train_splats(
+    scene, gaussians=1500, views=16, image_size=64, sh_degree=1, iterations=200, held_out_views=3, device="cpu"
+)
+print(f"{len(trained.splats)} splats, held-out views: PSNR {trained.psnr_db:.1f} dB, SSIM {trained.ssim:.3f}")
 
 fig, ax = plt.subplots(figsize=(6, 3.2), layout="compressed")
 points = [point for point in trained.history if point.psnr_db is not None]
@@ -39,9 +38,9 @@ plt.show()
 # New views
 # ---------
 # None of these cameras was used in training.
-cameras = scene.held_out(3, 128)
+cameras = scene.held_out_cameras(3, 128)
 start = time.perf_counter()
-references = np.stack(list(scene.images(cameras)))
+references = np.stack(list(scene.reference_images(cameras)))
 middle = time.perf_counter()
 views = np.clip(trained.splats.render(cameras).detach().numpy(), 0, 1)
 end = time.perf_counter()
@@ -52,7 +51,7 @@ for column, reference, view in zip(axes.T, references, views, strict=True):
     column[0].imshow(reference)
     column[0].set_title("Volume rendering")
     column[1].imshow(view)
-    column[1].set_title(f"Splats, {psnr_between(reference, view, 1.0):.1f} dB")
+    column[1].set_title(f"Splats, {peak_signal_noise_ratio(reference, view, data_range=1.0):.1f} dB")
 for ax in axes.flat:
     ax.axis("off")
 plt.show()

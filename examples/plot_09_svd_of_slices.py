@@ -9,16 +9,16 @@ stop.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from skimage.metrics import peak_signal_noise_ratio
 
-from napari_gsvolume.metrics import psnr_between
-from napari_gsvolume.phantoms import anatomical_phantom
-from napari_gsvolume.svd.decomposition import decompose, effective_rank, optimal_threshold
+import napari_gsvolume as gsv
+from napari_gsvolume.svd import effective_rank, optimal_threshold
 
 # %%
 # The same slice without and with noise of 100 HU.
-clean = anatomical_phantom(128, noise=0.0)[0][52]
+clean = gsv.phantoms.anatomical_phantom(128, noise=0.0)[0][52]
 noisy = clean + np.random.default_rng(0).normal(0, 100, clean.shape)
-svd = decompose(noisy)
+svd = gsv.decompose(noisy)
 
 # %%
 # How many modes to keep
@@ -29,11 +29,11 @@ threshold = float(optimal_threshold(svd.values, svd.shape))
 rank = int((svd.values > threshold).sum())
 print(f"{svd.rank} modes, effective rank {float(effective_rank(svd.values)):.1f}, {rank} above the threshold")
 
-quality = [psnr_between(clean, svd.truncated(k), float(np.ptp(clean))) for k in range(1, svd.rank + 1)]
+quality = [peak_signal_noise_ratio(clean, svd.truncate(k), data_range=np.ptp(clean)) for k in range(1, svd.rank + 1)]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="compressed")
 modes = np.arange(1, svd.rank + 1)
 left.semilogy(modes, svd.values, label="noisy slice")
-left.semilogy(modes, decompose(clean).values, label="slice without noise")
+left.semilogy(modes, gsv.decompose(clean).values, label="slice without noise")
 left.axhline(threshold, color="k", linestyle="--", label=f"optimal threshold: rank {rank}")
 left.set(title="Singular values", xlabel="mode", ylabel="singular value (HU)", ylim=(10, None))
 left.legend()
@@ -46,10 +46,10 @@ plt.show()
 # %%
 # Too few modes blur, too many bring the noise back.
 fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="compressed")
-shown = {"Noisy slice": noisy, "Rank 4": svd.truncated(4), f"Rank {rank}": svd.truncated(rank), "Without noise": clean}
+shown = {"Noisy slice": noisy, "Rank 4": svd.truncate(4), f"Rank {rank}": svd.truncated(rank), "Without noise": clean}
 for ax, (title, array) in zip(axes, shown.items(), strict=True):
     image = ax.imshow(array, cmap="gray", vmin=-1000, vmax=500)
-    decibels = psnr_between(clean, array, float(np.ptp(clean)))
+    decibels = peak_signal_noise_ratio(clean, array, data_range=np.ptp(clean))
     ax.set(title=title if array is clean else f"{title}, {decibels:.1f} dB", xlabel="x (voxels)", ylabel="y (voxels)")
 fig.colorbar(image, ax=axes, label="HU", shrink=0.8)
 plt.show()

@@ -9,18 +9,15 @@ models take minutes.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from skimage.metrics import peak_signal_noise_ratio
 
-from napari_gsvolume.metrics import psnr_between
-from napari_gsvolume.phantoms import anatomical_phantom
-from napari_gsvolume.super_resolution.bspline import spline
-from napari_gsvolume.super_resolution.degradation import Degradation
-from napari_gsvolume.super_resolution.model import superresolve
-from napari_gsvolume.super_resolution.training import train_sr
+import napari_gsvolume as gsv
+from napari_gsvolume.super_resolution import Degradation
 
 # %%
 # For a test the truth has to be known. The phantom's slices are degraded to half their resolution by block means; only
 # the degraded volume is used from here on.
-truth, grid = anatomical_phantom(96, noise=0.0)
+truth, grid = gsv.phantoms.anatomical_phantom(96, noise=0.0)
 degradation = Degradation.of_low((96, 48, 48), (1, 2, 2))
 low = degradation.degrade(truth)
 print(truth.shape, "->", low.shape)
@@ -30,18 +27,20 @@ print(truth.shape, "->", low.shape)
 # ------------
 # A cubic B-spline, and the same projected such that it agrees exactly with the measured voxels once degraded again. The
 # projection is known, and costs nothing.
-plain = spline(low, (1, 2, 2))
-projected = spline(low, (1, 2, 2), onto=degradation)
+plain = gsv.superresolve(low, factor=2, project=False).volume
+projected = gsv.superresolve(low, factor=2).volume
 
 # %%
 # The model
 # ---------
 # Slices of the degraded volume are taken for the truth, degraded once more, and a small residual network learns what is
 # lost. Some slices are held out for validation: they choose the best model.
-result = train_sr([low], [(4.0, 8.0, 8.0)], factor=2, channels=24, blocks=3, batch=8, patch=16, iterations=250)
+result = gsv.train_superresolution(
+    [low], [(4.0, 8.0, 8.0)], factor=2, channels=24, blocks=3, batch_size=8, patch_size=16, iterations=250
+)
 for name, decibels in result.table.items():
     print(f"{name}: {decibels:.2f} dB on held-out slices")
-superresolved = superresolve(low, result.model, ensemble=False)
+superresolved = gsv.superresolve(low, result.model, ensemble=False).volume
 
 # %%
 # Compared with the truth, at the resolution that was never seen in training:
@@ -53,7 +52,9 @@ for ax, (title, array) in zip(axes, (shown | {"Truth": truth}).items(), strict=T
     box = array[36, 24 // step : 72 // step, 20 // step : 68 // step]
     image = ax.imshow(box, cmap="gray", vmin=-1000, vmax=500, extent=(0, 192, 192, 0))
     quality = (
-        f"\n{psnr_between(truth, array, span):.2f} dB" if array.shape == truth.shape and array is not truth else "\n"
+        f"\n{peak_signal_noise_ratio(truth, array, data_range=span):.2f} dB"
+        if array.shape == truth.shape and array is not truth
+        else "\n"
     )
     ax.set(title=title + quality, xlabel="x (mm)", ylabel="y (mm)")
 fig.colorbar(image, ax=axes, label="HU", shrink=0.8)

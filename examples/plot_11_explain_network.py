@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from napari_gsvolume.explain import Edit, activations, concept_map, edited
-from napari_gsvolume.phantoms import anatomical_phantom
+import napari_gsvolume as gsv
+from napari_gsvolume.explain import Edit, activations, apply_edits
 
 # %%
 # A network to explain
 # --------------------
 # Three convolutions, trained for a few seconds on the slices of two phantoms. Any ``torch.nn.Module`` would do.
-volumes = [anatomical_phantom(48, seed=seed)[0] for seed in range(3)]
+volumes = [gsv.phantoms.anatomical_phantom(48, seed=seed)[0] for seed in range(3)]
 images = [torch.from_numpy(volume[8:40, None] / 1000) for volume in volumes]
 train, test = torch.cat(images[:2]), images[2]
 
@@ -66,9 +66,9 @@ fig, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="compressed")
 axes[0].imshow(test[number, 0], cmap="gray", vmin=-1, vmax=0.5)
 axes[0].set_title("Image")
 for mode, ax in enumerate(axes[1:]):
-    found = concept_map(layer, mode, number)
-    limit = np.abs(found.image).max()
-    picture = ax.imshow(found.image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    concept_map = layer.map(mode, number) * layer.values[mode]
+    limit = np.abs(concept_map).max()
+    picture = ax.imshow(concept_map, cmap="RdBu_r", vmin=-limit, vmax=limit)
     ax.set_title(f"Component {mode + 1} of layer 2")
     fig.colorbar(picture, ax=ax, shrink=0.8, label="projection")
 for ax in axes:
@@ -83,7 +83,7 @@ with torch.no_grad():
     before = torch.sigmoid(network(test[number : number + 1]))[0, 0]
     changed = []
     for mode in (0, 1):
-        with edited(network, Edit.of_mode(layer, mode, how="remove")):
+        with apply_edits(network, Edit.of_mode(layer, mode, how="remove")):
             changed.append(torch.sigmoid(network(test[number : number + 1]))[0, 0])
 fig, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="compressed")
 titles = ("Output: probability of bone", "without component 1", "without component 2")

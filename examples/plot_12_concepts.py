@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from napari_gsvolume.explain import Examples, probe_steps, run_tcav
-from napari_gsvolume.phantoms import anatomical_phantom
+import napari_gsvolume as gsv
+from napari_gsvolume.explain import Examples, activations, linear_probe, tcav
 
 # %%
 # A network that finds bone in CT slices, trained for a few seconds, as in the example before.
-volumes = [anatomical_phantom(48, seed=seed)[0] for seed in range(3)]
+volumes = [gsv.phantoms.anatomical_phantom(48, seed=seed)[0] for seed in range(3)]
 images = [torch.from_numpy(volume[8:40, None] / 1000) for volume in volumes]
 train, test = torch.cat(images[:2]), images[2]
 
@@ -57,10 +57,12 @@ plt.show()
 # ---------------------
 # A linear classifier on the features of each layer; whole images are held out. An AUC of 0.5 is chance.
 layers = ["0", "2", "4"]
-aucs = {}
+components = activations(network, test, layers, k=16, max_samples=1000)
+aucs = {name: [] for name in concepts}
 for name, labels in concepts.items():
-    probes = list(probe_steps(network, test, list(labels.astype(int)), layers, max_samples=1000, permutations=5))
-    aucs[name] = [probe.measures["auc"].mean for probe in probes]
+    for layer in layers:
+        probe = linear_probe(components[layer], list(labels.astype(int)), permutations=5)
+        aucs[name].append(probe.measures["auc"].mean)
 fig, ax = plt.subplots(figsize=(6, 3.2), layout="compressed")
 for k, (name, values) in enumerate(aucs.items()):
     ax.bar(np.arange(3) + 0.35 * (k - 0.5), values, 0.33, label=name)
@@ -77,7 +79,7 @@ plt.show()
 # derivative of the output, here the mean logit of bone, along the direction.
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="compressed")
 for ax, (name, labels) in zip(axes, concepts.items(), strict=True):
-    [test_of_layer] = run_tcav(
+    [test_of_layer] = tcav(
         network,
         test,
         ["2"],

@@ -6,7 +6,10 @@ import inspect
 
 import pytest
 
-FACES = ["", ".explain", ".io", ".phantoms", ".rendering", ".super_resolution", ".svd", ".tomography"]
+FACES = [
+    "",
+    *([".explain", ".io", ".phantoms", ".reconstruction", ".rendering", ".super_resolution", ".svd", ".tomography"]),
+]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
