@@ -1,4 +1,4 @@
-"""The plugin's page of napari's Preferences: defaults of the widgets, with the values of the manifest outside napari.
+"""Values of the plugin's page in napari's Preferences; outside napari, the defaults of the manifest.
 
 The page is declared in ``napari.yaml`` (``configurations``); napari stores the values and shows the dialog.
 """
@@ -60,9 +60,9 @@ def _value(page: str, name: str, default: Any) -> Any:
     """Return a value from napari's Preferences, or the default where napari does not know the plugin."""
     if PLUGIN not in PluginManager.instance():  # outside napari: do not make it search for plugins
         return default
-    from napari.settings import get_plugin_settings
-
     try:
+        from napari.settings import get_plugin_settings
+
         return getattr(getattr(get_plugin_settings(PLUGIN), page), name)
-    except (KeyError, AttributeError):  # disabled, or registered after napari had read the settings
+    except (ImportError, KeyError, AttributeError):  # an older napari; disabled, or registered after its settings
         return default
