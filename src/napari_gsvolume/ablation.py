@@ -132,17 +132,17 @@ def cases(study: str) -> dict[str, dict[str, Any]]:
     """
     if study == "spacing":
         targets = {"overlapping, s = 0.6": 0.6, "tangent, s = 1": 1.0, "with a gap, s = 1.4": 1.4}
-        asked = {name: {"lambda_spacing": 1e-3, "spacing": s} for name, s in targets.items()}
-        return {"free": {}, **asked, "overlap penalty": {"lambda_overlap": 1e-4}}
+        asked = {name: {"spacing_weight": 1e-3, "spacing": s} for name, s in targets.items()}
+        return {"free": {}, **asked, "overlap penalty": {"overlap_weight": 1e-4}}
     if study == "penalties":
         return {
             "none": {},
-            "sparsity 0.001": {"lambda_sparsity": 1e-3},
-            "sparsity 0.003": {"lambda_sparsity": 3e-3},
-            "overlap 0.0001": {"lambda_overlap": 1e-4},
-            "overlap 0.001": {"lambda_overlap": 1e-3},
-            "smoothness 0.00001": {"lambda_smoothness": 1e-5},
-            "smoothness 0.0001": {"lambda_smoothness": 1e-4},
+            "sparsity 0.001": {"sparsity_weight": 1e-3},
+            "sparsity 0.003": {"sparsity_weight": 3e-3},
+            "overlap 0.0001": {"overlap_weight": 1e-4},
+            "overlap 0.001": {"overlap_weight": 1e-3},
+            "smoothness 0.00001": {"smoothness_weight": 1e-5},
+            "smoothness 0.0001": {"smoothness_weight": 1e-4},
         }
     if study == "support":
         plain: dict[str, dict[str, Any]] = {"weights": {}}

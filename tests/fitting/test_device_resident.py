@@ -138,8 +138,8 @@ CASES = {
         for term in ("neighbourhood", "ellipsoid")
         for normalised in (False, True)
     },
-    "penalties": {"lambda_sparsity": 1e-3, "lambda_overlap": 1e-4, "lambda_smoothness": 1e-4, "lambda_spacing": 1e-4},
-    "penalties, adam": {"solver": "adam", "lambda_overlap": 1e-4, "lambda_spacing": 1e-4},
+    "penalties": {"sparsity_weight": 1e-3, "overlap_weight": 1e-4, "smoothness_weight": 1e-4, "spacing_weight": 1e-4},
+    "penalties, adam": {"solver": "adam", "overlap_weight": 1e-4, "spacing_weight": 1e-4},
     **{
         growth: {"growth": growth, "rounds": 4, "iterations": 14}
         for growth in ("residual", "gradient", "saddle", "mcmc", "merge")
@@ -203,7 +203,7 @@ class TestWaiting:
         assert sum(not names for names, _ in each) >= 7
 
     def test_penalties_add_what_takes_to_find_neighbours(self, monkeypatch, body):
-        for names, evaluations in self.waits(monkeypatch, body, lambda_overlap=1e-4, lambda_spacing=1e-4):
+        for names, evaluations in self.waits(monkeypatch, body, overlap_weight=1e-4, spacing_weight=1e-4):
             assert names["copy to the host"] == evaluations + 1
             assert names.total() <= evaluations + 6
 
@@ -305,7 +305,7 @@ class TestMemory:
         assert card.live == 0
 
     @pytest.mark.parametrize(
-        "options", [{"lambda_overlap": 1e-3}, {"data_term": "neighbourhood", "normalised": True}, {"solver": "adam"}]
+        "options", [{"overlap_weight": 1e-3}, {"data_term": "neighbourhood", "normalised": True}, {"solver": "adam"}]
     )
     @pytest.mark.parametrize("left", [100, 3000, 16000])
     @pytest.mark.parametrize("at", [0, 1, 2, 4])

@@ -46,7 +46,7 @@ class TestPenalties:
         assert result.report()["terms"] == result.terms
 
     def test_sparsity_takes_gaussians_away_and_the_right_ones(self, volume, free):
-        sparse = gsv.fit(volume, gaussians=80, iterations=40, lambda_sparsity=1e-2)
+        sparse = gsv.fit(volume, gaussians=80, iterations=40, sparsity_weight=1e-2)
         n = sparse.n_gaussians
         assert n < 0.8 * free.n_gaussians
         assert (sparse.gaussians.weights != 0).all()
@@ -55,17 +55,17 @@ class TestPenalties:
 
     def test_sparsity_means_the_same_for_another_range(self, volume):
         counts = [
-            gsv.fit(scaled, gaussians=80, iterations=20, lambda_sparsity=6e-3).n_gaussians
+            gsv.fit(scaled, gaussians=80, iterations=20, sparsity_weight=6e-3).n_gaussians
             for scaled in (volume, volume * 0.001 + 3)
         ]
         assert abs(counts[0] - counts[1]) <= 4  # float rounding grows in the course of a fit
 
     def test_overlap_lowers_the_overlap(self, volume, free):
-        apart = gsv.fit(volume, gaussians=80, iterations=40, lambda_overlap=1e-3)
+        apart = gsv.fit(volume, gaussians=80, iterations=40, overlap_weight=1e-3)
         assert mean_overlap(bare(apart)) < 0.6 * mean_overlap(bare(free))
 
     def test_smoothness_thickens_the_thinnest(self, volume, free):
-        smooth = gsv.fit(volume, gaussians=80, iterations=40, lambda_smoothness=1e-4)
+        smooth = gsv.fit(volume, gaussians=80, iterations=40, smoothness_weight=1e-4)
 
         def largest(result):
             return float((result.gaussians.factors**2).sum((1, 2)).max())
@@ -74,7 +74,7 @@ class TestPenalties:
 
     @pytest.mark.parametrize("target", [0.6, 1.5])
     def test_spacing_goes_where_it_is_asked_to(self, volume, free, target):
-        asked = gsv.fit(volume, gaussians=80, iterations=40, lambda_spacing=1e-2, spacing=target)
+        asked = gsv.fit(volume, gaussians=80, iterations=40, spacing_weight=1e-2, spacing=target)
 
         def deviation(result):
             return float((spacings(bare(result), 2.0) - target).abs().median())
@@ -104,7 +104,7 @@ class TestDataTerms:
     @pytest.mark.parametrize(
         ("others", "word"),
         [
-            ({"lambda_sparsity": 1e-3}, "sparsity"),
+            ({"sparsity_weight": 1e-3}, "sparsity"),
             ({"batch_fraction": 0.5}, "batch"),
             ({"ratio": 100}, "file"),
             ({"growth": "mcmc"}, "residual"),

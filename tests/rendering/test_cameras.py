@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from napari_gsvolume.errors import InputError
 from napari_gsvolume.rendering.cameras import (
+    Camera,
     Cameras,
     bounding_radius,
     fibonacci_directions,
@@ -117,3 +119,21 @@ def test_what_is_refused(refused):
 
 def test_the_radius_is_half_of_the_diagonal():
     assert bounding_radius((4, 3, 2), (1, 1, 0)) == pytest.approx(2.5)
+
+
+class TestCamera:
+    def test_looks_at_the_target(self):
+        camera = Camera.look_at((30.0, -100.0, 20.0), (3.0, 4.0, 5.0), image_size=(32, 48))
+        inside = camera.matrices[0] @ [3.0, 4.0, 5.0, 1.0]
+        distance = np.linalg.norm(np.subtract((30.0, -100.0, 20.0), (3.0, 4.0, 5.0)))
+        np.testing.assert_allclose(inside, [0, 0, distance, 1], atol=1e-9)
+        assert len(camera) == 1
+
+    def test_parallel_rays_show_as_much_at_the_target(self):
+        both = [Camera.look_at((0.0, -50.0, 0.0), orthographic=flat) for flat in (False, True)]
+        np.testing.assert_allclose(both[1].pixel_size_mm, both[0].pixel_size_mm)
+
+    def test_several_are_refused(self, refused):
+        cameras = orbit_cameras(fibonacci_directions(3), 50.0)
+        with refused(InputError, "3", "Cameras"):
+            Camera(cameras.matrices, cameras.intrinsics, cameras.image_size)

@@ -104,14 +104,14 @@ class TestLosses:
     def test_terms(self):
         a, b = torch.rand(2, 20, 20, 3, generator=torch.Generator().manual_seed(0)).unbind(0)
         only = float((a - b).square().mean())
-        assert float(image_loss(a, b, SplatTrainingSettings(lambda_dssim=0))) == pytest.approx(only)
-        more = image_loss(a, b, SplatTrainingSettings(lambda_dssim=0.5, lambda_l1=2))
+        assert float(image_loss(a, b, SplatTrainingSettings(dssim_weight=0))) == pytest.approx(only)
+        more = image_loss(a, b, SplatTrainingSettings(dssim_weight=0.5, l1_weight=2))
         expected = only + 2 * float((a - b).abs().mean()) + 0.5 * (1 - float(structural_similarity(a, b)))
         assert float(more) == pytest.approx(expected, rel=1e-5)
 
     def test_overlap_is_the_integral(self):
         two = some(2, spread=2.0)
-        found = float(Penalties(SplatTrainingSettings(lambda_overlap=1), 1.0)(two))
+        found = float(Penalties(SplatTrainingSettings(overlap_weight=1), 1.0)(two))
         axis = torch.linspace(-12, 12, 97)
         points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).double()
         S = reference.covariance_matrices(two.log_scales, two.quaternions).double()
@@ -126,13 +126,13 @@ class TestLosses:
         splats = some(5)
         o, S = splats.opacity_logits.sigmoid(), reference.covariance_matrices(splats.log_scales, splats.quaternions)
         traces = torch.linalg.inv(S).diagonal(dim1=1, dim2=2).sum(1)
-        assert float(Penalties(SplatTrainingSettings(lambda_sparsity=3), 1.0)(splats)) == pytest.approx(
+        assert float(Penalties(SplatTrainingSettings(sparsity_weight=3), 1.0)(splats)) == pytest.approx(
             3 * float(o.mean())
         )
-        smooth = float(Penalties(SplatTrainingSettings(lambda_smoothness=1), 0.5)(splats))
+        smooth = float(Penalties(SplatTrainingSettings(smoothness_weight=1), 0.5)(splats))
         assert smooth == pytest.approx(float((o**2 * traces).mean()) / 8, rel=1e-4)
 
-    @pytest.mark.parametrize("name", ["lambda_sparsity", "lambda_overlap", "lambda_smoothness"])
+    @pytest.mark.parametrize("name", ["sparsity_weight", "overlap_weight", "smoothness_weight"])
     def test_penalties_lower_what_they_are_of(self, ball, name):
         free, held = (train_splats(ball, **QUICK, **{name: weight}) for weight in (0.0, 0.01))
         measure = Penalties(SplatTrainingSettings(**{name: 1.0}), 1.0)
@@ -172,8 +172,8 @@ class TestOnAGPU:
             monkeypatch.setattr(splats_module, "_select_backend", lambda backend, device: "reference")
             there = some().to(DEVICE)
             view = there.render_view(orbit_cameras(fibonacci_directions(1), 15.0, (20, 24)))
-            loss = image_loss(view.image, torch.zeros(20, 24, 3).to(DEVICE), SplatTrainingSettings(lambda_l1=1))
-            weights = SplatTrainingSettings(lambda_sparsity=1, lambda_overlap=1, lambda_smoothness=1)
+            loss = image_loss(view.image, torch.zeros(20, 24, 3).to(DEVICE), SplatTrainingSettings(l1_weight=1))
+            weights = SplatTrainingSettings(sparsity_weight=1, overlap_weight=1, smoothness_weight=1)
             penalty = Penalties(weights, 1.0)(there)
             positional_gradients, seen = (torch.rand(40).to(DEVICE) for _ in range(2))
             new, kept = densify_and_prune(there, positional_gradients, seen, 50, torch.Generator().manual_seed(0))

@@ -107,13 +107,13 @@ class Objective:
         )
         s = settings
         weighted: list[tuple[float, Penalty]] = [
-            (s.lambda_sparsity, Sparsity(1)),
-            (s.lambda_overlap, Overlap(1)),
-            (s.lambda_smoothness, Smoothness(1, shape)),
-            (s.lambda_spacing, Spacing(1, target=s.spacing, k=s.spacing_radius)),
+            (s.sparsity_weight, Sparsity(1)),
+            (s.overlap_weight, Overlap(1)),
+            (s.smoothness_weight, Smoothness(1, shape)),
+            (s.spacing_weight, Spacing(1, target=s.spacing, k=s.spacing_radius)),
         ]
         self.penalties = [(weight, penalty) for weight, penalty in weighted if weight > 0]
-        self.sparsity = s.lambda_sparsity
+        self.sparsity = s.sparsity_weight
         self.free = free
         self.count = 1
         self.refresh(empty(target.grid.ndim, target.values.device))

@@ -118,22 +118,22 @@ class FitSettings(BaseModel):
     growth: Growth = Field(
         "residual", description="Growth strategy: where new Gaussians are placed", json_schema_extra={"panel": "Growth"}
     )
-    lambda_sparsity: NotNegative = Field(
+    sparsity_weight: NotNegative = Field(
         0.0,
         description="Weight of the sparsity penalty (mean absolute weight); it removes useless Gaussians",
         json_schema_extra={"panel": "Penalties"},
     )
-    lambda_overlap: NotNegative = Field(
+    overlap_weight: NotNegative = Field(
         0.0,
         description="Weight of the overlap penalty (mean overlap of a Gaussian with all others)",
         json_schema_extra={"panel": "Penalties"},
     )
-    lambda_smoothness: NotNegative = Field(
+    smoothness_weight: NotNegative = Field(
         0.0,
         description="Weight of the smoothness penalty (mean squared gradient of the Gaussians)",
         json_schema_extra={"panel": "Penalties"},
     )
-    lambda_spacing: NotNegative = Field(
+    spacing_weight: NotNegative = Field(
         0.0,
         description="Weight of the spacing penalty (squared deviation of neighbours from the target spacing)",
         json_schema_extra={"panel": "Penalties"},
@@ -174,7 +174,7 @@ class FitSettings(BaseModel):
                 raise InputError(f"the data term '{self.data_term}' needs all voxels; leave the batch fraction at 1")
             if self.growth != "residual":
                 raise InputError(f"the data term '{self.data_term}' has no weights to share; choose residual growth")
-            if self.lambda_sparsity > 0:
+            if self.sparsity_weight > 0:
                 raise InputError(f"the data term '{self.data_term}' has no weights that sparsity could lower")
             if self.ratio is not None or self.target_bytes is not None:
                 raise InputError(f"the data term '{self.data_term}' has no file of its own; leave ratio and bytes out")

@@ -261,9 +261,9 @@ class _Run:
             iterations=iterations,
             budget=Budget(stop=never if stopped else limits.stop),
             device="cpu",
-            lambda_sparsity=s.lambda_sparsity,
-            lambda_overlap=s.lambda_overlap,
-            lambda_smoothness=s.lambda_smoothness,
+            sparsity_weight=s.sparsity_weight,
+            overlap_weight=s.overlap_weight,
+            smoothness_weight=s.smoothness_weight,
         )
 
     def _result(self, fit: FitResult, voxels: Float32Array, seconds: float) -> ReconstructionResult:

@@ -33,7 +33,7 @@ class ReconstructSettings(BaseModel):
         Number of iterations of the Gaussian fit; 60 without a time limit.
     seed : int
         Seed of all random numbers.
-    lambda_sparsity, lambda_overlap, lambda_smoothness : float
+    sparsity_weight, overlap_weight, smoothness_weight : float
         Weights of the penalties of the fit; see `napari_gsvolume.fitting.settings.FitSettings`.
 
     Examples
@@ -60,8 +60,8 @@ class ReconstructSettings(BaseModel):
         None, description=f"Number of iterations of the Gaussian fit ({DEFAULT_ITERATIONS} without a time limit)"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of all random numbers")
-    lambda_sparsity: NotNegative = Field(0.0, description="Sparsity penalty: weight of the mean |weight| of a Gaussian")
-    lambda_overlap: NotNegative = Field(0.0, description="Overlap penalty: weight of the mean overlap of Gaussians")
-    lambda_smoothness: NotNegative = Field(
+    sparsity_weight: NotNegative = Field(0.0, description="Sparsity penalty: weight of the mean |weight| of a Gaussian")
+    overlap_weight: NotNegative = Field(0.0, description="Overlap penalty: weight of the mean overlap of Gaussians")
+    smoothness_weight: NotNegative = Field(
         0.0, description="Smoothness penalty: weight of the mean squared gradient of the sum of Gaussians"
     )

@@ -1,3 +1,4 @@
+from .cameras import Camera as Camera
 from .cameras import Cameras as Cameras
 from .cameras import bounding_radius as bounding_radius
 from .cameras import fibonacci_directions as fibonacci_directions

@@ -188,6 +188,69 @@ class Cameras:
             raise FileFormatError(f"{path}: {error}") from error
 
 
+@dataclass(frozen=True, eq=False)
+class Camera(Cameras):
+    """One pinhole or orthographic camera: `Cameras` of length 1, with the same attributes and conventions.
+
+    Raises
+    ------
+    InputError
+        As `Cameras`; also if there are several cameras.
+
+    See Also
+    --------
+    Cameras : set of cameras, and the camera convention
+
+    Examples
+    --------
+    >>> import napari_gsvolume as gsv
+    >>> volume, grid = gsv.phantoms.vessel_phantom(16)
+    >>> camera = gsv.Camera.look_at((0, -100, 0), image_size=(32, 48))  # mm from the centre of the volume
+    >>> gsv.render_views(volume, grid.voxel_size, camera, "mip").shape
+    (1, 32, 48, 1)
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self) != 1:
+            raise InputError(
+                f"A camera has one matrix and one intrinsic matrix; got {len(self)}. Use Cameras for several."
+            )
+
+    @classmethod
+    def look_at(
+        cls,
+        position: ArrayLike,
+        target: ArrayLike = (0.0, 0.0, 0.0),
+        *,
+        image_size: tuple[int, int] = (256, 256),
+        field_of_view: float = FIELD_OF_VIEW,
+        up: ArrayLike = _UP,
+        orthographic: bool = False,
+    ) -> Self:
+        """Return the camera at a position that looks at a target point.
+
+        Parameters
+        ----------
+        position, target : array_like, (3,)
+            Position of the camera and point in the image centre (x, y, z), mm from the centre of the volume.
+        image_size : (int, int)
+            Image height and width in pixels.
+        field_of_view : float
+            Opening angle along the shorter image side, degrees. An orthographic camera shows the same extent in the
+            plane of the target.
+        up : array_like, (3,)
+            Direction that points up in the image.
+        orthographic : bool
+            Parallel rays instead of a perspective projection.
+        """
+        focal = min(image_size) / 2 / math.tan(math.radians(field_of_view) / 2)
+        if orthographic:
+            focal /= float(np.linalg.norm(np.subtract(position, target)))
+        camera = look_at_cameras(position, image_size, focal, target=target, up=up, orthographic=orthographic)
+        return cls(camera.matrices, camera.intrinsics, image_size, orthographic)
+
+
 def look_at_cameras(
     positions: ArrayLike,
     image_size: tuple[int, int],

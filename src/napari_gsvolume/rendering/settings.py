@@ -58,21 +58,21 @@ class SplatTrainingSettings(BaseModel):
         description="Densification: prune invisible Gaussians, split those with the largest positional gradient",
         json_schema_extra={"panel": "Splats"},
     )
-    lambda_l1: NotNegative = Field(
+    l1_weight: NotNegative = Field(
         0.0, description="Weight of the L1 loss (mean absolute error)", json_schema_extra={"panel": "Losses"}
     )
-    lambda_dssim: NotNegative = Field(
+    dssim_weight: NotNegative = Field(
         0.02, description="Weight of the structural dissimilarity 1 - SSIM", json_schema_extra={"panel": "Losses"}
     )
-    lambda_sparsity: NotNegative = Field(
+    sparsity_weight: NotNegative = Field(
         0.0, description="Weight of the sparsity penalty (mean opacity)", json_schema_extra={"panel": "Losses"}
     )
-    lambda_overlap: NotNegative = Field(
+    overlap_weight: NotNegative = Field(
         0.0,
         description="Weight of the overlap penalty (mean overlap of a Gaussian with its neighbours)",
         json_schema_extra={"panel": "Losses"},
     )
-    lambda_smoothness: NotNegative = Field(
+    smoothness_weight: NotNegative = Field(
         0.0,
         description="Weight of the smoothness penalty (mean squared gradient of the Gaussians, lengths in pixels)",
         json_schema_extra={"panel": "Losses"},

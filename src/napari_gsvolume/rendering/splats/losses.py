@@ -29,10 +29,10 @@ def image_loss(image: Tensor, reference: Tensor, settings: SplatTrainingSettings
     """Return the MSE of images ``(H, W, 3)``, plus the weighted mean absolute error and 1 - SSIM."""
     difference = image - reference
     loss = difference.square().mean()
-    if settings.lambda_l1:
-        loss = loss + settings.lambda_l1 * difference.abs().mean()
-    if settings.lambda_dssim and min(image.shape[:2]) >= _SSIM_WINDOW:
-        loss = loss + settings.lambda_dssim * (1 - structural_similarity(image, reference))
+    if settings.l1_weight:
+        loss = loss + settings.l1_weight * difference.abs().mean()
+    if settings.dssim_weight and min(image.shape[:2]) >= _SSIM_WINDOW:
+        loss = loss + settings.dssim_weight * (1 - structural_similarity(image, reference))
     return loss
 
 
@@ -76,13 +76,13 @@ class Penalties:
         """Return the weighted sum of the penalties."""
         s, opacities = self.settings, splats.opacity_logits.sigmoid()
         total = opacities.new_zeros(())
-        if s.lambda_sparsity:
-            total = total + s.lambda_sparsity * opacities.mean()
-        if s.lambda_smoothness:
+        if s.sparsity_weight:
+            total = total + s.sparsity_weight * opacities.mean()
+        if s.smoothness_weight:
             traces = (-2 * splats.log_scales).exp().sum(1) * self.pixel_size**2
-            total = total + s.lambda_smoothness * (opacities.square() * traces).mean() / 2
-        if s.lambda_overlap and len(splats) > 1:
-            total = total + s.lambda_overlap * self._overlap(splats, opacities)
+            total = total + s.smoothness_weight * (opacities.square() * traces).mean() / 2
+        if s.overlap_weight and len(splats) > 1:
+            total = total + s.overlap_weight * self._overlap(splats, opacities)
         return total
 
     def _overlap(self, splats: Splats, opacities: Tensor) -> Tensor:

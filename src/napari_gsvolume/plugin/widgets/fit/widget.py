@@ -31,7 +31,7 @@ _MAIN = ("gaussians", "target_psnr", "ratio", "time_limit", "solver")
 _FOLDED: dict[str, tuple[str, ...]] = {
     "Objective": (
         *("data_term", "normalised", "neighbourhood_radius", "ellipsoid_radius"),
-        *("lambda_sparsity", "lambda_overlap", "lambda_smoothness", "lambda_spacing", "spacing", "spacing_radius"),
+        *("sparsity_weight", "overlap_weight", "smoothness_weight", "spacing_weight", "spacing", "spacing_radius"),
     ),
     "Growth and file size": ("growth", "rounds", "target_bytes"),
 }
