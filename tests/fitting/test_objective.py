@@ -16,7 +16,7 @@ from napari_gsvolume.kernels.reference import basis, grid_points
 from napari_gsvolume.operators.gaussian_sum import Gaussians
 from napari_gsvolume.progress import Budget, finish, mapped
 
-LAMBDAS = {"sparsity": 2e-3, "overlap": 1e-3, "smoothness": 1e-4, "spacing": 1e-3}
+WEIGHTS = {"sparsity": 2e-3, "overlap": 1e-3, "smoothness": 1e-4, "spacing": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def bare(result) -> Gaussians:
 class TestPenalties:
     @pytest.mark.parametrize("solver", ["gauss-newton", "adam", "sgd"])
     def test_every_term_is_in_the_history_and_adds_up(self, volume, solver):
-        lambdas = {f"lambda_{name}": value for name, value in LAMBDAS.items()}
-        result = gsv.fit(volume, gaussians=40, iterations=8, solver=solver, **lambdas)
+        weights = {f"{name}_weight": value for name, value in WEIGHTS.items()}
+        result = gsv.fit(volume, gaussians=40, iterations=8, solver=solver, **weights)
         for point in result.history[2:]:
-            assert set(point.terms) == {"data", *LAMBDAS}
+            assert set(point.terms) == {"data", *WEIGHTS}
             assert all(np.isfinite(value) and value >= 0 for value in point.terms.values())
             assert point.psnr_db == pytest.approx(-10 * np.log10(point.terms["data"]), abs=1e-6)
         assert result.report()["terms"] == result.terms

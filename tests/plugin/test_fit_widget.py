@@ -292,7 +292,7 @@ def test_every_setting_has_a_place_and_a_readable_label(open_widget, qtbot, volu
     placed = [*widget.form.rows, *(row for group in widget.form._groups for row in group)]
     assert {id(row) for row in placed} == {id(row) for row in widget.form.fields.values()}
     assert len(placed) == len(FitSettings.model_fields)
-    assert widget.form.fields["sparsity_weight"].label == "λ sparsity"
+    assert widget.form.fields["sparsity_weight"].label == "Sparsity weight"
     assert all("_" not in row.label for row in placed)
     for fold in widget.form.folds:
         fold.toggleButton().click()

@@ -21,7 +21,7 @@ from ...preferences import preferred_device, remembers_settings, settings_folder
 
 Model = TypeVar("Model", bound=BaseModel)
 _LARGEST = 10_000_000
-_PENALTY, _WEIGHT = "lambda_", "_weight"  # how the names of penalties begin, and those of other weights end
+_WEIGHT = "_weight"  # suffix of the fields that weigh penalties and losses
 _LARGEST_PENALTY = 1000.0
 _DECIMALS, _FINE_DECIMALS = 2, 6  # useful penalties begin at about 0.00001
 
@@ -242,8 +242,6 @@ def _label(name: str) -> str:
         "cg_steps": "CG steps",
         "ratio": "Compression ratio",
     }
-    if name.startswith(_PENALTY):
-        return f"λ {name.removeprefix(_PENALTY)}"
     return special.get(name, name.replace("_", " ").capitalize())
 
 
@@ -273,7 +271,7 @@ def _row(name: str, field: FieldInfo, suggestion: float, late: LazyChoices | Non
 
 def _is_weight(name: str) -> bool:
     """Return True for the weight of a penalty or a loss."""
-    return name.startswith(_PENALTY) or name.endswith(_WEIGHT)
+    return name.endswith(_WEIGHT)
 
 
 def _is_union(annotation: Any) -> bool:
