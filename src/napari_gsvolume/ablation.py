@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import InputError
 from .fitting import FitResult, FitSettings, FitStep, fit_steps
 from .fitting.penalties import mean_overlap, spacings
-from .fitting.settings import Population, Study
+from .fitting.settings import Growth, Study
 from .grid import Grid
 from .kernels.constants import SUPPORT
 from .operators.cut_artefacts import artefact_map, surface_artefact
@@ -150,8 +150,8 @@ def cases(study: str) -> dict[str, dict[str, Any]]:
             plain[term] = {"data_term": term}
             plain[f"{term}, normalised"] = {"data_term": term, "normalised": True}
         return plain
-    if study == "population":
-        return {name: {"population": name} for name in get_args(Population)}
+    if study == "growth":
+        return {name: {"growth": name} for name in get_args(Growth)}
     raise InputError(f"There is no study '{study}'; choose {', '.join(STUDIES)}.")
 
 
@@ -162,10 +162,10 @@ def ablate(volume: ArrayLike, study: str, *, grid: Grid | None = None, **setting
     --------
     >>> import napari_gsvolume as gsv
     >>> from napari_gsvolume import ablation
-    >>> volume, grid = gsv.phantoms.vessel_phantom(12)
-    >>> results = ablation.ablate(volume, "support", grid=grid, gaussians=5, iterations=1)
-    >>> [result.case for result in results][:2]
-    ['weights', 'neighbourhood']
+    >>> volume, grid = gsv.phantoms.vessel_phantom(16)
+    >>> results = ablation.ablate(volume, "spacing", grid=grid, gaussians=5, iterations=1)
+    >>> [result.case for result in results]
+    ['free', 'overlapping, s = 0.6', 'tangent, s = 1', 'with a gap, s = 1.4', 'overlap penalty']
     """
     return finish(ablate_steps(volume, study, grid=grid, **settings))
 

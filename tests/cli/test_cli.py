@@ -264,7 +264,7 @@ def test_version_and_help(run: Run) -> None:
 def test_help_loads_nothing_heavy() -> None:
     code = """
 import sys
-from napari_gsvolume.cli.gaussians import main
+from napari_gsvolume.cli import main
 main(["fit", "--help"])
 sys.exit(" ".join({"torch", "numba", "nibabel", "napari", "matplotlib"} & set(sys.modules)))
 """
@@ -279,7 +279,7 @@ def test_a_stopped_fit_keeps_its_result(inputs: Path, tmp_path: Path, number: in
 import sys
 import napari_gsvolume.fitting as fitting
 from napari_gsvolume.progress import mapped
-from napari_gsvolume.cli.gaussians import main
+from napari_gsvolume.cli import main
 all_steps = fitting.fit_steps
 def announce(step):
     if step.iteration == 2:

@@ -86,13 +86,24 @@ class TestPretendedDevice:
     @pytest.mark.parametrize(
         "wait",
         [
-            lambda t: float(t.sum()), lambda t: bool(t.any()), lambda t: t.cpu(), lambda t: t.tolist(),
-            lambda t: t[t > 1], lambda t: t[torch.tensor([0, 1])], lambda t: t[[0, 1]], lambda t: t.nonzero(),
-            lambda t: torch.unique(t), lambda t: torch.linalg.inv(t), lambda t: torch.linalg.svd(t),
-            lambda t: torch.linalg.matrix_exp(t), lambda t: torch.ones(3).to(t), lambda t: t.copy_(torch.ones(3, 3)),
-            lambda t: torch.tensor([1.0, 2], device=t.device), lambda t: t.new_tensor([1.0, 2]),
+            lambda t: float(t.sum()),
+            lambda t: bool(t.any()),
+            lambda t: t.cpu(),
+            lambda t: t.tolist(),
+            lambda t: t[t > 1],
+            lambda t: t[torch.tensor([0, 1])],
+            lambda t: t[[0, 1]],
+            lambda t: t.nonzero(),
+            lambda t: torch.unique(t),
+            lambda t: torch.linalg.inv(t),
+            lambda t: torch.linalg.svd(t),
+            lambda t: torch.linalg.matrix_exp(t),
+            lambda t: torch.ones(3).to(t),
+            lambda t: t.copy_(torch.ones(3, 3)),
+            lambda t: torch.tensor([1.0, 2], device=t.device),
+            lambda t: t.new_tensor([1.0, 2]),
         ],
-    )  # fmt: skip
+    )
     def test_it_notes_each_wait(self, card, wait):
         t = torch.ones(3, 3, device=DEVICE) + torch.eye(3, device=DEVICE)
         assert not card.waits
@@ -115,20 +126,27 @@ class TestPretendedDevice:
 
 
 CASES = {
-    "2D": {}, "NaN": {}, "thin": {},
-    "adam": {"solver": "adam"}, "adam, batches": {"solver": "adam", "batch_fraction": 0.2},
-    "sgd": {"solver": "sgd"}, "sgd, batches, NaN": {"solver": "sgd", "batch_fraction": 0.2},
+    "2D": {},
+    "NaN": {},
+    "thin": {},
+    "adam": {"solver": "adam"},
+    "adam, batches": {"solver": "adam", "batch_fraction": 0.2},
+    "sgd": {"solver": "sgd"},
+    "sgd, batches, NaN": {"solver": "sgd", "batch_fraction": 0.2},
     **{
         f"{term}{', normalised, NaN' if normalised else ''}": {"data_term": term, "normalised": normalised}
-        for term in ("neighbourhood", "ellipsoid") for normalised in (False, True)
+        for term in ("neighbourhood", "ellipsoid")
+        for normalised in (False, True)
     },
     "penalties": {"lambda_sparsity": 1e-3, "lambda_overlap": 1e-4, "lambda_smoothness": 1e-4, "lambda_spacing": 1e-4},
     "penalties, adam": {"solver": "adam", "lambda_overlap": 1e-4, "lambda_spacing": 1e-4},
-    **{population: {"population": population, "rounds": 4, "iterations": 14} for population in
-       ("residual", "gradient", "saddle", "mcmc", "merge")},
+    **{
+        growth: {"growth": growth, "rounds": 4, "iterations": 14}
+        for growth in ("residual", "gradient", "saddle", "mcmc", "merge")
+    },
     "target_bytes": {"gaussians": None, "target_bytes": 260},
     "target_psnr": {"gaussians": None, "target_psnr": 18.0, "iterations": 20},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -351,5 +369,5 @@ class TestMemory:
         volume = with_holes(gsv.anatomical_phantom(48)[0])
         gsv.fit(volume, gaussians=20, rounds=2, iterations=3, cg_steps=1, **options, device="cuda")
         term = options.get("data_term", "weights")
-        estimate = volume.size * memory._DEVICE_BYTES_A_VOXEL[term]
+        estimate = volume.size * memory._DEVICE_BYTES_PER_VOXEL[term]
         assert 0.7 * estimate < card.peak < estimate + 10 * volume.size

@@ -241,9 +241,12 @@ class TestIntensities:
         frozen = body.copy()
         frozen.setflags(write=False)
         volume = {
-            "fortran": np.asfortranarray(body), "read-only": frozen, "view": big[:, :, ::2], "list": body.tolist(),
+            "fortran": np.asfortranarray(body),
+            "read-only": frozen,
+            "view": big[:, :, ::2],
+            "list": body.tolist(),
             "tensor": torch.tensor(body),
-        }[layout]  # fmt: skip
+        }[layout]
         assert_same_fit(gsv.fit(volume, **QUICK), gsv.fit(body, **QUICK))
         np.testing.assert_array_equal(np.asarray(volume), body)
 
@@ -471,9 +474,19 @@ VOLUMES = {
 }
 
 BAD_SETTINGS = {
-    "gausians": 3, "gaussians": 0, "target_psnr": -3, "time_limit": 0, "solver": "newton", "seed": -1, "device": "tpu",
-    "iterations": 0, "rounds": 0, "cg_steps": 0, "learning_rate": float("nan"), "batch_fraction": 1.5,
-}  # fmt: skip
+    "gausians": 3,
+    "gaussians": 0,
+    "target_psnr": -3,
+    "time_limit": 0,
+    "solver": "newton",
+    "seed": -1,
+    "device": "tpu",
+    "iterations": 0,
+    "rounds": 0,
+    "cg_steps": 0,
+    "learning_rate": float("nan"),
+    "batch_fraction": 1.5,
+}
 
 
 class TestRefusals:
@@ -534,9 +547,10 @@ IMPORTS = {
     "from napari_gsvolume import Grid, FitSettings; Grid((3, 3, 3))": HEAVY,
     FIRST_STEP: HEAVY - {"torch"},  # numba is the kernels': the first step waits for none
     "import napari_gsvolume as gsv, napari_gsvolume.fitting; assert callable(gsv.fit) and callable(gsv.fit_steps)": {
-        "napari", "qtpy"
+        "napari",
+        "qtpy",
     },
-}  # fmt: skip
+}
 
 
 class TestPackage:

@@ -107,7 +107,7 @@ class TestDataTerms:
             ({"lambda_sparsity": 1e-3}, "sparsity"),
             ({"batch_fraction": 0.5}, "batch"),
             ({"ratio": 100}, "file"),
-            ({"population": "mcmc"}, "residual"),
+            ({"growth": "mcmc"}, "residual"),
         ],
     )
     def test_what_does_not_go_together_is_said(self, volume, others, word):
@@ -119,7 +119,7 @@ class TestDataTerms:
 class TestPopulations:
     @pytest.mark.parametrize("name", ["gradient", "saddle", "mcmc", "merge"])
     def test_every_strategy_reaches_its_count_and_a_like_quality(self, volume, free, name):
-        result = gsv.fit(volume, gaussians=80, iterations=40, population=name)
+        result = gsv.fit(volume, gaussians=80, iterations=40, growth=name)
         assert 0.9 * 80 <= result.n_gaussians <= 80
         assert result.psnr_db > free.psnr_db - 3
 

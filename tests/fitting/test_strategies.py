@@ -100,7 +100,7 @@ class TestAll:
         change = strategy(name).grow(g, noise(shape), wanted, seeded(0))
         assert change.kept.tolist() == [True] * present
         assert len(change.gaussians.weights) == wanted
-        assert change.born == wanted - present
+        assert change.n_new == wanted - present
         assert all(torch.isfinite(t).all() for t in change.gaussians)
         assert (torch.linalg.det(change.gaussians.factors) != 0).all()
         # The kept ones come first and in order: none is further than some of its own radii from where it was.
@@ -141,7 +141,7 @@ class TestAll:
         change = strategy(name).rearrange(g, noise(shape), seeded(0))
         assert (change is None) == (name not in ("mcmc", "merge"))
         if change is not None:
-            assert change.born == int((~change.kept).sum()) > 0
+            assert change.n_new == int((~change.kept).sum()) > 0
             assert len(change.gaussians.weights) == len(g.weights) == len(change.kept)
             assert all(torch.isfinite(t).all() for t in change.gaussians)
 
@@ -405,7 +405,7 @@ class TestRelocation:
         g = some(100, (40, 40))
         g = g._replace(weights=g.weights * torch.where(torch.arange(100) < 20, 1e-4 * torch.arange(100), 1.0))
         change = Relocation(most=0.05).rearrange(g, noise((40, 40)), seeded(0))
-        assert change.born == 5
+        assert change.n_new == 5
         energy = g.weights**2 * self_overlap(g)
         assert (~change.kept).nonzero().flatten().max() < 20
         assert not change.kept[energy.argmin()]
@@ -426,7 +426,7 @@ class TestMerging:
             b = Gaussians(a.means + 0.4, a.factors * 1.1, a.weights * 0.5)
             change = merge_similar(a.join(b), 0.7)
             assert change.kept.tolist() == [True, False]
-            assert change.born == 0
+            assert change.n_new == 0
             assert_same_moments(dense(change.gaussians, shape), dense(a.join(b), shape))
             gram = change.gaussians.factors.mT @ change.gaussians.factors
             torch.testing.assert_close(gram, torch.diag_embed(gram.diagonal(dim1=1, dim2=2)), atol=1e-5, rtol=1e-5)
@@ -484,7 +484,7 @@ class TestMerging:
         residual[25, 8] = 1
         change = Merging().rearrange(g, residual, seeded(0))
         assert change.kept.tolist() == [True, False, True]
-        assert change.born == 1
+        assert change.n_new == 1
         assert change.gaussians.weights[2] == 0
         assert (change.gaussians.means[2] - torch.tensor([25.0, 8])).norm() < 6
         assert Merging().rearrange(g.select(change.kept), residual, seeded(0)) is None

@@ -63,8 +63,14 @@ def test_every_file_is_read_here() -> None:
     tested = {*GAUSSIANS, *MODELS, *SPLATS, *STACKS, *CAMERAS, *TRANSFERS, *GEOMETRIES}
     assert tested | {"evolution.csv", "volume.nii.gz", "expected.npz"} == {path.name for path in FOLDER.iterdir()}
     assert [len(files) for files in (GAUSSIANS, MODELS, SPLATS, STACKS, CAMERAS, TRANSFERS, GEOMETRIES)] == [
-        11, 6, 6, 4, 3, 2, 5,
-    ]  # fmt: skip
+        11,
+        6,
+        6,
+        4,
+        3,
+        2,
+        5,
+    ]
 
 
 class TestGaussians:
@@ -97,7 +103,7 @@ class TestGaussians:
         assert contents_of(tmp_path / name) == contents_of(FOLDER / name)
 
     def test_the_shell_tells_of_them(self, capsys) -> None:
-        from napari_gsvolume.cli.gaussians import main
+        from napari_gsvolume.cli import main
 
         for name in GAUSSIANS:
             assert main(["info", str(FOLDER / name), "--json"]) == 0

@@ -259,7 +259,7 @@ class TestPrediction:
 
     def test_linearisation_predicts_the_same(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(9, tuple(term.values.shape), (0.5, 3))
-        at = term.at(g)
+        at = term.linearise(g)
         assert torch.equal(at.prediction, term.predict(g))
         at.prediction.zero_()  # residuals are made in place
         assert torch.equal(at.prediction, term.predict(g))
@@ -268,12 +268,12 @@ class TestPrediction:
         g = gaussians(9, tuple(term.values.shape), (0.5, 3))
         other = g._replace(weights=torch.zeros(9))
         assert torch.equal(term.predict(g), term.predict(other))
-        assert torch.equal(term.at(g).jvp(steps(g)), term.at(other).jvp(steps(g)))
-        assert torch.equal(term.at(g).blocks.times(steps(g)), term.at(other).blocks.times(steps(g)))
+        assert torch.equal(term.linearise(g).jvp(steps(g)), term.linearise(other).jvp(steps(g)))
+        assert torch.equal(term.linearise(g).blocks.times(steps(g)), term.linearise(other).blocks.times(steps(g)))
 
     def test_no_gaussians(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(0, tuple(term.values.shape), (1, 2))
-        at = term.at(g)
+        at = term.linearise(g)
         assert not at.prediction.any()
         assert not at.jvp(steps(g)).any()
         for result in (at.vjp(term.values), at.blocks.times(steps(g)), at.blocks.solve(steps(g))):
@@ -312,7 +312,7 @@ class TestDerivative:
     def test_is_the_slope_of_the_prediction(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(3, tuple(term.values.shape), (1, 3), margin=2)
         exact = Gaussians(*(t.double() for t in g))
-        at, h = term.at(g), 1e-4
+        at, h = term.linearise(g), 1e-4
         K = steps(g).shape[1]
         units = torch.eye(steps(g).numel())[: 2 * K].view(2 * K, *steps(g).shape)
         # Voxels that the Gaussians cover stay the same: where that changes there is a jump, and no slope.
@@ -332,7 +332,7 @@ class TestDerivative:
 
     def test_vjp_is_adjoint_of_jvp(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(20, tuple(term.values.shape), (0.7, 3))
-        at = term.at(g)
+        at = term.linearise(g)
         for i in range(20):  # each Gaussian alone: the large ones do not hide the small ones
             step, grid = torch.zeros_like(steps(g)), noise(tuple(term.values.shape), i)
             step[i] = steps(g)[i]
@@ -344,7 +344,7 @@ class TestDerivative:
 
     def test_is_linear(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(20, tuple(term.values.shape), (0.7, 3))
-        at, v, w = term.at(g), steps(g, 1), steps(g, 2)
+        at, v, w = term.linearise(g), steps(g, 1), steps(g, 2)
         apart = at.jvp(v) - 3 * at.jvp(w)
         size = float(apart.abs().max())
         torch.testing.assert_close(at.jvp(v - 3 * w), apart, rtol=0, atol=1e-5 * size)
@@ -379,7 +379,7 @@ class TestBlocks:
     def test_are_positive_and_invert(self, term: Neighbourhood | Ellipsoid, sigma: tuple[float, float]) -> None:
         g = gaussians(12, tuple(term.values.shape), sigma)
         g.means[0] = 1000.0  # one that touches nothing
-        at = term.at(g)
+        at = term.linearise(g)
         matrices = as_matrices(at, g)
         torch.testing.assert_close(matrices, matrices.mT, rtol=0, atol=1e-6 * float(matrices.abs().max()))
         scale = matrices.diagonal(dim1=1, dim2=2).rsqrt()
@@ -392,9 +392,9 @@ class TestBlocks:
     def test_zero_volume(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(5, tuple(term.values.shape), (0.5, 3))
         if isinstance(term, Ellipsoid):
-            at = Ellipsoid(torch.zeros_like(term.values), term.k, term.normalised).at(g)
+            at = Ellipsoid(torch.zeros_like(term.values), term.k, term.normalised).linearise(g)
         else:
-            at = Neighbourhood(torch.zeros_like(term.values), 1, term.normalised).at(g)
+            at = Neighbourhood(torch.zeros_like(term.values), 1, term.normalised).linearise(g)
         assert torch.isfinite(at.blocks.solve(steps(g))).all()
 
 
@@ -404,7 +404,7 @@ class TestBlocksAreClose:
     @pytest.mark.parametrize("k", [1.5, 3])
     def test_ellipsoid(self, shape: tuple[int, ...], k: float, normalised: bool) -> None:
         g = gaussians(8, shape, (1, 3))
-        at = Ellipsoid(noise(shape), k, normalised).at(g)
+        at = Ellipsoid(noise(shape), k, normalised).linearise(g)
         expected = own_blocks(at, g)
         mean = expected.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         got = as_matrices(at, g)[:, 1:, 1:]
@@ -413,7 +413,7 @@ class TestBlocksAreClose:
     @pytest.mark.parametrize("radius", [1, 2, 3])
     def test_neighbourhood_of_a_constant(self, shape: tuple[int, ...], radius: float) -> None:
         g = gaussians(8, shape, (1, 1.5), margin=6)
-        at = Neighbourhood(torch.full(shape, 0.5), radius, False).at(g)
+        at = Neighbourhood(torch.full(shape, 0.5), radius, False).linearise(g)
         assert spread(at, g, low=0.4, high=1.5) < 3
 
     @pytest.mark.parametrize("normalised", [False, True])
@@ -424,7 +424,7 @@ class TestBlocksAreClose:
     ) -> None:
         g = gaussians(12, shape, (1, 2.5))
         values = ndimage.gaussian_filter(noise(shape).numpy(), smooth)
-        at = Neighbourhood(torch.from_numpy(values / values.std()), radius, normalised).at(g)
+        at = Neighbourhood(torch.from_numpy(values / values.std()), radius, normalised).linearise(g)
         spread(at, g, low=0.03, high=30)
 
 

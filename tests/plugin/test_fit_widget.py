@@ -287,7 +287,7 @@ def test_settings_are_remembered(open_widget, make_napari_viewer, qtbot, volume)
 
 def test_every_setting_has_a_place_and_a_readable_label(open_widget, qtbot, volume):
     _, widget = open_widget(volume)
-    assert [fold.text() for fold in widget.form.folds] == ["Objective", "Population and file", "Solver"]
+    assert [fold.text() for fold in widget.form.folds] == ["Objective", "Growth and file size", "Solver"]
     placed = [*widget.form.rows, *(row for group in widget.form._groups for row in group)]
     assert {id(row) for row in placed} == {id(row) for row in widget.form.fields.values()}
     assert len(placed) == len(FitSettings.model_fields)
@@ -377,8 +377,16 @@ def test_the_size_of_a_file_is_told(open_widget, qtbot, volume, tmp_path, monkey
     _, widget = open_widget(volume)
     run(qtbot, widget)
     asked = []
-    answers = iter([("a", "Compact (*.gsv)"), ("b.v2", "Lossless (*.safetensors)"), ("c", "Splat viewers (*.ply)"),
-                    ("d", ""), ("e.PLY", "Compact (*.gsv)"), ("", "")])  # fmt: skip
+    answers = iter(
+        [
+            ("a", "Compact (*.gsv)"),
+            ("b.v2", "Lossless (*.safetensors)"),
+            ("c", "Splat viewers (*.ply)"),
+            ("d", ""),
+            ("e.PLY", "Compact (*.gsv)"),
+            ("", ""),
+        ]
+    )
 
     def ask(*args):
         asked.append(args[2:])

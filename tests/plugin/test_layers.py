@@ -37,10 +37,15 @@ PLACES = {
     "shear": {"scale": (3, 1, 2), "shear": (0.2, -0.1, 0.4), "translate": (1, 2, 3)},
     "affine": {"affine": OBLIQUE},
     "all": {
-        "scale": (3, 1, 2), "rotate": TURN, "shear": (0.2, -0.1, 0.4), "translate": (5, -2, 7), "affine": OBLIQUE,
-        "units": ("mm", "um", "nm"), "axis_labels": ("depth", "row", "column"),
+        "scale": (3, 1, 2),
+        "rotate": TURN,
+        "shear": (0.2, -0.1, 0.4),
+        "translate": (5, -2, 7),
+        "affine": OBLIQUE,
+        "units": ("mm", "um", "nm"),
+        "axis_labels": ("depth", "row", "column"),
     },
-}  # fmt: skip
+}
 
 GRIDS = {
     "2D": Grid((5, 6)),

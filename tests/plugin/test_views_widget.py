@@ -102,7 +102,7 @@ def test_train_and_look_from_the_camera(open_widget, qtbot, volume, tmp_path):
     assert entry(view)["parts"]["CT"]["metrics"]["psnr_db"] == part.trained.psnr_db
     seen = viewer_camera(viewer, GRID, 48)
     np.testing.assert_allclose(entry(view)["camera"]["matrices"], seen.cameras.matrices)
-    again = seen.shown(part.seen_at(seen.cameras.pixel_mm).render(seen.cameras)[0].numpy())
+    again = seen.as_displayed(part.seen_at(seen.cameras.pixel_mm).render(seen.cameras)[0].numpy())
     np.testing.assert_allclose(view.data / 255, again.clip(0, 1), atol=0.003)
     # The volume itself, and how far off the splats are.
     press(qtbot, widget, widget.dvr)
@@ -183,7 +183,7 @@ def test_parts_that_are_shown_and_hidden(open_widget, qtbot, volume):
     subject = widget.parts["CT · label 1"].subject
     image = render(volume, GRID.voxel_size, seen.cameras, transfer=subject.look(volume), mask=labels() == 1)
     np.testing.assert_allclose(
-        viewer.layers["CT · difference"].data, np.abs(one / 255 - seen.shown(image[0])).mean(-1), atol=0.005
+        viewer.layers["CT · difference"].data, np.abs(one / 255 - seen.as_displayed(image[0])).mean(-1), atol=0.005
     )
     widget.panel.check("CT · label 1", False)
     click(qtbot, widget.panel.view)
@@ -493,7 +493,7 @@ def test_cameras_of_a_turntable_see_the_same_ball(open_widget, volume):
     viewer, _ = open_widget(volume)
     viewer.scene.camera.angles = (20, 60, 10)
     seen = viewer_camera(viewer, GRID, 32)
-    turned = seen.turning(4)
+    turned = seen.orbit(4)
     assert isinstance(turned.cameras, Cameras)
     np.testing.assert_allclose(turned.cameras.matrices[0], seen.cameras.matrices[0])
     np.testing.assert_allclose(turned.cameras.matrices[2, 2, :3], -seen.cameras.matrices[0, 2, :3], atol=1e-9)

@@ -1,4 +1,4 @@
-"""The shell command ``gsvolume``: what the Python interface does, one command for each call.
+"""Shell commands for Gaussians: fit, sample, convert, compare, inspect.
 
 torch, numba and nibabel are imported by the commands that need them, so that ``--help`` answers at once.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,29 +38,39 @@ if TYPE_CHECKING:
     from ..fitting import FitResult, FitStep
     from ..gaussians import GaussianVolume
 
-_BYTES_A_SAMPLE = 8  # 4 are measured (the float32); as many again keep the machine usable
+_BYTES_PER_SAMPLE = 8  # 4 are measured (the float32); as many again keep the machine usable
 
 
 @app.command()
 @with_settings()
 def fit(
-    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume, .nii or .nii.gz.")],
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="Volume, .nii or .nii.gz.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="M", help="Write the Gaussians: .gsv small, .safetensors without loss.")
+        Path | None,
+        typer.Option(metavar="M", help="Output file of the Gaussians: .gsv (small) or .safetensors (lossless)."),
     ] = None,
-    reconstruction: Annotated[Path | None, typer.Option(metavar="R.nii.gz", help="Write f at every voxel.")] = None,
-    residual: Annotated[Path | None, typer.Option(metavar="D.nii.gz", help="Write input - reconstruction.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="REP.json", help="Write figures and history.")] = None,
-    time_point: Annotated[int | None, typer.Option(help="Which volume of a 4D image to fit, from 0.")] = None,
+    reconstruction: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="R.nii.gz", help="Output file of the reconstruction (sum of the Gaussians at every voxel)."
+        ),
+    ] = None,
+    residual: Annotated[
+        Path | None, typer.Option(metavar="D.nii.gz", help="Output file of the residual (input - reconstruction).")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="REP.json", help="Output file of the figures and the history.")
+    ] = None,
+    time_point: Annotated[int | None, typer.Option(help="Time point of a 4D image, from 0.")] = None,
     json_: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors, and what --json asks for, only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors, and the output of --json.")] = False,
     **settings: Any,
 ) -> None:
     """Fit Gaussians to a volume.
 
-    Ctrl-C ends the fit and keeps what it has reached: the files are written. A second one aborts.
+    The first Ctrl-C stops the fit, keeps the current Gaussians and writes the files; a second one aborts.
     """
-    FitSettings(**settings)  # what is wrong with options is said before anything slow begins
+    FitSettings(**settings)  # wrong options are reported before anything slow begins
     images = {"reconstruction": (reconstruction, IMAGE_SUFFIXES), "residual": (residual, IMAGE_SUFFIXES)}
     outputs = check_outputs([image], out=(out, GAUSSIAN_SUFFIXES), report=(report, REPORT_SUFFIXES), **images)
     import numpy as np
@@ -76,7 +86,7 @@ def fit(
         result = run_steps(_announced(steps, quiet), stop, quiet)
         if out is not None:
             result.gaussians.save(out)
-            if out.suffix.lower() == ".gsv":  # what is reported, and reconstructed, is what the file holds
+            if out.suffix.lower() == ".gsv":  # report and reconstruction are those of the file
                 result = result.with_gaussians(GaussianVolume.load(out), volume)
         figures = result.report()
         if out is not None:
@@ -99,9 +109,13 @@ def fit(
 @app.command()
 def sample(
     model: GaussianFile,
-    out: Annotated[Path, typer.Option(metavar="UP.nii.gz", help="The volume to write, float32.")],
-    scale: Annotated[str, typer.Option(metavar="S|Z,Y,X", help="Factor on the voxels along each axis.")] = "1",
-    like: Annotated[Path | None, typer.Option(metavar="OTHER.nii.gz", help="Sample at this image's voxels.")] = None,
+    out: Annotated[Path, typer.Option(metavar="UP.nii.gz", help="Output file of the sampled volume, float32.")],
+    scale: Annotated[
+        str, typer.Option(metavar="S|Z,Y,X", help="Factor on the number of voxels along each axis.")
+    ] = "1",
+    like: Annotated[
+        Path | None, typer.Option(metavar="OTHER.nii.gz", help="Image with the voxels to sample at.")
+    ] = None,
 ) -> None:
     """Sample Gaussians at any resolution, or at the voxels of another image of the same world."""
     if like is not None and scale != "1":
@@ -110,16 +124,17 @@ def sample(
     from ..gaussians import GaussianVolume
     from ..io.nifti import read_nifti, write_nifti
     from ..memory import require_memory
+    from ..units import are_same_units
 
     gaussians = GaussianVolume.load(model)
     other = None if like is None else read_nifti(like)
     grid = other.grid if other is not None else gaussians.grid.resampled(parse_factors(scale, gaussians.ndim))
-    if other is not None and not _same_units(grid.units, gaussians.grid.units):
+    if other is not None and not are_same_units(grid.units, gaussians.grid.units):
         raise InputError(
             f"{like} measures in {grid.units[0]}, the world of the Gaussians in {gaussians.grid.units[0]}."
         )
     shape = " x ".join(map(str, grid.shape))
-    require_memory(math.prod(grid.shape) * _BYTES_A_SAMPLE, f"Sampling {shape} voxels takes", "ask for fewer voxels")
+    require_memory(math.prod(grid.shape) * _BYTES_PER_SAMPLE, f"Sampling {shape} voxels takes", "ask for fewer voxels")
     write_nifti(out, gaussians.sample(grid), grid, like=other)
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
 
@@ -127,18 +142,20 @@ def sample(
 @app.command()
 @with_settings(gaussians=1000, time_limit=20.0, iterations=None, solver="gauss-newton", seed=0, device="auto")
 def ablate(
-    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume, .nii or .nii.gz.")],
-    study: Annotated[Study, typer.Option(help="What to vary.")],
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="Volume, .nii or .nii.gz.")],
+    study: Annotated[Study, typer.Option(help="Setting to vary.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="STEM", help="Write STEM.csv, STEM.md and STEM.png; 'ablation-STUDY' if not given."),
+        typer.Option(
+            metavar="STEM", help="Stem of the output files STEM.csv, STEM.md and STEM.png (default: ablation-STUDY)."
+        ),
     ] = None,
-    time_point: Annotated[int | None, typer.Option(help="Which volume of a 4D image to fit, from 0.")] = None,
+    time_point: Annotated[int | None, typer.Option(help="Time point of a 4D image, from 0.")] = None,
     **settings: Any,
 ) -> None:
     """Fit a volume in several ways and compare: one table (CSV, Markdown) and a plot.
 
-    The settings, the time limit too, are those of each case. Ctrl-C ends the study and keeps what it has.
+    All settings, such as the time limit, apply to each case. Ctrl-C ends the study and keeps the finished cases.
     """
     FitSettings(**settings)
     stem = out or Path(f"ablation-{study}")
@@ -166,13 +183,14 @@ def ablate(
 def convert(
     model: GaussianFile,
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Its ending says what to write: .gsv, .safetensors, or .ply.")
+        Path,
+        typer.Argument(metavar="OUT", help="Output file; its suffix decides the format: .gsv, .safetensors, or .ply."),
     ],
 ) -> None:
-    """Write Gaussians to a file of another kind.
+    """Convert a file of Gaussians to another format.
 
-    .gsv is small and rounded; .safetensors without loss; .ply for viewers of 3D Gaussian splats, which show them by
-    opacity and cannot subtract.
+    .gsv is small and quantised, .safetensors is lossless, .ply is for viewers of 3D Gaussian splats: they blend by
+    opacity, and cannot show negative Gaussians as such.
     """
     check_outputs([model], out=(out, (*GAUSSIAN_SUFFIXES, *EXPORT_SUFFIXES)))
     from ..gaussians import GaussianVolume
@@ -184,7 +202,7 @@ def convert(
 
 @app.command()
 def info(model: GaussianFile, json_: JsonOption = False) -> None:
-    """Say what a file of Gaussians holds."""
+    """Show the metadata of a file of Gaussians."""
     from ..gaussians import GaussianVolume
 
     facts = _facts(GaussianVolume.load(model), model.stat().st_size)
@@ -200,12 +218,12 @@ def info(model: GaussianFile, json_: JsonOption = False) -> None:
 @app.command()
 @with_settings(gaussians=2000, time_limit=30.0)
 def demo(
-    size: Annotated[int, typer.Option(help="Voxels along each axis of the generated volume.")] = 96,
-    png: Annotated[Path | None, typer.Option(metavar="PATH", help="Save a picture.")] = None,
-    window: Annotated[bool, typer.Option("--window/--no-window", help="Open napari where there is a display.")] = True,
+    size: Annotated[int, typer.Option(help="Number of voxels along each axis of the synthetic volume.")] = 96,
+    png: Annotated[Path | None, typer.Option(metavar="PATH", help="Output file of a picture.")] = None,
+    window: Annotated[bool, typer.Option("--window/--no-window", help="Open napari if there is a display.")] = True,
     **settings: Any,
 ) -> None:
-    """Fit Gaussians to a generated CT volume and show them in napari, or in gsvolume-demo.png without a display."""
+    """Fit Gaussians to a synthetic CT volume and show them in napari, or in gsvolume-demo.png without a display."""
     from ..plugin.demo import has_display, save_picture, show_in_napari
 
     window = window and has_display()
@@ -226,7 +244,7 @@ def demo(
 
 @app.command()
 def devices() -> None:
-    """List what can be computed on here, and say why not on a GPU."""
+    """List compute devices (and why a GPU cannot be used)."""
     from ..devices import devices as listed
     from ..devices import gpu_problem, gsplat_problem
 
@@ -246,7 +264,7 @@ def _announced(steps: Generator[FitStep, None, FitResult], quiet: bool = False) 
 
 
 def _facts(model: GaussianVolume, n_bytes: int) -> dict[str, Any]:
-    """Return what `info` tells, ready for JSON."""
+    """Return the output of `info`, ready for JSON."""
     import numpy as np
 
     def percentiles(W: NDArray[np.float64]) -> dict[str, float]:
@@ -276,11 +294,3 @@ def _readable(fact: Any) -> str:
     if isinstance(fact, list):
         return ", ".join(_readable(value) for value in fact)
     return f"{fact:.5g}" if isinstance(fact, float) else "-" if fact is None else str(fact)
-
-
-def _same_units(units: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether units are the same, however spelled; pixels go with anything."""
-    from pint import Unit
-
-    pairs = zip(units, others, strict=False)
-    return all("pixel" in pair or Unit(pair[0]) == Unit(pair[1]) for pair in pairs)

@@ -1,4 +1,4 @@
-"""Fitting again only some of the numbers of Gaussians, the others held."""
+"""Refit of some parameters of the Gaussians, with the others fixed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _ENOUGH = 1e-4
 
 
 def refit(objective: Objective, gaussians: Gaussians, free: Tensor, budget: Budget) -> Gaussians:
-    """Return the Gaussians after some Gauss-Newton iterations on the squared error, where free only.
+    """Return the Gaussians after Gauss-Newton iterations on the squared error, over the free parameters only.
 
     Parameters
     ----------
     objective : Objective
-        What to fit to; its penalties do not count here.
+        Objective with the target; its penalties are ignored.
     gaussians : Gaussians
-        Where to start.
+        Start of the iterations.
     free : Tensor, (N, K)
-        1 for the numbers of a whitened step (omega, a, B) that may change, 0 for the others.
+        Mask: 1 for the components of a whitened step (omega, a, B) that may change, 0 for fixed ones.
     budget : Budget
         Number of iterations, and the stop request, which is read between kernels.
     """
@@ -44,7 +44,7 @@ def refit(objective: Objective, gaussians: Gaussians, free: Tensor, budget: Budg
 
 
 def solve_weights(objective: Objective, gaussians: Gaussians) -> Gaussians:
-    """Return the Gaussians with the weights of the least squares fit of their sum to the volume."""
+    """Return the Gaussians with the weights of a least squares fit to the volume."""
     start = objective.with_weights(gaussians)
     n, ndim = start.means.shape
     free = torch.zeros(n, n_monomials(ndim), device=start.means.device)

@@ -1,4 +1,4 @@
-"""Reading and writing volumes and Gaussians; the kind of a file is what its name ends in."""
+"""Files of Gaussians; the suffix decides the format."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from ..gaussians import GaussianVolume
 
 GAUSSIAN_SUFFIXES = (".safetensors", ".gsv")
-"""Files of Gaussians that can be written and read."""
+"""Suffixes of files of Gaussians that can be written and read."""
 EXPORT_SUFFIXES = (".ply",)
-"""Files of Gaussians that can be written only."""
+"""Suffixes of files of Gaussians that can only be written."""
 
 
 def write_gaussians(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
@@ -38,7 +38,7 @@ def write_gaussians(path: str | os.PathLike[str], gaussians: GaussianVolume) -> 
 
 
 def read_gaussians(path: str | os.PathLike[str]) -> GaussianVolume:
-    """Read Gaussians; see `GaussianVolume.load`. What is not called ``.gsv`` is taken for a safetensors file."""
+    """Read Gaussians; see `GaussianVolume.load`. Files without the suffix ``.gsv`` are read as safetensors."""
     suffix = Path(path).suffix.lower()
     if suffix in EXPORT_SUFFIXES:
         raise FileFormatError(f"{path} cannot be read: {suffix} files are for other viewers; keep a .gsv beside it.")

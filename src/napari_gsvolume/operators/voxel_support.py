@@ -1,4 +1,4 @@
-"""Voxels' own values in place of weights: two other ways in which Gaussians support a voxel.
+"""Data terms with values of voxels in place of weights: two other ways in which Gaussians support a voxel.
 
 Gaussians have no weights here (those given are ignored): ``G(x) = sum_i e_i(x)``. The volume's value p_j at voxel j is
 the factor, and its position x_j stands in the exponent. `Neighbourhood` sums over the voxels near the predicted one,
@@ -38,15 +38,16 @@ _ROUND = 0.1  # an ellipsoid's own block has rank one or two; so much of its mea
 
 
 class Neighbourhood:
-    """Voxels are supported by the Gaussians at the voxels around.
+    """Data term in which the Gaussians at the surrounding voxels support a voxel.
 
     Parameters
     ----------
     values : Tensor
         p, a grid of D axes; zero where the background is.
     radius : float
-        Of the neighbourhood, in voxels. Below 1 a voxel is its own and only neighbour.
+        Radius of the neighbourhood, in voxels. Below 1, each voxel is its only neighbour.
     normalised : bool
+        True to normalise the weights of the supporting voxels to sum 1.
     """
 
     def __init__(self, values: Tensor, radius: float, normalised: bool) -> None:
@@ -55,10 +56,10 @@ class Neighbourhood:
 
     def predict(self, gaussians: Gaussians) -> Tensor:
         """Return q at every voxel."""
-        return self.at(gaussians).prediction
+        return self.linearise(gaussians).prediction
 
-    def at(self, gaussians: Gaussians) -> LinearisedNeighbourhood:
-        """Return q linearised at these Gaussians."""
+    def linearise(self, gaussians: Gaussians) -> LinearisedNeighbourhood:
+        """Return q, linearised at these Gaussians."""
         return LinearisedNeighbourhood(self, gaussians)
 
     def initial_sigma(self, n_voxels: int, count: int, ndim: int) -> float:
@@ -95,7 +96,7 @@ class LinearisedNeighbourhood:
         return self._sums[0].float()
 
     def jvp(self, step: Tensor) -> Tensor:
-        """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
+        """Return the Jacobian-vector product J step, with a whitened step ``(N, K)``, at every voxel."""
         dG = jvp(self.gaussians, _without_omega(step), self.values.shape)
         change = self.ball.sum(self.values * dG)
         if self.normalised:
@@ -104,7 +105,7 @@ class LinearisedNeighbourhood:
         return change.float()
 
     def vjp(self, grid: Tensor) -> Tensor:
-        """Return J^T grid, ``(N, K)``."""
+        """Return the vector-Jacobian product J^T grid, ``(N, K)``."""
         if self.normalised:
             q, inverse = self._sums
             scaled = grid * inverse
@@ -115,7 +116,7 @@ class LinearisedNeighbourhood:
 
     @cached_property
     def blocks(self) -> OwnBlocks:
-        """About the block diagonal of ``J^T J``.
+        """Approximate block diagonal of ``J^T J``.
 
         A block is ``sum_x (sum_{j in N(x)} s_j(x) de_i(x_j))^2``, with ``s_j(x) = p_j``, or ``(p_j - q(x)) / T(x)``
         if normalised. What of s varies at random within a Gaussian adds up as squares, ``sum_j de_i(x_j)^2 sum_x
@@ -142,7 +143,7 @@ class LinearisedNeighbourhood:
 
 
 class Ellipsoid:
-    """Voxels are supported by the voxels that share an ellipsoid with them.
+    """Data term in which the voxels of the same ellipsoids support a voxel.
 
     Parameters
     ----------
@@ -160,10 +161,10 @@ class Ellipsoid:
 
     def predict(self, gaussians: Gaussians) -> Tensor:
         """Return q at every voxel."""
-        return self.at(gaussians).prediction
+        return self.linearise(gaussians).prediction
 
-    def at(self, gaussians: Gaussians) -> LinearisedEllipsoid:
-        """Return q linearised at these Gaussians."""
+    def linearise(self, gaussians: Gaussians) -> LinearisedEllipsoid:
+        """Return q, linearised at these Gaussians."""
         return LinearisedEllipsoid(self, gaussians)
 
     def initial_sigma(self, n_voxels: int, count: int, ndim: int) -> float:
@@ -223,7 +224,7 @@ class LinearisedEllipsoid:
         return self._sums[0].clone()
 
     def jvp(self, step: Tensor) -> Tensor:
-        """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
+        """Return the Jacobian-vector product J step, with a whitened step ``(N, K)``, at every voxel."""
         step = _without_omega(step)
         change = self._spread((self._A * step).sum(1))
         if self._M is None:
@@ -232,7 +233,7 @@ class LinearisedEllipsoid:
         return (change - q * self._spread((self._M * step).sum(1))) * inverse
 
     def vjp(self, grid: Tensor) -> Tensor:
-        """Return J^T grid, ``(N, K)``."""
+        """Return the vector-Jacobian product J^T grid, ``(N, K)``."""
         if self._M is None:
             return _without_omega(self._A * self._collect(grid))
         q, inverse = self._sums

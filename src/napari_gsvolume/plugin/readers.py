@@ -1,4 +1,4 @@
-"""What the manifest offers to napari besides widgets: readers, writers and sample data."""
+"""Readers that napari calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Reader = Callable[[str | Sequence[str]], list[LayerData]]
 
 def nifti_reader(path: str | Sequence[str]) -> Reader | None:
     """Return a reader for NIfTI files (``.nii``, ``.nii.gz``)."""
-    return _each(_read_nifti) if _all_end(path, (".nii", ".nii.gz")) else None
+    return _each(read_nifti_layers) if _all_end(path, (".nii", ".nii.gz")) else None
 
 
 def gaussian_reader(path: str | Sequence[str]) -> Reader | None:
@@ -40,7 +40,8 @@ def _each(read: Callable[[str], list[LayerData]]) -> Reader:
     return lambda path: [layer for p in _paths(path) for layer in read(p)]
 
 
-def _read_nifti(path: str) -> list[LayerData]:
+def read_nifti_layers(path: str) -> list[LayerData]:
+    """Return the image layer, or the layer of projections, in a NIfTI file."""
     from ..io.nifti import read_nifti
     from ..tomography.projections import Projections, sidecar_scan
     from ..tomography.scan import grid_of_scan

@@ -18,7 +18,7 @@ from ...layers.conversion import SourceVolume, source_volume
 from ...layers.explanation import is_part_of_explanation
 from ..shared.base import RunWidget
 from ..shared.layer_choice import LayerChoice
-from ..shared.visibility import Presence
+from ..shared.visibility import VisibilityFilter
 from .findings_tabs import ConceptsTab, FindingsTab
 from .map_tabs import MapsTab, WhatIfTab
 from .model_tab import ModelTab
@@ -88,8 +88,8 @@ class ExplainWidget(RunWidget):
         self.export.changed.connect(self._on_export)
         self.tabs.currentChanged.connect(self._on_tab)
         self._viewer.dims.events.point.connect(self.what_if.follow)
-        self._presence = Presence(lambda: None, self._forget)
-        self.native.installEventFilter(self._presence)
+        self._visibility = VisibilityFilter(hidden=self._forget)
+        self.native.installEventFilter(self._visibility)
 
     @property
     def explained(self) -> Explained | None:

@@ -1,4 +1,4 @@
-"""The dock widget that fits an image layer in several ways and compares them."""
+"""Dock widget that fits an image layer in several ways and compares the results."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from ..shared.tables import CaseTable
 from .worker import ablation_previews
 
 _STUDIES = {
-    "spacing": "How far apart neighbours lie: free, overlapping, tangent, with a gap, or kept apart by a penalty",
-    "penalties": "What the penalties on sparsity, overlap and smoothness do, each at two strengths",
-    "support": "What a voxel's value is made of: learned weights, or the values in a neighbourhood or in ellipsoids",
-    "population": "How places for new Gaussians are chosen",
+    "spacing": "Spacing of neighbours: free, overlapping, tangent, with a gap, or with an overlap penalty",
+    "penalties": "Penalties on sparsity, overlap and smoothness, each at two strengths",
+    "support": "Data terms: learned weights, or values of the voxels in a neighbourhood or in ellipsoids",
+    "growth": "Growth strategies: where new Gaussians are placed",
 }
 _SHARED = ("gaussians", "time_limit", "iterations", "solver")
 _TABLES = {"Table (*.csv)": ".csv", "Markdown (*.md)": ".md"}
 _DENSITY, _ARTEFACTS = "density", "artefacts"
 
-# What a user chooses: the study, and what all of its cases share.
+# Rows of the form: the study, and the settings that all of its cases share.
 _FIELDS: dict[str, Any] = {name: FitSettings.model_fields[name] for name in _SHARED}
 _FIELDS = {"study": (Study, STUDIES[0]), **{name: (field.annotation, field) for name, field in _FIELDS.items()}}
 StudySettings = create_model("StudySettings", **_FIELDS)
 
 
 class CompareWidget(RunWidget):
-    """Choose an image layer and a study, press Run: each case becomes a row of a table, and a layer.
+    """Dock widget for ablation studies: each case of a study becomes a row of a table, and a layer.
 
     Parameters
     ----------
@@ -51,13 +51,13 @@ class CompareWidget(RunWidget):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         self._results: list[CaseResult] = []
-        self._limits: dict[str, float] = {}  # of the maps of artefacts, by case
+        self._limits: dict[str, float] = {}  # upper contrast limits of the maps of artefacts, by case
         self._shown: LayerUpdater[tuple[str, str]] = LayerUpdater(napari_viewer)
         suggestions = {"gaussians": 1000, "time_limit": 20.0, "iterations": 50}
         initial = {"gaussians": 1000, "time_limit": 20.0}
         self.form = SettingsForm(StudySettings, tuple(StudySettings.model_fields), suggestions, initial)
         self.form.fields["time_limit"].label = "Time per case (s)"
-        self.save = PushButton(text="Save table…", enabled=False, tooltip="As .csv, unrounded, or .md (Markdown)")
+        self.save = PushButton(text="Save table…", enabled=False, tooltip="Save as .csv (unrounded) or .md (Markdown)")
         self.copy = PushButton(text="Copy", enabled=False, tooltip="Copy the table as Markdown")
         self._buttons: Container[Any] = Container(widgets=[self.save, self.copy], layout="horizontal", labels=False)
         self._buttons.margins = (0, 0, 0, 0)
@@ -70,7 +70,7 @@ class CompareWidget(RunWidget):
             self.study.native.setItemData(row, about, Qt.ItemDataRole.ToolTipRole)
         self.study.changed.connect(self._on_study)
         self._on_study(self.study.value)
-        self.table.chosen.connect(self.show_case)
+        self.table.case_selected.connect(self.show_case)
         self.save.changed.connect(self._on_save)
         self.copy.changed.connect(self._on_copy)
 
@@ -94,7 +94,7 @@ class CompareWidget(RunWidget):
         self._start_steps(ablation_previews, self._source, self._study, settings)
 
     def _clear(self) -> None:
-        """Make room for a run, now that it is known to be one: what was shown stays till then."""
+        """Clear the last run, at the first step of a new one: until then its table and layers stay."""
         self._fresh = False
         self.show_case(None)
         self._results, self._limits = [], {}
@@ -138,7 +138,7 @@ class CompareWidget(RunWidget):
         self._enable(True)
 
     def _share_limits(self) -> None:
-        """Show all maps of artefacts in the same limits, to be compared: a middle one, as a few cases are far off."""
+        """Show all maps of artefacts in the same limits: the median limit, as a few cases are far off."""
         limits = (0.0, float(np.median(list(self._limits.values()))))
         for (_, kind), layer in self._shown.layers.items():
             if kind == _ARTEFACTS:
@@ -173,14 +173,14 @@ class CompareWidget(RunWidget):
             self.save_table(path, _TABLES.get(chosen, ".csv"))
 
     def save_table(self, path: str | Path, suffix: str = ".csv") -> None:
-        """Save the table: Markdown as it is seen, or unrounded with commas.
+        """Save the table: Markdown as displayed, or CSV unrounded.
 
         Parameters
         ----------
         path : str or Path
-            Its ending, .csv or .md, says which.
+            Path of the file; its suffix, .csv or .md, decides the format.
         suffix : str
-            The ending to add where there is neither.
+            Suffix to add if the path has neither.
         """
         path = Path(path)
         if path.suffix.lower() not in _TABLES.values():

@@ -33,17 +33,21 @@ _FOLDED: dict[str, tuple[str, ...]] = {
         *("data_term", "normalised", "neighbourhood_radius", "ellipsoid_radius"),
         *("lambda_sparsity", "lambda_overlap", "lambda_smoothness", "lambda_spacing", "spacing", "spacing_radius"),
     ),
-    "Population and file": ("population", "rounds", "target_bytes"),
+    "Growth and file size": ("growth", "rounds", "target_bytes"),
 }
 _KINDS = ("density", "residual", "gaussians", "centres")
 _SUGGESTIONS = {
-    "gaussians": 2000, "target_psnr": 30.0, "ratio": 100.0, "target_bytes": 20_000, "time_limit": 60.0,
+    "gaussians": 2000,
+    "target_psnr": 30.0,
+    "ratio": 100.0,
+    "target_bytes": 20_000,
+    "time_limit": 60.0,
     "iterations": 150,
-}  # fmt: skip
+}
 
 
 def _devices() -> ChoicesFound:
-    """Return the devices there are, and why no GPU is among them; where there is one, this starts CUDA."""
+    """Return the compute devices, and why there is no GPU among them; starts CUDA where there is a GPU."""
     problem = gpu_problem()
     return devices(), f"No GPU can be used: {problem}" if problem else ""
 
@@ -52,7 +56,7 @@ _LATE: dict[str, LazyChoices] = {"device": (("auto", "cpu"), _devices)}
 
 
 class FitWidget(GaussianWidget):
-    """Choose an image layer, press Run, watch its Gaussians appear; Stop keeps what there is.
+    """Dock widget that fits Gaussians to an image layer, with live previews; Stop keeps the current Gaussians.
 
     Parameters
     ----------
@@ -63,7 +67,7 @@ class FitWidget(GaussianWidget):
     def __init__(self, napari_viewer: Viewer) -> None:
         self._results: list[tuple[SourceVolume, FitResult]] = []
         self.keep = CheckBox(
-            text="Keep earlier results", tooltip="Add new layers instead of updating those of the last run"
+            text="Keep earlier results", tooltip="Add new layers instead of updating the layers of the last run"
         )
         form = SettingsForm(FitSettings, _MAIN, _SUGGESTIONS, {"gaussians": 2000}, _FOLDED, "Solver", _LATE)
         plot = HistoryPlot(napari_viewer)
@@ -73,13 +77,13 @@ class FitWidget(GaussianWidget):
         QTimer.singleShot(0, _load_points)
 
     def _on_size(self, asked: bool) -> None:
-        """Have the number follow the size of the file; who wants both switches it on again."""
+        """Let the number of Gaussians follow from the file size; a user who wants both switches it on again."""
         if asked:
             self.form.fields["gaussians"].value = None
 
     @property
     def results(self) -> list[FitResult]:
-        """The results of the last run, one a volume."""
+        """Results of the last run, one per volume."""
         return [result for _, result in self._results]
 
     @property
@@ -95,7 +99,7 @@ class FitWidget(GaussianWidget):
             self._viewer, {} if self.keep.value else self._earlier_layers(sources[0].name, _KINDS)
         )
         self._series = self.image.value if len(sources) > 1 else None
-        if self._series is not None:  # the Gaussians of one volume would not go with the layers of all
+        if self._series is not None:  # Gaussians of one volume do not belong to the layers of all
             self._shown.forget("gaussians", "centres")
         self.save.enabled = False
         self._throttle = PreviewThrottle()
@@ -130,7 +134,7 @@ class FitWidget(GaussianWidget):
         )
 
     def _images(self, preview: Preview) -> list[Callable[[], None]]:
-        """Return the calls that show density and residual."""
+        """Return the draw calls of density and residual."""
         density, residual, source = preview.density, preview.residual, preview.source
         if density is None or residual is None:
             return []
@@ -147,7 +151,7 @@ class FitWidget(GaussianWidget):
         ]
 
     def _stacked(self, kind: str, volume: Any, preview: Preview) -> Any:
-        """Return the series so far with this volume in its place; the ones to come are NaN."""
+        """Return the series so far with this volume in its place; later volumes are NaN."""
         if preview.index == 0 or kind not in self._shown.layers:
             series = np.full((preview.count, *volume.shape), np.nan, np.float32)
         else:
@@ -156,14 +160,14 @@ class FitWidget(GaussianWidget):
         return series
 
     def _gaussians(self, preview: Preview) -> list[Callable[[], None]]:
-        """Return the calls that show ellipsoids and centres."""
+        """Return the draw calls of ellipsoids and centres."""
         gaussians = preview.fit.gaussians if preview.result is None else preview.result.gaussians
         final = preview.result is not None
         return self._gaussian_draw_calls(preview.source.name, gaussians, preview.source.placement, final=final)
 
 
 def _load_points() -> None:
-    """Make a points layer for nothing: the first one loads pandas and more, better now than during a fit."""
+    """Create one points layer: the first one loads pandas and more, better now than during a fit."""
     one = GaussianVolume(torch.zeros(1, 3), torch.eye(3)[None], torch.ones(1), Grid((1, 1, 1)))
     Layer.create(*points_layer("", one, {}))
 

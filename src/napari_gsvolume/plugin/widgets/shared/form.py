@@ -1,4 +1,4 @@
-"""A form made from a pydantic model: each field a row, its description the tooltip."""
+"""Forms of pydantic models: one row per field, with its description as tooltip."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ....settings import one_sentence
 
 Model = TypeVar("Model", bound=BaseModel)
 _LARGEST = 10_000_000
-_PENALTY = "lambda_"
+_PENALTY, _WEIGHT = "lambda_", "_weight"  # how the names of penalties begin, and those of other weights end
 _LARGEST_PENALTY = 1000.0
 _DECIMALS, _FINE_DECIMALS = 2, 6  # useful penalties begin at about 0.00001
 
 
 class OptionalNumber(Container[Any]):
-    """A number that may be absent: a check box before a spin box."""
+    """Optional number: a check box before a spin box."""
 
     def __init__(self, kind: type, value: float, label: str, tooltip: str) -> None:
         self.on = CheckBox(value=False, label="", tooltip=tooltip)
@@ -37,7 +37,7 @@ class OptionalNumber(Container[Any]):
             widgets=[self.on, self.number], layout="horizontal", label=label, labels=False, tooltip=tooltip
         )
         self.margins = (0, 0, 0, 0)
-        self.native.layout().setStretch(1, 1)  # the number takes the width, as in the rows without a box
+        self.native.layout().setStretch(1, 1)  # the number takes the width, as in rows without a check box
         self.on.changed.connect(self._enable)
 
     def _enable(self, on: bool) -> None:
@@ -45,7 +45,7 @@ class OptionalNumber(Container[Any]):
 
     @property
     def value(self) -> float | None:
-        """The number, or None where the box is not checked."""
+        """Number, or None while the box is not checked."""
         return self.number.value if self.on.value else None
 
     @value.setter
@@ -56,15 +56,15 @@ class OptionalNumber(Container[Any]):
 
 
 ChoicesFound = tuple[dict[str, str], str]
-"""What a `LazyChoice` offers: values with what to call each, and a sentence to add to the tooltip, or ""."""
+"""Choices of a `LazyChoice`: values and their labels, and a sentence to add to the tooltip, or ""."""
 LazyChoices = tuple[Sequence[str], Callable[[], ChoicesFound]]
-"""The values that are there in any case, the default first, and what finds all."""
+"""Values that always exist, the default first, and the function that finds all choices."""
 
 
 class LazyChoice(ComboBox):
-    """A choice among what takes a while to find, and is found when somebody looks.
+    """Combo box with choices that take a while to find, and are found once the row is visible.
 
-    Before that it has its default and what was chosen last time, unseen; what is gone by then is the default again.
+    Before that it offers the default and the remembered value; a value that no longer exists becomes the default.
     """
 
     def __init__(self, late: LazyChoices, label: str, tooltip: str) -> None:
@@ -79,7 +79,7 @@ class LazyChoice(ComboBox):
 
     @property
     def value(self) -> str:
-        """The value chosen."""
+        """Selected value."""
         chosen: str = ComboBox.value.fget(self)
         return chosen
 
@@ -91,52 +91,52 @@ class LazyChoice(ComboBox):
         ComboBox.value.fset(self, value if value in self._names else self._default)
 
     def find(self) -> None:
-        """Find what there is, if that has not been done."""
+        """Find the choices, unless that has been done."""
         if self._found:
             return
         chosen = self.value
         self._names, more = self._find()
         self._found = True
-        self.choices = ()  # else those of before keep their places
+        self.choices = ()  # otherwise the old choices keep their places
         self.reset_choices()
         self.value = chosen
         if more:
             self.tooltip = f"{self._about}. {more}"
 
     def settle(self) -> None:
-        """Make sure that what is chosen is there."""
+        """Make sure that the selected value exists."""
         if self.value not in self._certain:
             self.find()
 
 
 class SettingsForm(Generic[Model]):
-    """The fields of a pydantic model as widgets; what is typed is remembered from one session to the next.
+    """Fields of a pydantic model as widgets, with values that are remembered from one session to the next.
 
     Attributes
     ----------
     rows : list of Widget
-        The main fields, to be placed by the owner beside its own rows.
+        Rows of the main fields, for the owner to place beside its own rows.
     folds : list of QCollapsible
-        The other fields under their titles; opening one closes the others, which keeps the form on the screen.
+        Groups of the other fields; opening one closes the others, which keeps the form on the screen.
 
     Parameters
     ----------
     model : type
-        The model; every field an int, float, bool, str or Literal, or an int or float or None, or one of `late`.
+        Model; every field is an int, float, bool, str or Literal, an optional int or float, or one of `late`.
     main : sequence of str
-        Fields shown first; the others are folded away.
+        Fields at the top; the others are folded away.
     suggestions : dict
-        What an absent number starts at once it is switched on.
+        Start values of optional numbers when they are switched on.
     initial : dict
-        Values to start with where nothing is remembered, beside the model's defaults.
+        Start values if nothing is remembered; the defaults of the model for all other fields.
     folded : dict
-        Titles, and the fields folded away under each.
+        Titles of the groups, and the fields in each.
     rest : str
-        Title of all other fields, so that a new one has a place.
+        Title of the group of all other fields.
     late : dict
-        Text fields that are a choice of what has to be found: once the row is seen, or its value counts.
+        Text fields with choices that are found lazily: once the row is visible, or its value is needed.
     without : sequence of str
-        Fields that have no row, as they are chosen in another way: what `settings` is given, else their defaults.
+        Fields without a row; `settings` takes their values, or uses the defaults.
     """
 
     def __init__(
@@ -182,23 +182,23 @@ class SettingsForm(Generic[Model]):
             if isinstance(self.fields[name], LazyChoice):
                 self.fields[name].find()
 
-    def settings(self, **chosen: Any) -> Model:
+    def settings(self, **values: Any) -> Model:
         """Return the validated settings, and remember them.
 
         Parameters
         ----------
-        **chosen
-            Fields that have no row.
+        **values
+            Values of fields without a row.
 
         Raises
         ------
         ValueError
-            In one sentence, naming the row, if a value does not fit.
+            If a value does not fit; the sentence names the row.
         """
         for widget in self.fields.values():
             if isinstance(widget, LazyChoice):
                 widget.settle()
-        values = {name: widget.value for name, widget in self.fields.items()} | chosen
+        values = {name: widget.value for name, widget in self.fields.items()} | values
         try:
             settings = self.model(**values)
         except ValidationError as error:
@@ -210,7 +210,7 @@ class SettingsForm(Generic[Model]):
         try:
             values = json.loads(str(_store().value(self.model.__name__, "{}")))
             return self.model(**values).model_dump() if values else {}
-        except (ValueError, TypeError):  # of another version, or damaged: not worth a word
+        except (ValueError, TypeError):  # from another version, or damaged: start afresh
             return {}
 
     def _show(self, values: dict[str, Any]) -> None:
@@ -225,9 +225,11 @@ def _store() -> QSettings:
 
 def _label(name: str) -> str:
     special = {
-        "target_psnr": "Target PSNR (dB)", "time_limit": "Time limit (s)", "cg_steps": "CG steps",
+        "target_psnr": "Target PSNR (dB)",
+        "time_limit": "Time limit (s)",
+        "cg_steps": "CG steps",
         "ratio": "Compression ratio",
-    }  # fmt: skip
+    }
     if name.startswith(_PENALTY):
         return f"λ {name.removeprefix(_PENALTY)}"
     return special.get(name, name.replace("_", " ").capitalize())
@@ -244,17 +246,22 @@ def _row(name: str, field: FieldInfo, suggestion: float, late: LazyChoices | Non
     options: dict[str, Any] = {"tooltip": description}
     kind = _plain(annotation)
     if kind in (int, float):
-        largest = _LARGEST_PENALTY if name.startswith(_PENALTY) else _LARGEST
+        largest = _LARGEST_PENALTY if _is_weight(name) else _LARGEST
         bounds = [bound.le for bound in field.metadata if hasattr(bound, "le")]
         bounded = any(hasattr(bound, "ge") or hasattr(bound, "gt") for bound in field.metadata)
         options |= {"min": 0 if bounded else -_LARGEST, "max": min([largest, *bounds])}
         options |= {"step": 0.1} if kind is float else {}
     row = create_widget(value=field.default, annotation=kind, label=_label(name), options=options)
-    if kind is float and (name.startswith(_PENALTY) or round(field.default, _DECIMALS) != field.default):
+    if kind is float and (_is_weight(name) or round(field.default, _DECIMALS) != field.default):
         row.native.setDecimals(_FINE_DECIMALS)
         row.native.setStepType(QAbstractSpinBox.StepType.AdaptiveDecimalStepType)
         row.value = field.default  # which two decimals may have made zero
     return row
+
+
+def _is_weight(name: str) -> bool:
+    """Return True for the weight of a penalty or a loss."""
+    return name.startswith(_PENALTY) or name.endswith(_WEIGHT)
 
 
 def _is_union(annotation: Any) -> bool:

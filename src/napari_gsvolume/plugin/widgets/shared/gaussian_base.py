@@ -1,4 +1,4 @@
-"""What the widgets whose runs end in Gaussians share: layers drawn one by one, a plot, a file."""
+"""Base of the widgets with Gaussians as result: layers drawn one by one, a plot, and a button that saves."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ _FILES = {
 
 
 class GaussianWidget(RunWidget):
-    """Shows Gaussians as ellipsoids and centres, and saves them.
+    """Base of widgets that show Gaussians as ellipsoids and centres, and save them.
 
-    Subclasses say which these are (`_named_gaussians`).
+    Subclasses define `_named_gaussians`.
 
     Parameters
     ----------
     viewer : napari.Viewer
         The viewer to take layers from and to add layers to.
     form : SettingsForm
-        Settings of a run.
+        Form of the settings.
     plot : QWidget
-        Of its history.
+        Plot of the history.
     above, after : sequence of Widget
-        Rows before and after those of the form.
+        Rows before and after the rows of the form.
     **choice
-        As of `RunWidget`.
+        Further arguments of `RunWidget`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class GaussianWidget(RunWidget):
         **choice: Any,
     ) -> None:
         self._shown: LayerUpdater[str] = LayerUpdater(viewer)
-        self._draw_calls: deque[DrawCall] = deque()  # what is still to be drawn
+        self._draw_calls: deque[DrawCall] = deque()  # drawing that is left to do
         self.save = PushButton(text="Save Gaussians…", enabled=False)
         super().__init__(viewer, [*above, *form.rows, *after], [self.save], **choice)
         self.form, self.plot = form, plot
@@ -73,11 +73,11 @@ class GaussianWidget(RunWidget):
 
     @property
     def _named_gaussians(self) -> list[tuple[str, GaussianVolume]]:
-        """The Gaussians of the last run, each with the name of its source."""
+        """Gaussians of the last run, each with the name of its source."""
         raise NotImplementedError
 
     def _earlier_layers(self, name: str, kinds: Sequence[str]) -> dict[str, Layer | None]:
-        """Return the layers of an earlier run on the same source, which a run updates in place."""
+        """Return the layers of an earlier run on the same source, which this run updates in place."""
         return {kind: find_earlier_layer(self._viewer.layers, f"{name} · {kind}") for kind in kinds}
 
     # Drawing ----------------------------------------------------------------------------------------------------------
@@ -94,18 +94,18 @@ class GaussianWidget(RunWidget):
         self._draw_next()
 
     def _draw_next(self) -> None:
-        """Draw one thing, then let the viewer breathe before the next."""
+        """Draw one layer, then let the viewer handle events before the next."""
         if self._draw_calls:
-            turn = self._draw_calls.popleft()
-            QTimer.singleShot(0, self._draw_next)  # first: should this turn fail, the others still have theirs
-            turn()
+            draw = self._draw_calls.popleft()
+            QTimer.singleShot(0, self._draw_next)  # before the call: should it fail, the others still follow
+            draw()
 
     def _gaussian_draw_calls(
         self, name: str, gaussians: GaussianVolume, placement: dict[str, Any], *, final: bool
     ) -> list[DrawCall]:
-        """Return the calls that show ellipsoids and centres."""
+        """Return the draw calls of ellipsoids and centres."""
         flat, calls = gaussians.ndim == 2, list[DrawCall]()
-        # A surface in a volume is seen in 3D only: the live view leaves it out in 2D, where centres show.
+        # Ellipsoids of a volume are visible in 3D only: previews leave them out in 2D, where centres are visible.
         if final or flat or self._viewer.dims.ndisplay == 3:
             calls.append(lambda: self._put("gaussians", gaussian_layer(name, gaussians, placement)))
         if len(gaussians) > MOST_ELLIPSOIDS:
@@ -115,7 +115,7 @@ class GaussianWidget(RunWidget):
         return calls
 
     def _on_ndisplay(self) -> None:
-        """Show centres in slices and ellipsoids in space: of a surface a slice shows stray triangles only."""
+        """Show centres in 2D and ellipsoids in 3D: a slice through a surface is a few stray triangles."""
         ellipsoids, centres = (self._shown.layers.get(kind) for kind in ("gaussians", "centres"))
         if isinstance(ellipsoids, Surface) and ellipsoids.ndim == 3:
             ellipsoids.visible = self._viewer.dims.ndisplay == 3
@@ -135,15 +135,15 @@ class GaussianWidget(RunWidget):
             self.save_results(path, _FILES.get(chosen, ".gsv"))
 
     def save_results(self, path: str | Path, suffix: str = ".gsv") -> None:
-        """Save the Gaussians of the last run, and say how large the file is.
+        """Save the Gaussians of the last run, and show the size of the file.
 
         Parameters
         ----------
         path : str or Path
-            Its ending says what to write (`GaussianVolume.save`). Those of a time series become ``name_t000.gsv`` and
-            so on.
+            Path of the file; its suffix decides the format (see `GaussianVolume.save`). The volumes of a time series
+            become ``name_t000.gsv`` and so on.
         suffix : str
-            The ending to add where there is none of these.
+            Suffix to add if the path has none of the known ones.
         """
         path = Path(path)
         if path.suffix.lower() not in (*GAUSSIAN_SUFFIXES, *EXPORT_SUFFIXES):

@@ -1,4 +1,4 @@
-"""Curves over time, in napari's colours: of a fit, and of a reconstruction."""
+"""Plots of curves over time, in napari's colours: fits, reconstructions, training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
 
 
 class DockPlot(BaseNapariMPLWidget):
-    """Curves, small enough for a dock; axes in pairs share a place."""
+    """Plot that is small enough for a dock; pairs of axes share a place."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__(viewer)
@@ -37,25 +37,25 @@ class DockPlot(BaseNapariMPLWidget):
                 spine.set_color(colour)
 
     def _fit_in(self, least: int, most: int) -> None:
-        # Else the canvas asks for its 640 x 480 and the dock gets wide.
+        # Otherwise the canvas asks for 640 x 480 pixels, and the dock gets wide.
         self.canvas.setMinimumSize(200, least)
         self.setMaximumHeight(most)
 
 
 def move_axis_right(axes: Axes) -> None:
-    """Put the labels of an axis that shares its place on the other side."""
+    """Move the labels of the second of two axes in one place to the right."""
     axes.yaxis.set_label_position("right")
     axes.yaxis.tick_right()
     axes.patch.set_visible(False)  # it lies above the other axes, and must not hide their curves
 
 
 class HistoryPlot(DockPlot):
-    """Curves over seconds: PSNR (left axis) and N (right axis, stepped); below, where there are penalties, all terms.
+    """Plot of a fit over seconds: PSNR (left axis), number of Gaussians (right axis), and, with penalties, all terms.
 
     Attributes
     ----------
     axes, counts, terms : Axes
-        Of PSNR, of N, and of the terms of the loss; the last is visible only if there are other terms than "data".
+        Axes of PSNR, number of Gaussians, and terms of the loss; the last is visible if there are penalties.
     """
 
     def __init__(self, viewer: Viewer) -> None:
@@ -68,7 +68,7 @@ class HistoryPlot(DockPlot):
         self.show_history(())
 
     def show_history(self, history: Sequence[HistoryPoint]) -> None:
-        """Draw a history, from its start; without one there is nothing to see."""
+        """Draw a history; an empty one hides the plot."""
         self.setVisible(len(history) > 0)
         seconds = [p.seconds for p in history]
         for axes in (self.axes, self.counts, self.terms):
@@ -80,7 +80,7 @@ class HistoryPlot(DockPlot):
         move_axis_right(self.counts)
         self.counts.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         self._draw_terms(history)
-        self.axes.xaxis.set_major_locator(MaxNLocator(5))  # of both: they share it
+        self.axes.xaxis.set_major_locator(MaxNLocator(5))  # both axes share it
         self._arrange()
         self._style(self.axes, self.counts, self.terms)
         self._style_terms()
@@ -101,7 +101,7 @@ class HistoryPlot(DockPlot):
         self.terms.set_ylabel("terms")
 
     def _arrange(self) -> None:
-        """Give the terms their place, or the rest all of it."""
+        """Split the figure between both plots, or give all of it to the first."""
         both = self.terms.get_visible()
         for axes in (self.axes, self.counts):
             axes.set_subplotspec(self._grid[0] if both else self._grid[:])
@@ -114,18 +114,25 @@ class HistoryPlot(DockPlot):
         self.terms.yaxis.label.set_color(colour)
         if self.terms.get_visible():
             self.terms.legend(
-                loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=7, frameon=False, labelcolor=colour,
-                borderaxespad=0, handlelength=1, columnspacing=1,
-            )  # fmt: skip
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=3,
+                fontsize=7,
+                frameon=False,
+                labelcolor=colour,
+                borderaxespad=0,
+                handlelength=1,
+                columnspacing=1,
+            )
 
 
 class _TwoCurves(DockPlot):
-    """What falls, by its logarithm (left axis), and PSNR (right axis), over seconds.
+    """Plot of a falling quantity (left axis, logarithmic) and PSNR (right axis) over seconds.
 
     Attributes
     ----------
     axes, quality : Axes
-        Of what falls, and of PSNR; the latter is visible only if there is any.
+        Axes of the falling quantity and of PSNR; the latter is visible if there are values.
     """
 
     _FALLING = ""
@@ -158,15 +165,15 @@ class _TwoCurves(DockPlot):
 
 
 class DataFidelityPlot(_TwoCurves):
-    """Data fidelity of a reconstruction (left axis), and PSNR against the true volume (right axis), over seconds.
+    """Plot of the data fidelity (left axis) and the PSNR against a true volume (right axis) over seconds.
 
-    After a dotted line there are Gaussians, for which data fidelity is computed at the end only.
+    A dotted line marks the start of the Gaussian fit, for which data fidelity is computed at the end only.
     """
 
     _FALLING = "data fidelity"
 
     def show_history(self, history: Sequence[ReconstructPoint]) -> None:
-        """Draw a history, from its start; without one there is nothing to see."""
+        """Draw a history; an empty one hides the plot."""
         fidelity = [(p.seconds, p.data_fidelity) for p in history if p.data_fidelity]
         self._draw(fidelity, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
         self.setVisible(len(history) > 0)
@@ -176,11 +183,11 @@ class DataFidelityPlot(_TwoCurves):
 
 
 class LossPlot(_TwoCurves):
-    """Loss of training (left axis) and PSNR of the views held out (right axis), over seconds."""
+    """Plot of the training loss (left axis) and the PSNR of held-out views (right axis) over seconds."""
 
     _FALLING = "loss"
 
     def show_history(self, history: Sequence[TrainPoint]) -> None:
-        """Draw a history, from its start; without one there is nothing to see."""
+        """Draw a history; an empty one hides the plot."""
         losses = [(p.seconds, p.loss) for p in history if p.loss > 0]
         self._draw(losses, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])

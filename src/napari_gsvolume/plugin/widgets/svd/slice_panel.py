@@ -14,7 +14,7 @@ from ..shared.base import RunWidget, row_of
 from ..shared.dims import index_at, set_slice_axis, slice_axis_of
 from ..shared.latest_task import LatestTask
 from ..shared.layer_choice import LayerChoice
-from ..shared.visibility import Presence
+from ..shared.visibility import VisibilityFilter
 from .plots import SpectrumPlot
 from .rank_layers import RankLayers
 from .slice_matrix import Analysed, Matrix, MatrixKind, analysed, figures, truncated
@@ -85,8 +85,8 @@ class SliceWidget(RunWidget):
             box.changed.connect(self.renew)
         self._viewer.dims.events.point.connect(self._on_dims)
         self._viewer.dims.events.order.connect(self._on_order)
-        self._presence = Presence(self.renew, self._forget)
-        self.native.installEventFilter(self._presence)
+        self._visibility = VisibilityFilter(hidden=self._forget, shown=self.renew)
+        self.native.installEventFilter(self._visibility)
         self._ready = True
         self._on_image(self.image.value)
 
@@ -183,7 +183,7 @@ class SliceWidget(RunWidget):
 
     def renew(self, *_: Any) -> None:
         """Decompose what is to be shown, unless it is."""
-        if not self._ready or self._left or self._presence.hidden:
+        if not self._ready or self._left or self._visibility.is_hidden:
             return
         try:
             matrix = self._matrix()

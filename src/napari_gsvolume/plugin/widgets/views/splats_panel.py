@@ -172,7 +172,7 @@ class ModelPanel(Container[Any]):
         subject = self._subject() if kind == "difference" else None
         seen, splats = self._seen(self.pixels.value)
         if kind == "turntable":
-            seen = seen.turning(self.frames.value)
+            seen = seen.orbit(self.frames.value)
         about = {
             part.name: {"settings": part.trained.settings.model_dump(), "metrics": metrics(part)}
             for part in self.checked

@@ -274,7 +274,7 @@ def _pictures(order: Order, stop: Callable[[], bool]) -> Iterator[Pictures]:
 
 
 def _picture(order: Order, k: int) -> tuple[NDArray[Any], float | None]:
-    camera, shown = order.seen.cameras[k], order.seen.shown
+    camera, shown = order.seen.cameras[k], order.seen.as_displayed
     splats = None if order.splats is None else view_of(order.splats, order.seen, k)
     if order.subject is None:
         assert splats is not None
@@ -293,7 +293,7 @@ def view_of(splats: Splats, seen: ViewerCamera, k: int = 0) -> Float32Array:
     """Return a picture of splats ``(H, W, 3)``, from 0 to 1, as the viewer would show it."""
     with torch.no_grad():
         image = splats.render(seen.cameras[k])[0].cpu().numpy()
-    return seen.shown(np.clip(image, 0, 1).astype(np.float32))
+    return seen.as_displayed(np.clip(image, 0, 1).astype(np.float32))
 
 
 def eight_bits(image: Float32Array) -> NDArray[np.uint8]:
