@@ -278,12 +278,12 @@ class TestHarmonics:
         some = splats(n=5)
         same = replace(some, sh=some.sh[:1].expand(5, -1, -1))
         camera = cameras(orthographic=True)
-        colors = same.colors(camera)
+        colors = same.view_colors(camera)
         assert torch.equal(colors, colors[:1].expand(5, 3))
         torch.testing.assert_close(
             colors[:1], spherical_harmonics.evaluate_colors(some.sh[:1], torch.tensor(camera.directions).float(), 3)
         )
-        assert not torch.allclose(same.colors(cameras()), colors)
+        assert not torch.allclose(same.view_colors(cameras()), colors)
 
 
 class TestDeterminism:
