@@ -328,7 +328,7 @@ def _rbf(samples: Float64Array, places: Float64Array, smoothing: Float64Array) -
         raise InputError("Two samples are at the same position; a function has one value there.")
     if n <= d:
         raise InputError(f"A thin-plate spline in {d}D needs more than {d} samples; there are {n}.")
-    kernel = "cubic" if d == 1 else "thin_plate_spline"
+    kernel: Literal["cubic", "thin_plate_spline"] = "cubic" if d == 1 else "thin_plate_spline"
     neighbours = _NEAREST if n > _ALL_AT_ONCE else None
     interpolators = {
         weight: RBFInterpolator(
