@@ -187,8 +187,8 @@ def test_modes_as_functions_and_as_a_layer(open_widget, qtbot, volume):
         ("periodic", 3, 0),
         ("mirrored", 3, 1),
     ):
-        modes.basis.value, modes.order.value, modes.smoothing.value = kind, order, smoothing
-        assert modes.order.visible == (kind == "bspline")
+        modes.basis.value, modes.spline_degree.value, modes.smoothing.value = kind, order, smoothing
+        assert modes.spline_degree.visible == (kind == "bspline")
         for panel, vectors in zip(modes.plot.panels, (found.U, found.V), strict=True):
             samples, function = panel.lines[:2]
             np.testing.assert_allclose(samples.get_ydata(), vectors[:, 2], atol=1e-9)

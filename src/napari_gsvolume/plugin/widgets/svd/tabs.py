@@ -27,7 +27,7 @@ class ModeTab(Tab):
     ----------
     k : SpinBox
         Mode number, from 1.
-    basis, order, smoothing : Widget
+    basis, spline_degree, smoothing : Widget
         Basis of the functions.
     to_layer : PushButton
     plot : ModePlot
