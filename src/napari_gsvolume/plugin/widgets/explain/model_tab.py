@@ -169,7 +169,9 @@ class ModelTab(QWidget):
 
     def _describe(self, loaded: ExplainedModel) -> str:
         s = loaded.settings
-        kind = "A network" if s is None else f"A super-resolution model, scheme {s.scheme}, factor {s.factor:g}, {s.axes}"
+        kind = (
+            "A network" if s is None else f"A super-resolution model, scheme {s.scheme}, factor {s.factor:g}, {s.axes}"
+        )
         return f"{kind}, {loaded.parameters:,} parameters."
 
     def _add(self, parent: QTreeWidgetItem, module: nn.Module, path: str) -> None:
