@@ -18,7 +18,8 @@ from napari_gsvolume.explain.tracking.checkpoints import (
     track_checkpoints_steps,
     track_training_steps,
 )
-from napari_gsvolume.explain.tracking.tracker import COLUMNS, Tracker
+from napari_gsvolume.explain.tracking.records import COLUMNS
+from napari_gsvolume.explain.tracking.tracker import Tracker
 from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.super_resolution.training import train_superresolution_steps
 

@@ -136,13 +136,13 @@ class Samples:
             before = self._tables[0]
             if features != before.rows.shape[-1] or len(pieces.grid) != len(before.grid):
                 raise RefusedError(
-                    f"The layer {self.name!r} gives {features} features on a grid of {len(pieces.grid)} axes, after "
+                    f"The layer {self.name!r} has {features} features on a grid of {len(pieces.grid)} axes, after "
                     f"{before.rows.shape[-1]} on {len(before.grid)}; say which axis they are along with features_axis=."
                 )
         if not bool(torch.isfinite(pieces.rows).all()):
             bad = ~torch.isfinite(pieces.rows).flatten(1).all(1).cpu().numpy()
             raise RefusedError(
-                f"The layer {self.name!r} gives NaN or infinite activations, first for the input "
+                f"The layer {self.name!r} has NaN or infinite activations, first for the input "
                 f"{pieces.inputs[bad].min()}."
             )
 

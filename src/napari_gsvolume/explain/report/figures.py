@@ -18,7 +18,7 @@ from ...svd.decomposition import effective_rank
 from ..decomposition.attention import Attention
 from ..decomposition.components import Components
 from ..models.outputs import layer_label
-from ..tracking.tracker import Evolution
+from ..tracking.records import Evolution
 
 _LINES = 24  # largest number of lines in one plot
 _PANEL = 2.0  # inches

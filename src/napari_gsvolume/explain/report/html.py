@@ -19,7 +19,7 @@ from ..models.explained_model import ExplainedModel
 from ..models.inputs import Images
 from ..models.outputs import layer_label
 from ..tracking.checkpoints import Tracking
-from ..tracking.tracker import Evolution
+from ..tracking.records import Evolution
 from . import figures
 from .captions import CAPTIONS
 from .figures import Picture

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import FileFormatError, InputError
-from .tracker import COLUMNS, Evolution
+from .records import COLUMNS, Evolution
 
 
 def read_evolutions(path: str | Path) -> dict[str, Evolution]:

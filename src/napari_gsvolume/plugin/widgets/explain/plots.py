@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ....explain.concepts.patches import Patch
 from ....explain.decomposition.components import Components
-from ....explain.tracking.tracker import Evolution
+from ....explain.tracking.records import Evolution
 from ..shared.plots import DockPlot, move_axis_right
 from ..svd.plots import ENERGY_COLOR, MODE_COLOR, VALUE_COLOR, MarkedPlot
 

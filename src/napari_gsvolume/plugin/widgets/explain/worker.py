@@ -28,7 +28,8 @@ from ....explain.report.html import draw_map_view, render_report
 from ....explain.report.tables import build_tables
 from ....explain.settings import ExplainSettings, TrackSettings
 from ....explain.tracking.checkpoints import track_steps
-from ....explain.tracking.tracker import Evolution, Tracker
+from ....explain.tracking.records import Evolution
+from ....explain.tracking.tracker import Tracker
 from ....grid import Grid
 from ....io.atomic import atomic_write
 from ....progress import Budget, Step, rescaled
