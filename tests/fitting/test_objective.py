@@ -98,7 +98,9 @@ class TestDataTerms:
         g = result.gaussians
         _, e = basis(grid_points(volume.shape), g.means.double(), g.factors.double())
         target = torch.from_numpy(volume.ravel()).double()[:, None] - g.background
-        best = float((target - e @ torch.linalg.lstsq(e, target).solution).square().mean().sqrt())
+        # A Gaussian may touch no voxel: the default driver of torch is wrong for such a matrix (6 dB worse).
+        solved = torch.linalg.lstsq(e, target, driver="gelsd").solution
+        best = float((target - e @ solved).square().mean().sqrt())
         assert result.with_gaussians(g, volume).psnr_db == pytest.approx(20 * np.log10(span / best), abs=0.02)
 
     @pytest.mark.parametrize(
