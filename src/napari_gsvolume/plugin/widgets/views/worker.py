@@ -274,7 +274,7 @@ def _pictures(order: Order, stop: Callable[[], bool]) -> Iterator[Pictures]:
 
 
 def _picture(order: Order, k: int) -> tuple[NDArray[Any], float | None]:
-    camera, shown = order.seen.cameras[k], order.seen.shown
+    camera, shown = order.seen.cameras[k], order.seen.as_displayed
     splats = None if order.splats is None else view_of(order.splats, order.seen, k)
     if order.subject is None:
         assert splats is not None
