@@ -91,12 +91,12 @@ def describe_settings(app: Sphinx, what: str, name: str, obj: Any, options: Any,
         lines += [f"{field} : {annotation}{default}", f"    {info.description or ''}"]
 
 
-def escape_bars_and_stars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Keep |x| and shapes such as (B, C, *extent) in docstrings from being read as substitutions and emphasis."""
+def escape_markup(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep |x|, shapes such as (B, C, *extent), and initials of authors from being read as markup."""
     for number, line in enumerate(lines):
         parts = re.split(r"(``.*?``|`[^`]*`)", line)
         parts[::2] = [re.sub(r"(?<!\\)\||(?<=[(\s])\*(?=\w+[,)])", r"\\\g<0>", part) for part in parts[::2]]
-        lines[number] = "".join(parts)
+        lines[number] = re.sub(r"^(\s*[A-Z])\. ", r"\1\\. ", "".join(parts))
 
 
 def public_names(module: str) -> list[str]:
@@ -114,4 +114,4 @@ def setup(app: Sphinx) -> None:
     """Register the handler of settings models before numpydoc's, which formats what it adds."""
     Path(app.srcdir, "reference", "backreferences").mkdir(exist_ok=True)
     app.connect("autodoc-process-docstring", describe_settings, priority=100)
-    app.connect("autodoc-process-docstring", escape_bars_and_stars, priority=101)
+    app.connect("autodoc-process-docstring", escape_markup, priority=101)
