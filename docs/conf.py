@@ -82,9 +82,9 @@ html_static_path: list[str] = []
 
 def describe_settings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Add the fields of a settings model, with their descriptions and defaults, to its docstring."""
-    if what != "class" or not (isinstance(obj, type) and issubclass(obj, BaseModel)) or "Parameters" in lines:
+    if what != "class" or not (isinstance(obj, type) and issubclass(obj, BaseModel)) or "Attributes" in lines:
         return
-    lines += ["", "Parameters", "----------"]
+    lines += ["", "Attributes", "----------"]
     for field, info in obj.model_fields.items():
         annotation = getattr(info.annotation, "__name__", str(info.annotation)).replace("typing.", "")
         default = "" if info.default is PydanticUndefined else f", default {info.default!r}"
