@@ -8,7 +8,8 @@ import importlib.metadata
 import os
 import re
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -80,13 +81,24 @@ html_sidebars = {"index": [], "gallery/index": [], "changelog": []}
 html_static_path: list[str] = []
 
 
+def type_name(annotation: Any) -> str:
+    """Return a type as numpydoc writes it: alternatives with "or", choices in braces."""
+    if get_origin(annotation) is Literal:
+        return f"{{{', '.join(map(repr, get_args(annotation)))}}}"
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(map(type_name, get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return type_name(get_args(annotation)[0])
+    return "None" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
+
+
 def describe_settings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Add the fields of a settings model, with their descriptions and defaults, to its docstring."""
     if what != "class" or not (isinstance(obj, type) and issubclass(obj, BaseModel)) or "Attributes" in lines:
         return
     lines += ["", "Attributes", "----------"]
     for field, info in obj.model_fields.items():
-        annotation = getattr(info.annotation, "__name__", str(info.annotation)).replace("typing.", "")
+        annotation = type_name(info.annotation)
         default = "" if info.default is PydanticUndefined else f", default {info.default!r}"
         lines += [f"{field} : {annotation}{default}", f"    {info.description or ''}"]
 
