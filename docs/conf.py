@@ -8,7 +8,8 @@ import importlib.metadata
 import os
 import re
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -80,23 +81,34 @@ html_sidebars = {"index": [], "gallery/index": [], "changelog": []}
 html_static_path: list[str] = []
 
 
+def type_name(annotation: Any) -> str:
+    """Return a type as numpydoc writes it: alternatives with "or", choices in braces."""
+    if get_origin(annotation) is Literal:
+        return f"{{{', '.join(map(repr, get_args(annotation)))}}}"
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(map(type_name, get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return type_name(get_args(annotation)[0])
+    return "None" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
+
+
 def describe_settings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Add the fields of a settings model, with their descriptions and defaults, to its docstring."""
-    if what != "class" or not (isinstance(obj, type) and issubclass(obj, BaseModel)) or "Parameters" in lines:
+    if what != "class" or not (isinstance(obj, type) and issubclass(obj, BaseModel)) or "Attributes" in lines:
         return
-    lines += ["", "Parameters", "----------"]
+    lines += ["", "Attributes", "----------"]
     for field, info in obj.model_fields.items():
-        annotation = getattr(info.annotation, "__name__", str(info.annotation)).replace("typing.", "")
+        annotation = type_name(info.annotation)
         default = "" if info.default is PydanticUndefined else f", default {info.default!r}"
         lines += [f"{field} : {annotation}{default}", f"    {info.description or ''}"]
 
 
-def escape_bars_and_stars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Keep |x| and shapes such as (B, C, *extent) in docstrings from being read as substitutions and emphasis."""
+def escape_markup(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep |x|, shapes such as (B, C, *extent), and initials of authors from being read as markup."""
     for number, line in enumerate(lines):
         parts = re.split(r"(``.*?``|`[^`]*`)", line)
         parts[::2] = [re.sub(r"(?<!\\)\||(?<=[(\s])\*(?=\w+[,)])", r"\\\g<0>", part) for part in parts[::2]]
-        lines[number] = "".join(parts)
+        lines[number] = re.sub(r"^(\s*[A-Z])\. ", r"\1\\. ", "".join(parts))
 
 
 def public_names(module: str) -> list[str]:
@@ -114,4 +126,4 @@ def setup(app: Sphinx) -> None:
     """Register the handler of settings models before numpydoc's, which formats what it adds."""
     Path(app.srcdir, "reference", "backreferences").mkdir(exist_ok=True)
     app.connect("autodoc-process-docstring", describe_settings, priority=100)
-    app.connect("autodoc-process-docstring", escape_bars_and_stars, priority=101)
+    app.connect("autodoc-process-docstring", escape_markup, priority=101)

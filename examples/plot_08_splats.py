@@ -3,7 +3,7 @@ Train splats to match rendered views
 ====================================
 
 Splats are Gaussians with a colour and an opacity. Trained to match the views of a direct volume rendering, they show
-new views in a fraction of the time, and open in viewers of 3D Gaussian Splatting. This example trains a few for
+new views faster, and open in viewers of 3D Gaussian Splatting. This example trains a few for
 seconds; real models take minutes.
 """
 

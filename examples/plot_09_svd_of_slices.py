@@ -46,7 +46,7 @@ plt.show()
 # %%
 # Too few modes blur, too many bring the noise back.
 fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="compressed")
-shown = {"Noisy slice": noisy, "Rank 4": svd.truncate(4), f"Rank {rank}": svd.truncated(rank), "Without noise": clean}
+shown = {"Noisy slice": noisy, "Rank 4": svd.truncate(4), f"Rank {rank}": svd.truncate(rank), "Without noise": clean}
 for ax, (title, array) in zip(axes, shown.items(), strict=True):
     image = ax.imshow(array, cmap="gray", vmin=-1000, vmax=500)
     decibels = peak_signal_noise_ratio(clean, array, data_range=np.ptp(clean))

@@ -6,10 +6,8 @@ import inspect
 
 import pytest
 
-FACES = [
-    "",
-    *([".explain", ".io", ".phantoms", ".reconstruction", ".rendering", ".super_resolution", ".svd", ".tomography"]),
-]
+FACES = ["", ".explain", ".io", ".phantoms", ".reconstruction", ".rendering", ".super_resolution", ".svd"]
+FACES.append(".tomography")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
