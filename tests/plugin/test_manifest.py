@@ -220,7 +220,7 @@ class TestPreferences:
 
         def used():
             found = []
-            thread = threading.Thread(target=lambda: found.extend(worker.in_background(steps)))
+            thread = threading.Thread(target=lambda: found.extend(worker.run_in_background(steps)))
             thread.start()
             thread.join()
             return found[0]

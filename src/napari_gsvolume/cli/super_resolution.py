@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from rich.filesize import decimal as file_size
 
 from ..errors import InputError
-from ..progress import Budget
+from ..progress import Budget, mapped
 from ..super_resolution.settings import SuperResolveSettings, TrainSRSettings
 from .app import app
 from .files import check_outputs, print_files, select_volume, write_report
@@ -115,9 +114,7 @@ def train_sr(
 
     volumes, voxel_sizes = _load_volumes(images, time_point)
     with StopSignal() as stop:
-        training = train_superresolution_steps(volumes, voxel_sizes, budget=Budget(stop=stop), **s.model_dump())
-        results: list[TrainedSR] = []
-        steps: Generator[SRTrainingStep, None, Any] = _keep_result(training, results)
+        steps = train_superresolution_steps(volumes, voxel_sizes, budget=Budget(stop=stop), **s.model_dump())
         tracker = None
         if track is not None:
             from ..explain.tracking.checkpoints import track_training_steps
@@ -131,10 +128,9 @@ def train_sr(
             steps = _save_checkpoints(steps, checkpoints)
         failure = None
         try:
-            run_steps(steps, stop, quiet)
+            result = run_steps(steps, stop, quiet)
         except TrainingFailedError as error:
-            results, failure = [error.result], error
-        [result] = results
+            result, failure = error.result, error
         if out is not None:
             result.model.save(out)
         if track is not None and tracker is not None:
@@ -188,22 +184,20 @@ def _load_volumes(images: list[Path], time_point: int | None) -> tuple[list[Any]
     return volumes, voxel_sizes
 
 
-def _keep_result(
-    steps: Generator[SRTrainingStep, None, TrainedSR], results: list[TrainedSR]
-) -> Generator[SRTrainingStep]:
-    """Pass on the steps of a training, and append its result to a list."""
-    results.append((yield from steps))
-
-
-def _save_checkpoints(steps: Generator[SRTrainingStep], folder: Path) -> Generator[SRTrainingStep]:
-    """Pass on the steps of a training, and save the model at each validation."""
+def _save_checkpoints(
+    steps: Generator[SRTrainingStep, None, TrainedSR], folder: Path
+) -> Generator[SRTrainingStep, None, TrainedSR]:
+    """Pass on the steps and the result of a training, and save the model at each validation."""
     from ..super_resolution.model import SRModel
 
     saved = 0
-    with closing(steps):
-        for step in steps:
-            if len(step.history) > saved:
-                saved, point = len(step.history), step.history[-1]
-                metrics = {"psnr_db": {"model": point.psnr_db}, "iterations": point.iteration}
-                SRModel(step.scheme, metrics).save(folder / f"iteration-{point.iteration}.safetensors")
-            yield step
+
+    def save(step: SRTrainingStep) -> SRTrainingStep:
+        nonlocal saved
+        if len(step.history) > saved:
+            saved, point = len(step.history), step.history[-1]
+            metrics = {"psnr_db": {"model": point.psnr_db}, "iterations": point.iteration}
+            SRModel(step.scheme, metrics).save(folder / f"iteration-{point.iteration}.safetensors")
+        return step
+
+    return mapped(steps, save)

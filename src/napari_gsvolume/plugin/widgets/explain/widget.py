@@ -177,7 +177,7 @@ class ExplainWidget(RunWidget):
             self._say("A run is in progress; wait for its end, or stop it.")
             return
         self._done, self._then = False, then
-        self._start_steps(run, *args)
+        self._start(run, *args)
 
     def _show_step(self, step: Step) -> None:
         super()._show_step(step)

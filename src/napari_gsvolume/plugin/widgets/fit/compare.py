@@ -91,7 +91,7 @@ class CompareWidget(RunWidget):
         [self._source] = self._sources()
         self._study = settings.pop("study")
         self._fresh = True
-        self._start_steps(ablation_previews, self._source, self._study, settings)
+        self._start(ablation_previews, self._source, self._study, settings)
 
     def _clear(self) -> None:
         """Clear the last run, at the first step of a new one: until then its table and layers stay."""

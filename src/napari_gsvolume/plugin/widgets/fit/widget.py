@@ -103,7 +103,7 @@ class FitWidget(GaussianWidget):
             self._shown.forget("gaussians", "centres")
         self.save.enabled = False
         self._throttle = PreviewThrottle()
-        self._start_steps(fit_previews, sources, settings, self._throttle)
+        self._start(fit_previews, sources, settings, self._throttle)
 
     def _end(self) -> None:
         self.save.enabled = bool(self._results)

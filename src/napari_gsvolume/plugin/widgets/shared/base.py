@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from ....fitting.target import check_volume
 from ....progress import Budget, Step
 from ...layers.conversion import SourceVolume, level_shapes, source_volume
 from .visibility import VisibilityFilter
-from .worker import in_background
+from .worker import run_in_background
 
 ALL = "all"
 _MIN_WIDTH = 300  # pixels; the title of the dock needs about as many
@@ -33,7 +33,7 @@ _POOL = QThreadPool()
 class RunWidget(Container[Any]):
     """Base of dock widgets with a long run: an image layer, a Run button that becomes Stop, a bar and a status line.
 
-    Subclasses start a run in `_begin` (by `_start_steps`), show its steps in `_show_step` and its result in
+    Subclasses start a run in `_begin` (by `_start`), show its steps in `_show_step` and its result in
     `_show_result`, and tidy up in `_end`.
 
     Parameters
@@ -158,10 +158,6 @@ class RunWidget(Container[Any]):
         """Start a run with the settings in the rows; raise ValueError or MemoryError if it cannot run."""
         raise NotImplementedError
 
-    def _show(self, news: Any) -> None:
-        """Show what a run has yielded."""
-        raise NotImplementedError
-
     def _end(self) -> None:
         """Tidy up after a run that has finished, was stopped, or has failed (`_error_shown`)."""
 
@@ -180,21 +176,7 @@ class RunWidget(Container[Any]):
         except (ValueError, MemoryError) as error:
             self._say(str(error), show_warning)
 
-    def _start(self, run: Callable[..., Iterator[Any]], *args: Any) -> None:
-        """Run a generator function in a thread, with `args` and what tells it to stop."""
-        self._stop = threading.Event()  # the last run's worker may still look at its own
-        self._error_shown = self._left = False
-        self.native.window().installEventFilter(self._window_closing)
-        self.button.text = "Stop"
-        self.progress.value = 0
-        self._say("Loading the volume")
-        self._worker = create_worker(run, *args, self._stop.is_set, _start_thread=False, _ignore_errors=True)
-        self._worker.yielded.connect(self._on_news)
-        self._worker.errored.connect(self._on_error)
-        self._worker.finished.connect(self._on_finished)
-        _POOL.start(self._worker)
-
-    def _start_steps(self, run: Callable[..., Generator[Step, None, Any]], *args: Any, **options: Any) -> None:
+    def _start(self, run: Callable[..., Generator[Step, None, Any]], *args: Any, **options: Any) -> None:
         """Run ``run(*args, budget=..., **options)`` in a thread (see `napari_gsvolume.progress`).
 
         Its steps go to `_show_step`, its result goes to `_show_result`.
@@ -208,7 +190,7 @@ class RunWidget(Container[Any]):
         self._say("Loading the volume")
         budget = Budget(stop=self._stop.is_set)
         self._worker = create_worker(
-            in_background, run, *args, budget=budget, **options, _start_thread=False, _ignore_errors=True
+            run_in_background, run, *args, budget=budget, **options, _start_thread=False, _ignore_errors=True
         )
         self._worker.yielded.connect(self._on_step)
         self._worker.returned.connect(self._on_result)
@@ -236,10 +218,6 @@ class RunWidget(Container[Any]):
     def _on_result(self, result: Any) -> None:
         if not self._left:
             self._show_result(result)
-
-    def _on_news(self, news: Any) -> None:
-        if not self._left:
-            self._show(news)
 
     def _on_error(self, error: BaseException) -> None:
         if self._left:

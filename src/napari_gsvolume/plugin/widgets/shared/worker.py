@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from ....errors import GSVolumeError
@@ -53,18 +53,7 @@ def _lower_thread_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def run_in_background(items: Iterator[T]) -> Iterator[T]:
-    """Pass items on from a thread of low priority; errors are raised in a form that the viewer reports."""
-    _lower_thread_priority()
-    use_preferred_threads()
-    try:
-        yield from items
-    except RuntimeError as error:
-        # superqt does not report a RuntimeError: it takes it for the error of a worker that Qt has deleted.
-        raise RunFailedError(str(error)) from error
-
-
-def in_background(
+def run_in_background(
     run: Callable[..., Generator[T, None, ResultT]], *args: Any, **options: Any
 ) -> Generator[T, None, ResultT]:
     """Pass on the steps of a long run from a thread of low priority, and return its result.

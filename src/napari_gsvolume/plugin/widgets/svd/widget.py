@@ -180,7 +180,7 @@ class SVDWidget(SliceWidget):
         """Start a long run; `step` and `result` show its steps and its result, where there is one."""
         self._done = False
         self._show_run_step, self._show_run_result = step, result
-        self._start_steps(run, *args)
+        self._start(run, *args)
         self._enable(False)
 
     def _show_step(self, step: Step) -> None:

@@ -81,7 +81,7 @@ class ReconstructionWidgetBase(GaussianWidget):
             self._shown.forget(*_VIEWS)
         self.save.enabled = False
         self._throttle = PreviewThrottle()
-        self._start_steps(preview_steps, self._current, settings, self._throttle)
+        self._start(preview_steps, self._current, settings, self._throttle)
 
     def _end(self) -> None:
         self.save.enabled = self._result is not None

@@ -127,7 +127,7 @@ class ProjectWidget(RunWidget):
         self._shown = LayerUpdater(self._viewer, {kind: earlier})
         s = settings
         postprocessing = ProjectionPostprocessing(s.hounsfield, s.photons, s.sigma, s.depth)
-        self._start_steps(project_layer_steps, source, scan, settings.mode, postprocessing)
+        self._start(project_layer_steps, source, scan, settings.mode, postprocessing)
 
     def _source(self) -> SourceVolume | GaussianVolume:
         """Return the voxels or Gaussians to project; raise an error if there are none, or they are flat."""

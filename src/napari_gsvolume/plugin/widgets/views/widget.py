@@ -173,14 +173,14 @@ class ViewsWidget(RunWidget):
         self._throttle, self._names, self._drawn = PreviewThrottle(), list[str](), -1
         self._prepare()
         by_label = self.each.value == _EACH
-        self._start_steps(train_models_steps, scene_source, by_label, settings, self._throttle)
+        self._start(train_models_steps, scene_source, by_label, settings, self._throttle)
 
     def _render(self, request: PictureRequest) -> None:
         """Start rendering pictures."""
         if self.running:
             raise InputError("A run is in progress; stop it first, or wait for its end.")
         self._prepare()
-        self._start_steps(render_pictures_steps, request)
+        self._start(render_pictures_steps, request)
 
     def _prepare(self) -> None:
         self._done = False
