@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from ....explain.concepts.patches import Patch
 from ....explain.decomposition.components import Components
 from ....explain.tracking.records import Evolution
-from ..shared.plots import DockPlot, move_axis_right
-from ..svd.plots import ENERGY_COLOR, MODE_COLOR, VALUE_COLOR, MarkedPlot
+from ..shared.plots import ENERGY_COLOR, MODE_COLOR, VALUE_COLOR, DockPlot, MarkedPlot, move_axis_right
 
 _SELECTED = (1.0, 0.55, 0.1)
 _CELLS = 240  # largest number along each axis of the plot of samples

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib.style as mplstyle
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 from napari.viewer import Viewer
@@ -13,6 +15,11 @@ from napari_matplotlib.base import BaseNapariMPLWidget
 from ....fitting import HistoryPoint
 from ....reconstruction import ReconstructPoint
 from ....rendering.splats.training import SplatTrainingPoint
+
+VALUE_COLOR = "tab:cyan"
+ENERGY_COLOR = "tab:orange"
+MODE_COLOR = "tab:purple"
+
 
 _TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
 
@@ -191,3 +198,50 @@ class LossPlot(_TwoCurves):
         """Draw a history; an empty one hides the plot."""
         losses = [(p.seconds, p.loss) for p in history if p.loss > 0]
         self._draw(losses, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
+
+
+class MarkedPlot(DockPlot):
+    """Plot with marks that move over it without drawing all of it again, which would be too slow for a slider.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    on_click : callable, optional
+        Called with the x coordinate of a click on the plot.
+    """
+
+    def __init__(self, viewer: Viewer, on_click: Callable[[float], None] | None = None) -> None:
+        super().__init__(viewer)
+        self._marks: list[Artist] = []
+        self._behind: Any = None
+        self.canvas.mpl_connect("draw_event", self._on_draw)
+        self._on_click = on_click
+        if on_click is not None:
+            self.canvas.mpl_connect("button_press_event", self._on_press)
+
+    def _add_mark(self, mark: Artist) -> None:
+        mark.set_animated(True)
+        self._marks.append(mark)
+
+    def _draw_all(self) -> None:
+        self._behind = None
+        self.canvas.draw_idle()
+
+    def _on_draw(self, _: Any) -> None:
+        self._behind = self.canvas.copy_from_bbox(self.figure.bbox)
+        self._draw_marks()
+
+    def _draw_marks(self) -> None:
+        for mark in self._marks:
+            self.figure.draw_artist(mark)
+
+    def _move_marks(self) -> None:
+        if self._behind is None:  # a drawing is due anyway
+            return
+        self.canvas.restore_region(self._behind)
+        self._draw_marks()
+        self.canvas.update()  # not blit, which paints at once, and once more than the screen does
+
+    def _on_press(self, event: Any) -> None:
+        if event.xdata is not None and event.button == 1 and self._on_click is not None:
+            self._on_click(float(event.xdata))

@@ -7,66 +7,17 @@ from typing import Any
 
 import matplotlib.style as mplstyle
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from napari.viewer import Viewer
 from numpy.typing import NDArray
 
-from ..shared.plots import DockPlot, move_axis_right
+from ..shared.plots import ENERGY_COLOR, MODE_COLOR, VALUE_COLOR, DockPlot, MarkedPlot, move_axis_right
 from .slice_matrix import Curve, MatrixAnalysis
 from .worker import Spectra
 
-VALUE_COLOR, ENERGY_COLOR, MODE_COLOR = "tab:cyan", "tab:orange", "tab:purple"
 _RANK, _THRESHOLD = "tab:pink", "tab:olive"
 _LEAST = 1e-12  # relative to the largest singular value: below, there are rounding errors only
 _DARKEST = 1e-5  # lower end of the heat map, relative to the largest singular value
-
-
-class MarkedPlot(DockPlot):
-    """Plot with marks that move over it without drawing all of it again, which would be too slow for a slider.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    on_click : callable, optional
-        Called with the x coordinate of a click on the plot.
-    """
-
-    def __init__(self, viewer: Viewer, on_click: Callable[[float], None] | None = None) -> None:
-        super().__init__(viewer)
-        self._marks: list[Artist] = []
-        self._behind: Any = None
-        self.canvas.mpl_connect("draw_event", self._on_draw)
-        self._on_click = on_click
-        if on_click is not None:
-            self.canvas.mpl_connect("button_press_event", self._on_press)
-
-    def _add_mark(self, mark: Artist) -> None:
-        mark.set_animated(True)
-        self._marks.append(mark)
-
-    def _draw_all(self) -> None:
-        self._behind = None
-        self.canvas.draw_idle()
-
-    def _on_draw(self, _: Any) -> None:
-        self._behind = self.canvas.copy_from_bbox(self.figure.bbox)
-        self._draw_marks()
-
-    def _draw_marks(self) -> None:
-        for mark in self._marks:
-            self.figure.draw_artist(mark)
-
-    def _move_marks(self) -> None:
-        if self._behind is None:  # a drawing is due anyway
-            return
-        self.canvas.restore_region(self._behind)
-        self._draw_marks()
-        self.canvas.update()  # not blit, which paints at once, and once more than the screen does
-
-    def _on_press(self, event: Any) -> None:
-        if event.xdata is not None and event.button == 1 and self._on_click is not None:
-            self._on_click(float(event.xdata))
 
 
 class SpectrumPlot(MarkedPlot):
