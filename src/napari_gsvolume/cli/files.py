@@ -80,7 +80,7 @@ def select_volume(image: NiftiImage, path: Path, time_point: int | None) -> Any:
 
 
 class OutputFolder:
-    """What a command writes, in one folder: nothing before `make`, no input, and each file at once or not at all."""
+    """Output folder of a command: created by `make`, never over an input, each file written atomically."""
 
     def __init__(self, path: Path, inputs: Sequence[Path]) -> None:
         self._path = path

@@ -204,7 +204,7 @@ def input_statistics(decomposition: Components, inputs: int) -> tuple[NDArray[np
 
 
 class _Run:
-    """One explanation, while it is made."""
+    """State of an explanation in progress."""
 
     def __init__(
         self, explained: ExplainedModel, volumes: list[Volume], settings: ExplainSettings, budget: Budget

@@ -32,7 +32,7 @@ _SIMULATED = bool(config.ENABLE_CUDASIM)  # numba's simulator runs kernels in Py
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # numba's advice on small launches is not for users
 _BLOCK = 128  # threads a block of the kernels with a thread a Gaussian
 _TILES = {2: (1, 32, 32), 3: (8, 8, 16)}
-"""Of `splat`, four voxels a thread; `splat_flat` has one a thread, and a quarter of the tile."""
+"""Tile of `splat`, four voxels a thread; `splat_flat` has one voxel a thread, and a quarter of the tile."""
 _FLAT_TILES = {2: (1, 16, 16), 3: (4, 8, 8)}
 _WARPS_WANTED = 1 << 13
 """Fewer Gaussians than this have several warps each: it is about what a large GPU runs at a time."""

@@ -1,4 +1,4 @@
-"""What all numba kernels share: one lock for parallel launches, floating-point flags and a fast exponential."""
+"""Shared parts of the numba kernels: one lock for parallel launches, floating-point flags and a fast exponential."""
 
 from __future__ import annotations
 

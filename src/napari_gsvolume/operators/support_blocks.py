@@ -15,7 +15,7 @@ class OwnBlocks:
     Parameters
     ----------
     blocks : Tensor, (N, K - 1, K - 1), float64
-        Of (a, B), positive semidefinite; a millionth of their mean eigenvalue is added. The block of omega, on which
+        Blocks of (a, B), positive semidefinite; a millionth of their mean eigenvalue is added. The block of omega, on which
         nothing depends, is 1.
     """
 

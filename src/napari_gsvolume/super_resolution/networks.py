@@ -28,7 +28,7 @@ class ResidualNetwork(nn.Module):
     Attributes
     ----------
     sees_base : bool
-        Whether the input of the network is ``base`` instead of ``low``.
+        True if the input of the network is ``base`` instead of ``low``.
     """
 
     sees_base = False

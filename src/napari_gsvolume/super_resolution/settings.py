@@ -246,12 +246,12 @@ class TrainSRSettings(BaseModel):
 
     @property
     def has_decoders(self) -> bool:
-        """Whether learned decoders predict singular vectors on the fine grid."""
+        """True if learned decoders predict singular vectors on the fine grid."""
         return self.scheme == "singular-vectors" or self.basis == "learned"
 
     @property
     def needs_whole_slices(self) -> bool:
-        """Whether a prediction depends on the modes of a whole slice, which differ from those of a patch.
+        """True if a prediction depends on the modes of a whole slice, which differ from those of a patch.
 
         Scheme A with all modes does not: to first order its details are those of an image, whatever the modes.
         """

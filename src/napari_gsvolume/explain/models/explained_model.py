@@ -212,4 +212,4 @@ class ExplainedModel:
 
 
 Model = nn.Module | ExplainedModel
-"""What analyses take: a plain module or an `ExplainedModel`."""
+"""Model argument of the analyses: a plain module or an `ExplainedModel`."""

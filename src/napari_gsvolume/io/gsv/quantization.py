@@ -30,7 +30,7 @@ from ...errors import InputError
 from ...types import Float64Array, IntArray
 
 MOST_LEVELS = 1 << 12
-"""Of an angle or of a fraction of a cell."""
+"""Finest step of an angle or of a fraction of a cell."""
 LARGEST_CLASS = 20
 FINEST = 8
 """Class above which only the amplitude gains precision: radii and positions are precise to a few thousandths."""
@@ -53,7 +53,7 @@ class Codes:
     orientations : (N, 1 or 2)
         Angle (2D); direction and angle (3D).
     fractions : (N, D)
-        Where in its cell the centre is.
+        Position of the centre in its cell.
     """
 
     cells: IntArray
@@ -83,7 +83,7 @@ def quantise(
     means, factors, weights : ndarray, (N, D), (N, D, D), (N,)
         The Gaussians; voxel centres are at integers.
     step : float
-        Of the amplitudes ``w sqrt(c)``; the other steps follow from it.
+        Step of the amplitudes ``w sqrt(c)``; the other steps follow from it.
     cell : int
         Voxels along a cell.
     """

@@ -24,7 +24,7 @@ class PictureFrame(Protocol):
 
     @property
     def mirrored(self) -> bool:
-        """Whether the viewer shows the mirror images of the cameras' images."""
+        """True if the viewer shows the mirror images of the cameras' images."""
 
     @property
     def centre(self) -> tuple[float, float, float]:

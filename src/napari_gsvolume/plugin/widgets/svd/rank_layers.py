@@ -31,7 +31,7 @@ class RankLayers:
 
     @property
     def exist(self) -> bool:
-        """Whether there are layers that are updated."""
+        """True if there are layers that are updated."""
         layers = {} if self._shown is None else self._shown.layers
         return any(layer in self._viewer.layers for layer in layers.values())
 

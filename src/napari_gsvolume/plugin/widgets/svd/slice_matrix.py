@@ -47,7 +47,7 @@ class Matrix:
 
     @property
     def flat(self) -> bool:
-        """Whether the source is an image of two axes."""
+        """True if the source is an image of two axes."""
         return self.source.grid.ndim == 2
 
     @property

@@ -121,7 +121,7 @@ class SliceWidget(RunWidget):
 
     @property
     def busy(self) -> bool:
-        """Whether an SVD or a truncation runs in the background."""
+        """True if an SVD or a truncation runs in the background."""
         return self._latest.busy or self._truncation.busy
 
     def _forget(self) -> None:

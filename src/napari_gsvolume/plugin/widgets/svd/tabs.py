@@ -167,7 +167,7 @@ class SuperResolveTab(Tab):
 
     @property
     def is_truncated(self) -> bool:
-        """Whether the input is the image truncated to the chosen rank."""
+        """True if the input is the image truncated to the chosen rank."""
         return str(self.input.value) == _TRUNCATED
 
     def show_model(self, about: str) -> None:

@@ -56,7 +56,7 @@ class TrainingRequest:
     folder : Path or None
         Folder of NIfTI files with further training volumes.
     use_source : bool
-        Whether the chosen volume is a training volume.
+        True if the chosen volume is a training volume.
     """
 
     source: SourceVolume
