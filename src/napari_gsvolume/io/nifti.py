@@ -293,7 +293,7 @@ def _reversed_axes(ndim: int) -> tuple[NDArray[np.intp], ...]:
 
 
 def _lies_in_xy(affine: NDArray[np.float64]) -> bool:
-    """True if the first two index axes stay in the world's x-y plane."""
+    """Return True if the first two index axes stay in the world's x-y plane."""
     lengths = np.linalg.norm(affine[:3, :2], axis=0)
     return bool((abs(affine[2, :2]) <= 1e-5 * lengths).all())
 

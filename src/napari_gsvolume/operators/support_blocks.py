@@ -15,8 +15,8 @@ class OwnBlocks:
     Parameters
     ----------
     blocks : Tensor, (N, K - 1, K - 1), float64
-        Blocks of (a, B), positive semidefinite; a millionth of their mean eigenvalue is added. The block of omega, on which
-        nothing depends, is 1.
+        Blocks of (a, B), positive semidefinite; a millionth of their mean eigenvalue is added. The block of omega, on
+        which nothing depends, is 1.
     """
 
     def __init__(self, blocks: Tensor) -> None:

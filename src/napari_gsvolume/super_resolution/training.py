@@ -1,8 +1,9 @@
 """Training of super-resolution models on the slices of volumes: a generator of steps.
 
-The volume is the ground truth: its slices are degraded, and the model trained on these pairs is applied one scale
-at a smaller voxel size, as in A. Shocher, N. Cohen & M. Irani, "Zero-shot super-resolution using deep internal learning" (CVPR 2018) and,
-across slices, C. Zhao et al., "SMORE" (IEEE Transactions on Medical Imaging 40, 2021). No other data are needed.
+The volume is the ground truth: its slices are degraded, and the model trained on these pairs is applied to the
+volume itself, at a smaller voxel size, as in A. Shocher, N. Cohen & M. Irani, "Zero-shot super-resolution using deep
+internal learning" (CVPR 2018) and, across slices, C. Zhao et al., "SMORE" (IEEE Transactions on Medical Imaging 40,
+2021). No other data are needed.
 """
 
 from __future__ import annotations

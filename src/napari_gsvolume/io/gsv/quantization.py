@@ -30,7 +30,7 @@ from ...errors import InputError
 from ...types import Float64Array, IntArray
 
 MOST_LEVELS = 1 << 12
-"""Finest step of an angle or of a fraction of a cell."""
+"""Largest number of levels of an angle or of a fraction of a cell."""
 LARGEST_CLASS = 20
 FINEST = 8
 """Class above which only the amplitude gains precision: radii and positions are precise to a few thousandths."""

@@ -101,7 +101,7 @@ def inspection_layer(
 
 
 def is_part_of_svd(layer: Layer) -> bool:
-    """True if a layer shows a result for a slice: truncated image, mode, preview or inspection."""
+    """Return True if a layer shows a result for a slice: truncated image, mode, preview or inspection."""
     entry = layer.metadata.get(METADATA_KEY)
     return isinstance(entry, dict) and entry.get("svd") in (RANK, RESIDUAL, _MODE, PREVIEW, _INSPECTION)
 

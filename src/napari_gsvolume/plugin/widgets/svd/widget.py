@@ -112,7 +112,7 @@ class SVDWidget(SliceWidget):
         self.slices.start.enabled = not matrix.flat and not self.running
 
     def _are_of(self, spectra: Spectra, matrix: Matrix, key: tuple[Any, ...]) -> bool:
-        """True if spectra are those of the volume and axis of a matrix."""
+        """Return True if spectra are those of the volume and axis of a matrix."""
         source = spectra.source
         same = (source.name, source.grid, spectra.axis) == (matrix.source.name, matrix.source.grid, matrix.axis)
         return same and spectra.key == key
