@@ -39,14 +39,12 @@ fig, ax = plt.subplots(figsize=(6, 3.6), layout="compressed")
 sizes = [result.n_bytes for result in results]
 ax.semilogx(sizes, [result.psnr_db for result in results], "o-")
 for ratio, result in zip(ratios, results, strict=True):
-    ax.annotate(f"{ratio} : 1", (result.n_bytes, result.psnr_db), (6, -12), textcoords="offset points")
-ax.set(
-    title=f"Rate and distortion of a volume of {volume.nbytes:,} bytes", xlabel="file size (bytes)", ylabel="PSNR (dB)"
-)
+    ax.annotate(f"{ratio} : 1", (result.n_bytes, result.psnr_db), (-2, -14), textcoords="offset points")
+ax.set(title=f"A volume of {volume.nbytes:,} bytes in smaller files", xlabel="file size (bytes)", ylabel="PSNR (dB)")
 ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
 ax.minorticks_off()
 ax.grid(alpha=0.3)
-ax.margins(0.12)
+ax.margins(0.2)
 plt.show()
 
 # %%
