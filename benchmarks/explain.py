@@ -1,9 +1,9 @@
-"""What explaining a network takes: rows streamed, a Jacobian beside the dense one, selections in the widget.
+"""Benchmarks of explanations: streaming SVD, Jacobian compared with the dense one, selections in the widget.
 
     python benchmarks/explain.py --streaming --jacobian
     xvfb-run -a -s "-screen 0 1600x1000x24 +extension GLX" python benchmarks/explain.py --selections
 
-Prints what it measures. Nothing else should run meanwhile.
+Prints the measurements. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ import torch
 from numpy.typing import NDArray
 
 from napari_gsvolume import explain
+from napari_gsvolume.explain.decomposition.streaming_svd import StreamingSVD
 from napari_gsvolume.settings import validated
-from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.schemes import build_scheme
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streaming", action="store_true", help="10 million rows of 64 features, values and concepts")
-    parser.add_argument("--jacobian", action="store_true", help="of an EDSR on a patch of 64 x 64, its top 8")
-    parser.add_argument("--selections", action="store_true", help="of 100,000 samples in the widget; needs a display")
+    parser.add_argument("--streaming", action="store_true", help="streaming SVD of 10 million rows of 64 features")
+    parser.add_argument(
+        "--jacobian", action="store_true", help="8 modes of the Jacobian of an EDSR on a patch of 64 x 64"
+    )
+    parser.add_argument(
+        "--selections", action="store_true", help="selection of 100,000 samples in the widget; needs a display"
+    )
     options = parser.parse_args()
     for name in ("streaming", "jacobian", "selections"):
         if getattr(options, name):
@@ -43,7 +48,7 @@ def streaming(rows: int = 10_000_000, features: int = 64, block: int = 65_536) -
             noise = rng.normal(size=(min(block, rows - first), features)).astype(np.float32)
             yield noise @ mixing.astype(np.float32)
 
-    svd = explain.StreamingSVD(16)
+    svd = StreamingSVD(16)
     began = time.perf_counter()
     for one in blocks():
         svd.update(one)
@@ -54,9 +59,9 @@ def streaming(rows: int = 10_000_000, features: int = 64, block: int = 65_536) -
 
 
 def jacobian(k: int = 8, side: int = 64, columns: int = 64) -> None:
-    """Of so many columns of the dense Jacobian, the time of all is extrapolated."""
-    settings = validated(TrainSRSettings, scheme="b")
-    model = scheme(settings).eval()
+    """Compare with the dense Jacobian, whose time is extrapolated from some of its columns."""
+    settings = validated(TrainSRSettings, scheme="residual")
+    model = build_scheme(settings).eval()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         for p in model.parameters():
@@ -114,7 +119,7 @@ def selections(count: int = 100_000) -> None:
 
 
 def network() -> torch.nn.Module:
-    """Return a network whose layer has as many positions as the image has voxels."""
+    """Return a network with a layer on the voxels of the image."""
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 1, 1))
 

@@ -30,10 +30,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from napari_gsvolume import __version__, anatomical_phantom, fit_steps
+from napari_gsvolume import __version__, fit_steps
 from napari_gsvolume.io.nifti import read_nifti
 from napari_gsvolume.kernels import gather, n_monomials, prepare, splat
 from napari_gsvolume.kernels.constants import SUPPORT
+from napari_gsvolume.phantoms import anatomical_phantom
 
 SIGMAS = (1.5, 2.5, 5.0)
 EVALUATIONS = 5e7  # a kernel call of some 0.1 s

@@ -30,10 +30,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fit import Json, read
-from napari_gsvolume import __version__, anatomical_phantom, fit_steps
+from napari_gsvolume import __version__, fit_steps
 from napari_gsvolume.devices import gpu_problem
 from napari_gsvolume.kernels import gather, gather_flat, n_monomials, prepare, reference, splat
 from napari_gsvolume.kernels.constants import SUPPORT
+from napari_gsvolume.phantoms import anatomical_phantom
 
 OPERATIONS = {"splat": 16, "gather": 15}
 """Float32 operations for a voxel inside a support, as the inner loops of the GPU kernels have them; exp is two."""
@@ -169,12 +170,25 @@ def kernels(size: int, count: int, devices: Json, options: argparse.Namespace) -
             error = float((got[:n] - want[:n]).norm() / want[:n].norm())
             arithmetic = given.pairs * OPERATIONS[way.kernel] / seconds / ceiling["flops"]
             bandwidth = n_bytes / seconds / ceiling["bandwidth"]
-            rows.append({
-                "size": size, "gaussians": count, "sigma": options.sigma, "pairs": given.pairs, "bytes": n_bytes,
-                "device": device, "way": way.name, "kernel": way.kernel, "seconds": seconds, "list_seconds": lists,
-                "measured_share": way.share, "relative_error": error, "compared": n,
-                "share_of_arithmetic": arithmetic, "share_of_bandwidth": bandwidth,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "size": size,
+                    "gaussians": count,
+                    "sigma": options.sigma,
+                    "pairs": given.pairs,
+                    "bytes": n_bytes,
+                    "device": device,
+                    "way": way.name,
+                    "kernel": way.kernel,
+                    "seconds": seconds,
+                    "list_seconds": lists,
+                    "measured_share": way.share,
+                    "relative_error": error,
+                    "compared": n,
+                    "share_of_arithmetic": arithmetic,
+                    "share_of_bandwidth": bandwidth,
+                }
+            )
             print(
                 f"| {device} | {way.name} | {way.kernel} | {1000 * seconds:,.3g} | "
                 f"{'' if lists is None else f'{1000 * lists:,.3g}'} | {given.pairs / seconds / 1e9:,.3g} | "
@@ -211,14 +225,21 @@ def ways(of: Scene, device: str) -> Iterator[Way]:
         return splat(means.clone(), factors, coefficients, shape)
 
     yield Way(
-        "ours", "splat", lambda: splat(means, factors, coefficients, shape), 1.0,
-        lambda volume: volume[checked], None if device == "cpu" else afresh,
-    )  # fmt: skip
+        "ours",
+        "splat",
+        lambda: splat(means, factors, coefficients, shape),
+        1.0,
+        lambda volume: volume[checked],
+        None if device == "cpu" else afresh,
+    )
     yield Way("ours", "gather", lambda: gather(means, factors, grid))
     yield Way(
-        "torch, boxes", "splat", lambda: box_splat(means, factors, coefficients, shape), 1.0,
+        "torch, boxes",
+        "splat",
+        lambda: box_splat(means, factors, coefficients, shape),
+        1.0,
         lambda volume: volume[checked],
-    )  # fmt: skip
+    )
     yield Way("torch, boxes", "gather", lambda: box_gather(means, factors, grid))
     dense_share = len(points) / size**3
     yield Way("torch, dense", "splat", lambda: dense_splat(means, factors, coefficients, points), dense_share)

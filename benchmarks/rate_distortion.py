@@ -44,8 +44,9 @@ from rich.console import Console
 from skimage.filters import threshold_otsu
 from skimage.transform import resize
 
-from napari_gsvolume import __version__, anatomical_phantom
+from napari_gsvolume import __version__
 from napari_gsvolume.io.nifti import read_nifti
+from napari_gsvolume.phantoms import anatomical_phantom
 
 Json = dict[str, Any]
 Volume = NDArray[np.float32]

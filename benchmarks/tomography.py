@@ -1,11 +1,11 @@
-"""Volumes from few projections: Gaussians beside filtered back-projection, FDK, SIRT, SART and total variation.
+"""Reconstruction from few projections: Gaussians, filtered back-projection, FDK, SIRT, SART and total variation.
 
     python benchmarks/tomography.py CT.nii.gz --views 25 50 75 --photons 0 1e5 --time-limit 300
     python benchmarks/tomography.py CT.nii.gz --beam cone --views 50 --methods fdk sirt gaussians --offset 20
 
-Every method gets the same projections and the same view of the volume (PSNR over all voxels, range max - min). Total
-variation is tuned on the truth: the best of several weights counts, which no user has. Prints a table and writes it as
-JSON. Nothing else should run meanwhile.
+All methods get the same projections and the same quality measure (PSNR over all voxels, range max - min). The weight of
+total variation is tuned on the true volume, which favours it. Prints a table and writes it as JSON. Run it on an idle
+machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,14 @@ from scipy.ndimage import map_coordinates
 from skimage.restoration import denoise_tv_chambolle
 from skimage.transform import iradon, iradon_sart
 
-from napari_gsvolume import Grid
 from napari_gsvolume.io.nifti import read_nifti
-from napari_gsvolume.reconstruction.measurements import Projected
-from napari_gsvolume.reconstruction.plug_and_play import downhill
-from napari_gsvolume.reconstruction.reconstruct import Recovery
-from napari_gsvolume.tomography.noise import with_noise
+from napari_gsvolume.reconstruction import reconstruct
+from napari_gsvolume.reconstruction.measurements import ProjectionMeasurements
+from napari_gsvolume.reconstruction.plug_and_play import negative_gradient
+from napari_gsvolume.tomography.noise import add_noise
+from napari_gsvolume.tomography.presets import spread_angles
 from napari_gsvolume.tomography.projections import project
-from napari_gsvolume.tomography.scan import Scan, orbit, spread
+from napari_gsvolume.tomography.scan import Scan, circular_scan
 
 METHODS = ("fbp", "fdk", "sirt", "sart", "tv", "gaussians")
 OF_ONE_BEAM = {"fbp": "parallel", "sart": "parallel", "fdk": "cone"}
@@ -47,14 +46,14 @@ console = Console()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, metavar="PATH", help="a NIfTI volume")
-    parser.add_argument("--size", type=int, default=128, help="crop to so many voxels an axis (%(default)s)")
-    parser.add_argument("--slices", type=int, help="crop to so many slices, for a quick look")
+    parser.add_argument("--size", type=int, default=128, help="number of voxels per axis after cropping (%(default)s)")
+    parser.add_argument("--slices", type=int, help="number of slices after cropping, for a quick test")
     parser.add_argument("--views", type=int, nargs="+", default=[25, 50, 75])
-    parser.add_argument("--photons", type=float, nargs="+", default=[0.0], help="a pixel; 0 is no noise")
+    parser.add_argument("--photons", type=float, nargs="+", default=[0.0], help="photons per pixel; 0 for no noise")
     parser.add_argument("--beam", choices=("parallel", "cone"), default="parallel")
-    parser.add_argument("--offset", type=float, default=0.0, help="of the detector along its rows, mm")
+    parser.add_argument("--offset", type=float, default=0.0, help="detector offset along the rows, mm")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--time-limit", type=float, default=300, help="seconds for the Gaussians (%(default)s)")
+    parser.add_argument("--time-limit", type=float, default=300, help="time limit of the Gaussians, s (%(default)s)")
     parser.add_argument("--gaussians", type=int)
     parser.add_argument("--tv-iterations", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("benchmark-tomography.json"))
@@ -81,14 +80,14 @@ def cropped(volume: NDArray[np.float32], options: argparse.Namespace) -> NDArray
 
 def measured(truth: NDArray[np.float32], views: int, photons: float, options: argparse.Namespace) -> dict[str, Any]:
     """Return PSNR and seconds of every method."""
-    degrees = spread(views, 180 if options.beam == "parallel" else 360)
+    degrees = spread_angles(views, 180 if options.beam == "parallel" else 360)
     pixels = None
     if options.beam == "parallel":
         pixels = 2 * math.ceil(math.hypot(*truth.shape[1:]) / 2) + 1, len(truth)
-    scan = orbit(truth.shape, 1.0, degrees, options.beam, pixels=pixels, offset=(options.offset, 0))
+    scan = circular_scan(truth.shape, 1.0, degrees, options.beam, pixels=pixels, offset=(options.offset, 0))
     images = project(truth, scan).images
     if photons:
-        images = with_noise(images, photons)
+        images = add_noise(images, photons)
     methods: dict[str, Callable[[], NDArray[np.float32]]] = {
         "fbp": lambda: by_slice(
             images, lambda sinogram: iradon(sinogram, angles(scan), circle=False, output_size=sinogram.shape[0])
@@ -159,24 +158,24 @@ def fdk(images: NDArray[np.float32], scan: Scan) -> NDArray[np.float32]:
 
 def sirt(images: NDArray[np.float32], scan: Scan, steps: int = SIRT_STEPS) -> NDArray[np.float32]:
     """Return the simultaneous iterative reconstruction (Gilbert 1972), nowhere negative."""
-    data = Projected(images, scan, variance=0.0)
+    data = ProjectionMeasurements(images, scan, variance=0.0)
     rays = data.forward(torch.ones(scan.shape)).clamp_min(1e-3)
-    voxels = data.transposed(torch.ones_like(rays)).clamp_min(1e-3)
+    voxels = data.adjoint(torch.ones_like(rays)).clamp_min(1e-3)
     x = torch.zeros(scan.shape)
     for _ in range(steps):
-        x = (x + data.transposed((data.values - data.forward(x)) / rays) / voxels).clamp_min(0)
+        x = (x + data.adjoint((data.values - data.forward(x)) / rays) / voxels).clamp_min(0)
     return x.numpy()
 
 
 def best_tv(
     images: NDArray[np.float32], scan: Scan, truth: NDArray[np.float32], iterations: int
 ) -> NDArray[np.float32]:
-    """Return FISTA (Beck and Teboulle 2009) with total variation, the weight that comes nearest to the truth."""
+    """Return FISTA (Beck and Teboulle 2009) with total variation, with the weight of the highest PSNR."""
     best = None
     for weight in TV_WEIGHTS:
         volume = fista_tv(images, scan, weight, iterations)
         if best is not None and psnr(volume, truth) < psnr(best, truth):
-            break  # from here on it gets worse
+            break  # larger weights are worse
         best = volume
         console.print(f"total variation, weight {weight}: {psnr(volume, truth):.2f} dB")
     assert best is not None
@@ -184,17 +183,17 @@ def best_tv(
 
 
 def fista_tv(images: NDArray[np.float32], scan: Scan, weight: float, iterations: int) -> NDArray[np.float32]:
-    data = Projected(images, scan, variance=0.0)
+    data = ProjectionMeasurements(images, scan, variance=0.0)
     data.precision = torch.tensor(1.0)
     probe = torch.rand(scan.shape, generator=torch.Generator().manual_seed(0))
     largest = 1.0
     for _ in range(15):
-        probe = data.transposed(data.forward(probe / probe.norm()))
+        probe = data.adjoint(data.forward(probe / probe.norm()))
         largest = float(probe.norm())
     x = y = torch.zeros(scan.shape)
     t = 1.0
     for _ in range(iterations):
-        step = (y + downhill([data], y) / largest).clamp_min(0)
+        step = (y + negative_gradient([data], y) / largest).clamp_min(0)
         new = torch.from_numpy(denoise_tv_chambolle(step.numpy(), weight=weight, max_num_iter=10).astype(np.float32))
         new, faster = new.clamp_min(0), (1 + math.sqrt(1 + 4 * t * t)) / 2
         y = new + (t - 1) / faster * (new - x)
@@ -205,13 +204,9 @@ def fista_tv(images: NDArray[np.float32], scan: Scan, weight: float, iterations:
 def gaussians(
     images: NDArray[np.float32], scan: Scan, truth: NDArray[np.float32], options: argparse.Namespace
 ) -> NDArray[np.float32]:
-    recovery = Recovery(
-        [Projected(images, scan)], Grid(truth.shape), gaussians=options.gaussians, time_limit=options.time_limit
-    )
-    [last] = deque(recovery.steps(), maxlen=1)
-    found = recovery.result(last)
-    console.print(f"{len(found.gaussians):,} Gaussians, misfit {found.misfit:.2f}")
-    return found.reconstruction
+    result = reconstruct(images, scan=scan, gaussians=options.gaussians, time_limit=options.time_limit)
+    console.print(f"{len(result.gaussians):,} Gaussians, data fidelity {result.data_fidelity:.2f}")
+    return result.reconstruction
 
 
 def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:

@@ -1,11 +1,11 @@
-"""Splats against direct volume rendering: quality by Gaussians and harmonics, and how fast either renders.
+"""Splats and direct volume rendering: quality by number of Gaussians and SH degree, and rendering speed.
 
     python benchmarks/views.py CT.nii.gz --preset ct-soft-tissue --time-limit 120
     python benchmarks/views.py CT.nii.gz --only speed
 
-"speed" renders the volume, brought to 256^3, and 20,000 splats on its surfaces, at equal size, in the same run.
-"harmonics" trains with degree 0 and 3, with and without shading; "count" with several numbers of Gaussians. Figures are
-of views held out. Prints tables and writes them as JSON. Nothing else should run meanwhile.
+"speed" renders the volume, resampled to 256^3, and 20,000 splats on its surfaces, with equal image size, in the same
+run. "harmonics" trains with SH degrees 0 and 3, with and without shading; "count" with several numbers of Gaussians.
+Quality is measured on held-out views. Prints tables and writes them as JSON. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from rich.table import Table
 from scipy.ndimage import zoom
 
 from napari_gsvolume.io.nifti import read_nifti
-from napari_gsvolume.rendering.cameras import around, fibonacci
+from napari_gsvolume.rendering.cameras import fibonacci_directions, orbit_cameras
 from napari_gsvolume.rendering.scene import Scene
-from napari_gsvolume.rendering.splats.initialization import seeds
-from napari_gsvolume.rendering.splats.training import train
-from napari_gsvolume.rendering.volume.transfer_functions import Preset, preset
+from napari_gsvolume.rendering.splats.initialization import initialize_splats
+from napari_gsvolume.rendering.splats.training import train_splats
+from napari_gsvolume.rendering.volume.transfer_functions import Preset, TransferFunction
 from napari_gsvolume.units import voxel_size_mm
 
 COUNTS = (2_500, 5_000, 10_000, 20_000, 40_000)
@@ -38,21 +38,27 @@ console = Console()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, metavar="PATH", help="a NIfTI volume")
+    parser.add_argument("path", type=Path, metavar="PATH", help="NIfTI volume")
     parser.add_argument("--preset", choices=get_args(Preset), default="ct-soft-tissue")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--views", type=int, default=64)
-    parser.add_argument("--gaussians", type=int, default=20_000, help="of the harmonics' table (%(default)s)")
-    parser.add_argument("--time-limit", type=float, default=120, help="seconds a training (%(default)s)")
+    parser.add_argument("--image-size", type=int, default=256, help="width and height of the views (%(default)s)")
+    parser.add_argument("--views", type=int, default=64, help="number of training views (%(default)s)")
+    parser.add_argument(
+        "--gaussians", type=int, default=20_000, help="number of Gaussians of the harmonics table (%(default)s)"
+    )
+    parser.add_argument(
+        "--time-limit", type=float, default=120, help="time limit of each training in seconds (%(default)s)"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, default=Path("benchmark-views.json"))
     options = parser.parse_args()
     image = read_nifti(options.path)
     volume = np.asarray(image.data, np.float32)
-    scene = Scene(volume, voxel_size_mm(image.grid), preset(options.preset, volume))
+    scene = Scene(volume, voxel_size_mm(image.grid), TransferFunction.from_preset(options.preset, volume))
     parts: dict[str, Callable[[Scene, argparse.Namespace], list[dict[str, Any]]]] = {
-        "speed": speed, "harmonics": harmonics, "count": count,
-    }  # fmt: skip
+        "speed": speed,
+        "harmonics": harmonics,
+        "count": count,
+    }
     results = {}
     for name in options.only:
         results[name] = parts[name](scene, options)
@@ -64,51 +70,53 @@ def main() -> None:
 
 
 def speed(scene: Scene, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return milliseconds a view, the median of several, of the volume at 256^3 and of 20,000 splats."""
+    """Return the median rendering time per view in ms, of the volume at 256^3 and of 20,000 splats."""
     factors = [256 / n for n in np.shape(scene.volume)]
-    fine = replace(scene, volume=zoom(scene.volume, factors, order=1), voxel_size=scene.voxel_size / factors)
-    cameras = around(fibonacci(12), fine.radius, (options.size, options.size))
-    splats = seeds(scene, 20_000, cameras, 3, np.random.default_rng(0))
-    ways: dict[str, Callable[[Any], Any]] = {
-        "DVR of 256^3, shaded": lambda camera: list(replace(fine, shading=True).images(camera)),
-        "DVR of 256^3": lambda camera: list(replace(fine, shading=False).images(camera)),
+    resampled = replace(scene, volume=zoom(scene.volume, factors, order=1), voxel_size=scene.voxel_size / factors)
+    cameras = orbit_cameras(fibonacci_directions(12), resampled.radius, (options.image_size, options.image_size))
+    splats = initialize_splats(scene, 20_000, cameras, 3, np.random.default_rng(0))
+    renderers: dict[str, Callable[[Any], Any]] = {
+        "DVR of 256^3, shaded": lambda camera: list(replace(resampled, shading=True).reference_images(camera)),
+        "DVR of 256^3": lambda camera: list(replace(resampled, shading=False).reference_images(camera)),
         "20,000 splats, degree 3": splats.render,
         "20,000 splats, degree 0": lambda camera: splats.render(camera, sh_degree=0),
     }
     rows = []
-    for name, way in ways.items():
-        way(cameras[0])
+    for name, render in renderers.items():
+        render(cameras[0])
         times = []
         for camera in cameras:
             began = time.perf_counter()
-            way(camera)
+            render(camera)
             times.append(time.perf_counter() - began)
-        rows.append({"what": name, "ms a view": 1000 * float(np.median(times))})
+        rows.append({"case": name, "ms per view": 1000 * float(np.median(times))})
     return rows
 
 
 def harmonics(scene: Scene, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return what degree 3 is good for, with and without shading."""
+    """Return the quality with SH degrees 0 and 3, with and without shading."""
     return [
         {"shading": shading, "degree": degree}
-        | trained(replace(scene, shading=shading), options, sh_degree=degree, gaussians=options.gaussians)
+        | train(replace(scene, shading=shading), options, sh_degree=degree, gaussians=options.gaussians)
         for shading in (False, True)
         for degree in (0, 3)
     ]
 
 
 def count(scene: Scene, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return what several numbers of Gaussians are good for."""
-    return [trained(scene, options, gaussians=n) for n in COUNTS]
+    """Return the quality with several numbers of Gaussians."""
+    return [train(scene, options, gaussians=n) for n in COUNTS]
 
 
-def trained(scene: Scene, options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
-    result = train(scene, views=options.views, size=options.size, time_limit=options.time_limit, **settings)
+def train(scene: Scene, options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+    result = train_splats(
+        scene, views=options.views, image_size=options.image_size, time_limit=options.time_limit, **settings
+    )
     row = {
         "Gaussians": len(result.splats),
         "PSNR (dB)": result.psnr_db,
         "SSIM": result.ssim,
-        "views a second": result.fps,
+        "views per second": result.fps,
     }
     console.print(settings, row)
     return row

@@ -17,7 +17,7 @@ volume, grid = gsv.phantoms.vessel_phantom(32)
 # relative to the squared data range, that one unit of the penalty is worth. At 30 dB that error is 0.001, so 0.001 is a
 # sensible value to begin with.
 weights = (0.0, 1e-3, 3e-3, 1e-2, 3e-2)
-results = [gsv.fit(volume, grid=grid, gaussians=200, iterations=15, lambda_sparsity=weight) for weight in weights]
+results = [gsv.fit(volume, grid=grid, gaussians=200, iterations=15, sparsity_weight=weight) for weight in weights]
 for weight, result in zip(weights, results, strict=True):
     print(f"sparsity {weight:g}: {result.n_gaussians:3d} Gaussians, {result.psnr_db:.2f} dB")
 

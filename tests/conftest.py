@@ -1,8 +1,32 @@
+import gc
+import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import numba
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    """Give each of several processes its own compiled kernels, and one thread.
+
+    Numba writes the list of a kernel's compiled versions and the versions themselves one after the other, unlocked: of
+    two processes that compile a kernel for different types, one can load what the other compiled, and crash.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        return
+    caches = numba.config.CACHE_DIR or config.rootpath / ".pytest_cache" / "numba"
+    numba.config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"] = str(Path(caches, worker))
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass by what is imported: napari runs it at every removal of a layer."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +37,26 @@ def own_settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("settings")
     QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_context(request, monkeypatch):
+    """Have napari delete a layer's shaders in the context of its canvas, which has them.
+
+    Qt has another context current between two drawings. Where a vertex shader is deleted in that, Mesa (22.3) clears
+    the one bound in the canvas, does not bind it again, and the next drawing crashes.
+    """
+    if "make_napari_viewer" not in request.fixturenames:
+        return
+    from napari._vispy.canvas import VispyCanvas
+
+    delete = VispyCanvas._clean_and_update_scenegraph
+
+    def delete_in_own_context(self):
+        self._scene_canvas.set_current()
+        delete(self)
+
+    monkeypatch.setattr(VispyCanvas, "_clean_and_update_scenegraph", delete_in_own_context)
 
 
 @pytest.fixture

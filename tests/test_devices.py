@@ -10,7 +10,7 @@ import torch
 
 import napari_gsvolume as gsv
 from napari_gsvolume.cli.app import main
-from napari_gsvolume.devices import available_device, devices, gpu_problem, gsplat_problem, idle_gpu
+from napari_gsvolume.devices import available_device, devices, gpu_problem, gsplat_problem, unused_gpu_note
 
 Pretend = Callable[..., None]
 
@@ -102,7 +102,7 @@ class TestOnPretendedMachines:
         broken, _ = PROBLEMS[case]
         machine(**broken)
         has_one = case not in ("torch without CUDA", "no driver")
-        volume = gsv.vessel_phantom(16)[0]
+        volume = gsv.phantoms.vessel_phantom(16)[0]
         for device, notes in (("auto", (f"There is a GPU, but the CPU computes: {gpu_problem()}",)), ("cpu", ())):
             result = gsv.fit(volume, gaussians=3, iterations=1, device=device)
             assert result.notes == (notes if has_one else ())
@@ -110,7 +110,7 @@ class TestOnPretendedMachines:
 
     def test_a_gpu_that_is_used_is_not_noted(self, machine: Pretend) -> None:
         machine()
-        assert idle_gpu() is None
+        assert unused_gpu_note() is None
 
     def test_a_gpu_is_taken(self, machine: Pretend) -> None:
         machine()
@@ -159,7 +159,7 @@ class TestInTheShell:
     def path(self, tmp_path: Any) -> str:
         from napari_gsvolume.io.nifti import write_nifti
 
-        write_nifti(tmp_path / "v.nii", *gsv.vessel_phantom(16))
+        write_nifti(tmp_path / "v.nii", *gsv.phantoms.vessel_phantom(16))
         return str(tmp_path / "v.nii")
 
     @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ class TestInTheShell:
 @pytest.mark.gpu
 @pytest.mark.skipif(gpu_problem() is not None, reason=gpu_problem() or "")
 def test_a_fit_on_the_gpu_is_as_good_as_on_the_cpu() -> None:
-    volume, _ = gsv.vessel_phantom(32)
+    volume, _ = gsv.phantoms.vessel_phantom(32)
     psnr = {
         device: gsv.fit(volume, gaussians=100, iterations=20, device=device).psnr_db for device in ("cpu", "cuda:0")
     }

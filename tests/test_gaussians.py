@@ -461,7 +461,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("name", ["means", "factors", "weights", "grid", "background", "metadata"])
     def test_missing_parts(self, tmp_path: Path, name: str) -> None:
-        self.refused(tmp_path / "bad.safetensors", packed(None, name), f"lacks {name}")
+        self.refused(tmp_path / "bad.safetensors", packed(None, name), f"has no {name}")
 
     @pytest.mark.parametrize(
         ("tensors", "word"),

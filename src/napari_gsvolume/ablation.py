@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -16,11 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import InputError
 from .fitting import FitResult, FitSettings, FitStep, fit_steps
 from .fitting.penalties import mean_overlap, spacings
-from .fitting.settings import Population, Study
+from .fitting.settings import Growth, Study
 from .grid import Grid
 from .kernels.constants import SUPPORT
 from .operators.cut_artefacts import artefact_map, surface_artefact
 from .operators.gaussian_sum import Gaussians
+from .progress import Budget, Step, finish
 from .settings import validated
 
 STUDIES: tuple[str, ...] = get_args(Study)
@@ -37,35 +39,36 @@ COLUMNS = {
     "artefact": "Artefact",
     "seconds": "Seconds",
 }
-"""What a study measures, in the order of its table, and how it is called there."""
+"""Measured quantities of a case: attributes of `CaseResult`, and their column titles in the order of the table."""
 _DIGITS = {"psnr_db": 2, "ssim": 4, "mean_overlap": 3, "median_spacing": 3, "precision_trace": 3, "artefact": 3}
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What one case of a study came to.
+class CaseResult:
+    """Result of one case of a study.
 
     Attributes
     ----------
     case : str
-        Its name.
+        Name of the case.
     psnr_db, ssim, n_gaussians, seconds
-        As of `FitResult`.
+        Figures of the fit, as in `FitResult`.
     n_bytes : int
-        Size of the Gaussians in a ``.gsv`` file.
+        Size of the Gaussians in a ``.gsv`` file, bytes.
     mean_overlap : float
-        Of a Gaussian with all others: the sum over them of the normalised overlap, averaged.
+        Mean over the Gaussians of the summed normalised overlap with all others.
     median_spacing : float
-        Of neighbours: distance over the sum of their radii, at `FitSettings.spacing_radius` sigma.
+        Median spacing of neighbours: distance over the sum of their radii, at `FitSettings.spacing_radius` sigma.
     precision_trace : float
-        Largest trace of an inverse covariance, in 1 / voxel^2.
+        Largest trace of an inverse covariance, 1 / voxel^2.
     artefact : float
-        How much the ellipsoids' cut surfaces show in the residual: the energy of its gradient across them over that
-        elsewhere, divided by the same for surfaces of other radii, where nothing is cut. About 1 if they don't show.
+        Visibility of the ellipsoids' cut surfaces in the residual: energy of its gradient across these surfaces over
+        that elsewhere, divided by the same ratio for surfaces of other radii, where nothing is cut. About 1 if the cuts
+        do not show.
     result : FitResult
-        The fit.
-    artefacts : ndarray, float32
-        Where they show: the energy of the residual's gradient on the cut surfaces, 0 elsewhere.
+        Result of the fit.
+    artefacts : ndarray, (Z, Y, X) or (Y, X), float32
+        Map of the artefacts: energy of the residual's gradient on the cut surfaces, 0 elsewhere.
     """
 
     case: str
@@ -83,42 +86,63 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class StudyStep:
-    """Where a study stands: the case under way with its newest step, or with its outcome at its end."""
+class AblationStep(Step):
+    """State of a study.
+
+    Attributes
+    ----------
+    fraction : float
+        Fraction of all cases that is done, 0 to 1.
+    message : str
+        Name and number of the current case.
+    index, count : int
+        Position of the current case, from 0, and the number of cases.
+    case : str
+        Name of the current case.
+    fit : FitStep
+        Latest step of its fit.
+    result : CaseResult, optional
+        Result of the case; only in its last step.
+    """
 
     index: int
     count: int
     case: str
-    step: FitStep
-    outcome: Outcome | None = None
+    fit: FitStep
+    result: CaseResult | None = None
 
     @property
-    def progress(self) -> float:
-        """The share of all cases that is done."""
-        return (self.index + (1.0 if self.outcome else self.step.progress)) / self.count
+    def summary(self) -> str:
+        """Number of Gaussians, PSNR and time of the current fit."""
+        return self.fit.summary
+
+    @property
+    def has_result(self) -> bool:
+        """True once a fit has done an iteration."""
+        return self.index > 0 or self.fit.has_result
 
 
 def cases(study: str) -> dict[str, dict[str, Any]]:
-    """Return the cases of a study: names, and the settings in which they differ.
+    """Return the cases of a study: their names, and the settings in which they differ.
 
     Raises
     ------
-    ValueError
+    InputError
         If there is no such study.
     """
     if study == "spacing":
         targets = {"overlapping, s = 0.6": 0.6, "tangent, s = 1": 1.0, "with a gap, s = 1.4": 1.4}
-        asked = {name: {"lambda_spacing": 1e-3, "spacing": s} for name, s in targets.items()}
-        return {"free": {}, **asked, "overlap penalty": {"lambda_overlap": 1e-4}}
+        asked = {name: {"spacing_weight": 1e-3, "spacing": s} for name, s in targets.items()}
+        return {"free": {}, **asked, "overlap penalty": {"overlap_weight": 1e-4}}
     if study == "penalties":
         return {
             "none": {},
-            "sparsity 0.001": {"lambda_sparsity": 1e-3},
-            "sparsity 0.003": {"lambda_sparsity": 3e-3},
-            "overlap 0.0001": {"lambda_overlap": 1e-4},
-            "overlap 0.001": {"lambda_overlap": 1e-3},
-            "smoothness 0.00001": {"lambda_smoothness": 1e-5},
-            "smoothness 0.0001": {"lambda_smoothness": 1e-4},
+            "sparsity 0.001": {"sparsity_weight": 1e-3},
+            "sparsity 0.003": {"sparsity_weight": 3e-3},
+            "overlap 0.0001": {"overlap_weight": 1e-4},
+            "overlap 0.001": {"overlap_weight": 1e-3},
+            "smoothness 0.00001": {"smoothness_weight": 1e-5},
+            "smoothness 0.0001": {"smoothness_weight": 1e-4},
         }
     if study == "support":
         plain: dict[str, dict[str, Any]] = {"weights": {}}
@@ -126,80 +150,132 @@ def cases(study: str) -> dict[str, dict[str, Any]]:
             plain[term] = {"data_term": term}
             plain[f"{term}, normalised"] = {"data_term": term, "normalised": True}
         return plain
-    if study == "population":
-        return {name: {"population": name} for name in get_args(Population)}
+    if study == "growth":
+        return {name: {"growth": name} for name in get_args(Growth)}
     raise InputError(f"There is no study '{study}'; choose {', '.join(STUDIES)}.")
 
 
-def study_steps(
+def ablate(volume: ArrayLike, study: str, *, grid: Grid | None = None, **settings: Any) -> list[CaseResult]:
+    """Fit a volume in all the ways of a study; see `ablate_steps`.
+
+    Examples
+    --------
+    >>> import napari_gsvolume as gsv
+    >>> from napari_gsvolume import ablation
+    >>> volume, grid = gsv.phantoms.vessel_phantom(16)
+    >>> results = ablation.ablate(volume, "spacing", grid=grid, gaussians=5, iterations=1)
+    >>> [result.case for result in results]
+    ['free', 'overlapping, s = 0.6', 'tangent, s = 1', 'with a gap, s = 1.4', 'overlap penalty']
+    """
+    return finish(ablate_steps(volume, study, grid=grid, **settings))
+
+
+def ablate_steps(
     volume: ArrayLike,
     study: str,
     *,
     grid: Grid | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    budget: Budget | None = None,
     **settings: Any,
-) -> Iterator[StudyStep]:
-    """Fit a volume in all the ways of a study, one after another.
+) -> Generator[AblationStep, None, list[CaseResult]]:
+    """Fit a volume in all the ways of a study, one after another, step by step.
 
     Parameters
     ----------
-    volume, grid, stop
-        As in `napari_gsvolume.fit_steps`; once `stop` returns True the study ends, without the present case.
-    study : {"spacing", "penalties", "support", "population"}
-        What to vary.
+    volume : array_like, (Z, Y, X) or (Y, X)
+        Real intensities.
+    study : {"spacing", "penalties", "support", "growth"}
+        Setting to vary.
+    grid : Grid, optional
+        Grid of the voxels.
+    budget : Budget, optional
+        Limits of the study. A stop request ends the study without the current case, whose result would not compare.
     **settings
         Fields of `FitSettings` that all cases share.
 
     Yields
     ------
-    StudyStep
+    AblationStep
+
+    Returns
+    -------
+    list of CaseResult
+        Results of the finished cases.
 
     Raises
     ------
-    ValueError
+    InputError
         If there is no such study, or the volume or a setting cannot be used.
     """
     todo = [(name, validated(FitSettings, **{**settings, **own})) for name, own in cases(study).items()]
-    return _steps(volume, todo, grid, stop)
+    return _steps(volume, todo, grid, budget or Budget())
 
 
 def _steps(
-    volume: ArrayLike, todo: list[tuple[str, FitSettings]], grid: Grid | None, stop: Callable[[], bool]
-) -> Iterator[StudyStep]:
+    volume: ArrayLike, todo: list[tuple[str, FitSettings]], grid: Grid | None, budget: Budget
+) -> Generator[AblationStep, None, list[CaseResult]]:
+    results: list[CaseResult] = []
     for index, (name, options) in enumerate(todo):
+        steps = fit_steps(volume, grid=grid, budget=budget, **options.model_dump())
+        last, result = yield from _case_steps(steps, name, index, len(todo))
+        if budget.stop():
+            break
+        results.append(_measure(name, last.fit, result))
+        yield replace(last, fraction=(index + 1) / len(todo), result=results[-1])
+    return results
+
+
+def _case_steps(
+    steps: Generator[FitStep, None, FitResult], name: str, index: int, count: int
+) -> Generator[AblationStep, None, tuple[AblationStep, FitResult]]:
+    """Yield the steps of one case; return the last of them, and the result of the fit."""
+    message = f"{name} ({index + 1} of {count})"
+    with closing(steps):
         step = None
-        for step in fit_steps(volume, grid=grid, stop=stop, **options.model_dump()):
-            yield StudyStep(index, len(todo), name, step)
-        assert step is not None  # a fit yields at least once
-        if stop():  # in the middle of this case: it would not compare
-            return
-        yield StudyStep(index, len(todo), name, step, _outcome(name, step))
+        while True:
+            try:
+                fit = next(steps)
+            except StopIteration as end:
+                assert step is not None  # a fit yields at least once
+                return step, end.value
+            step = AblationStep((index + fit.fraction) / count, message, index, count, name, fit)
+            yield step
 
 
-def _outcome(name: str, step: FitStep) -> Outcome:
-    result, settings = step.result(), step.settings
+def _measure(name: str, step: FitStep, result: FitResult) -> CaseResult:
+    """Return the result of a case, from the last step and the result of its fit."""
+    settings = step.settings
     state = Gaussians(result.gaussians.means, result.gaussians.factors, result.gaussians.weights)
     target = step.objective.target
     residual = target.residual(step.objective.predict(step.state))
-    # Where the data term cuts: the sum of Gaussians at the end of its support.
+    # Radius at which the data term cuts; a sum of Gaussians is cut at the end of its support.
     k = settings.ellipsoid_radius if settings.data_term == "ellipsoid" else SUPPORT
     distances = spacings(state, settings.spacing_radius)
     trace = (state.factors**2).sum((1, 2))
-    return Outcome(
-        name, result.psnr_db, result.ssim, result.n_gaussians, result.n_bytes, mean_overlap(state),
-        float(distances.median()) if len(distances) else math.nan, float(trace.max()) if len(trace) else math.nan,
-        surface_artefact(residual, state, k).excess, result.seconds, result, artefact_map(residual, state, k),
-    )  # fmt: skip
+    return CaseResult(
+        case=name,
+        psnr_db=result.psnr_db,
+        ssim=result.ssim,
+        n_gaussians=result.n_gaussians,
+        n_bytes=result.n_bytes,
+        mean_overlap=mean_overlap(state),
+        median_spacing=float(distances.median()) if len(distances) else math.nan,
+        precision_trace=float(trace.max()) if len(trace) else math.nan,
+        artefact=surface_artefact(residual, state, k).excess,
+        seconds=result.seconds,
+        result=result,
+        artefacts=artefact_map(residual, state, k),
+    )
 
 
 # The table and the plot -----------------------------------------------------------------------------------------------
 
 
-def readable(outcome: Outcome) -> list[str]:
+def format_row(case: CaseResult) -> list[str]:
     """Return a row of the table, as text."""
     row = []
     for name in COLUMNS:
-        value = getattr(outcome, name)
+        value = getattr(case, name)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             row.append("-")
         elif isinstance(value, float):
@@ -209,33 +285,31 @@ def readable(outcome: Outcome) -> list[str]:
     return row
 
 
-def as_markdown(outcomes: list[Outcome]) -> str:
+def to_markdown(cases: list[CaseResult]) -> str:
     """Return the table in Markdown."""
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *map(readable, outcomes)]
+    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *map(format_row, cases)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def as_csv(outcomes: list[Outcome]) -> str:
-    """Return the table as comma-separated values, unrounded, the names of `Outcome`'s fields on top."""
+def to_csv(cases: list[CaseResult]) -> str:
+    """Return the table as comma-separated values, unrounded; the header has the attribute names of `CaseResult`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for outcome in outcomes:
-        writer.writerow(["" if (value := getattr(outcome, name)) is None else value for name in COLUMNS])
+    for case in cases:
+        writer.writerow(["" if (value := getattr(case, name)) is None else value for name in COLUMNS])
     return text.getvalue()
 
 
-def plot(outcomes: list[Outcome], title: str) -> Figure:
-    """Return a figure: PSNR over time of each case, and where each one ends, over bytes."""
+def plot(cases: list[CaseResult], title: str) -> Figure:
+    """Return a figure with two plots: PSNR of each case over time, and final PSNR over file size."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     histories, ends = figure.subplots(1, 2)
-    for outcome in outcomes:
-        history = outcome.result.history[1:]
-        [line] = histories.plot([p.seconds for p in history], [p.psnr_db for p in history], label=outcome.case)
-        ends.plot(outcome.n_bytes, outcome.psnr_db, "o", color=line.get_color())
-        ends.annotate(
-            f" {outcome.case}", (outcome.n_bytes, outcome.psnr_db), fontsize=7, va="center", color=line.get_color()
-        )
+    for case in cases:
+        history = case.result.history[1:]
+        [line] = histories.plot([p.seconds for p in history], [p.psnr_db for p in history], label=case.case)
+        ends.plot(case.n_bytes, case.psnr_db, "o", color=line.get_color())
+        ends.annotate(f" {case.case}", (case.n_bytes, case.psnr_db), fontsize=7, va="center", color=line.get_color())
     histories.set(title=title, xlabel="seconds", ylabel="PSNR (dB)")
     ends.set(title="At the end", xlabel="bytes (.gsv)", ylabel="PSNR (dB)")
     ends.margins(x=0.25)

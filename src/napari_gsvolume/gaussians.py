@@ -1,4 +1,4 @@
-"""The model: a volume as a sum of weighted Gaussians."""
+"""Model of a volume: a sum of weighted Gaussians."""
 
 from __future__ import annotations
 
@@ -20,30 +20,47 @@ from .kernels.constants import SUPPORT
 
 @dataclass(frozen=True, eq=False)
 class GaussianVolume:
-    """The volume ``f(x) = background + sum_i w_i exp(-|W_i^T (x - mu_i)|^2 / 2)``.
+    """Volume as a sum of Gaussians, ``f(x) = background + sum_i w_i exp(-|W_i^T (x - mu_i)|^2 / 2)``.
 
-    It is a function of continuous index coordinates, cut off at `SUPPORT` standard deviations. It never changes:
-    operations return new ones.
+    The function is defined at all real index coordinates; each Gaussian is cut off at `SUPPORT` standard deviations.
+    Objects are immutable: operations return new ones.
 
     Parameters
     ----------
     means : Tensor, (N, D), float32
-        Centres ``mu`` in index coordinates of the grid (array axis order, voxel centres at integers).
+        Centres ``mu`` in index coordinates of the grid (array axis order (z, y, x), voxel centres at integers).
     factors : Tensor, (N, D, D), float32
-        ``W``, with precision ``W W^T`` (inverse covariance), in 1 / voxel.
+        Factors ``W`` of the precisions ``W W^T`` (inverse covariances), 1 / voxel.
     weights : Tensor, (N,), float32
-        Height of each Gaussian in the intensities of the volume; may be negative.
+        Height of each Gaussian, in the intensities of the volume; possibly negative.
     grid : Grid
-        The voxels that the Gaussians were fitted to, and their place in the world. D is its number of axes.
+        Grid of the voxels that the Gaussians were fitted to, with D axes (2 or 3).
     background : float
-        The value where no Gaussian reaches, in the intensities of the volume.
+        Value outside of all Gaussians, in the intensities of the volume.
     metadata : dict
-        What is known about where the Gaussians come from (settings, metrics), ready for JSON.
+        Origin of the Gaussians (settings, metrics), ready for JSON.
 
     Raises
     ------
-    ValueError
-        If the shapes do not fit each other or a number is not finite.
+    InputError
+        If the shapes do not fit each other or a number is not finite; a ValueError.
+
+    See Also
+    --------
+    fit : Fit Gaussians to a volume.
+    load, save : Read and write files.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import napari_gsvolume as gsv
+    >>> gaussians = gsv.GaussianVolume(
+    ...     torch.tensor([[4.0, 4.0]]), torch.eye(2)[None] / 2, torch.ones(1), gsv.Grid((9, 9))
+    ... )
+    >>> [f"{value:.3f}" for value in gaussians.evaluate([[4, 4], [4, 6]])]
+    ['1.000', '0.607']
+    >>> gaussians.sample(scale=2).shape
+    (18, 18)
     """
 
     means: Tensor
@@ -69,7 +86,7 @@ class GaussianVolume:
         return len(self.weights)
 
     def select(self, index: Tensor) -> GaussianVolume:
-        """Return the Gaussians that `index` (a mask or positions) names, on the same grid, with the same metadata."""
+        """Return the Gaussians at an index (a mask or positions), with the same grid and metadata."""
         return replace(self, means=self.means[index], factors=self.factors[index], weights=self.weights[index])
 
     @property
@@ -84,19 +101,19 @@ class GaussianVolume:
         return inverse.mT @ inverse
 
     def scales_and_quaternions(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return principal standard deviations and the rotations that orient them.
+        """Return the principal standard deviations and rotations of the Gaussians.
 
         Returns
         -------
         scales : ndarray, (N, 3)
             Standard deviations along the principal axes, in voxels, largest first.
         quaternions : ndarray, (N, 4)
-            Unit quaternions (w, x, y, z), w >= 0, in the 3DGS convention: the matrix they stand for acts on (x, y, z)
-            vectors, and its columns are the principal axes in the order of the scales.
+            Unit quaternions (w, x, y, z), w >= 0, in the convention of 3D Gaussian Splatting: the rotation matrix acts
+            on (x, y, z) vectors, and its columns are the principal axes in the order of the scales.
 
         Raises
         ------
-        ValueError
+        InputError
             If the Gaussians are not 3D.
         """
         if self.ndim != 3:
@@ -116,7 +133,7 @@ class GaussianVolume:
     def from_scales_and_quaternions(
         cls, means: ArrayLike, scales: ArrayLike, quaternions: ArrayLike, weights: ArrayLike, grid: Grid, **others: Any
     ) -> GaussianVolume:
-        """Return 3D Gaussians from `means` ``(N, 3)`` (z, y, x) and what `scales_and_quaternions` returns."""
+        """Return 3D Gaussians of `means` ``(N, 3)`` (z, y, x) and the output of `scales_and_quaternions`."""
         from scipy.spatial.transform import Rotation
 
         sigma = np.asarray(scales, np.float64).reshape(-1, 3)
@@ -127,20 +144,21 @@ class GaussianVolume:
         return cls(_tensor(means), _tensor(axes / sigma[:, None, :]), _tensor(weights), grid, **others)
 
     def evaluate(self, points: ArrayLike) -> NDArray[np.float32]:
-        """Return f at any points.
+        """Return f at arbitrary points.
 
         Parameters
         ----------
         points : array_like, (..., D)
-            Index coordinates in array axis order; they need not be integers nor inside the grid.
+            Index coordinates in array axis order; real numbers, inside or outside of the grid.
 
         Returns
         -------
         ndarray, (...), float32
+            Values in the intensities of the volume.
 
         Raises
         ------
-        ValueError
+        InputError
             If the last axis is not D long or a point is not finite.
         """
         from .kernels.points import evaluate
@@ -160,17 +178,18 @@ class GaussianVolume:
         Parameters
         ----------
         grid : Grid, optional
-            Any grid in the same world, in any position and orientation; the Gaussians' own when omitted.
+            Grid in the same world, in any position and orientation; by default the grid of the Gaussians.
         scale : float or D floats, optional
-            Sample their own grid with `scale` times as many voxels along each axis (see `Grid.resampled`).
+            Factor on the number of voxels of the own grid along each axis (see `Grid.resampled`).
 
         Returns
         -------
-        ndarray, the grid's shape, float32
+        ndarray, float32
+            Values in the intensities of the volume, in the shape of the grid.
 
         Raises
         ------
-        ValueError
+        InputError
             If both `grid` and `scale` are given, or the grid has another number of axes.
         """
         if grid is not None and scale is not None:
@@ -184,7 +203,7 @@ class GaussianVolume:
         return values.detach().cpu().numpy()
 
     def on_grid(self, grid: Grid) -> GaussianVolume:
-        """Return the same function of the world, in the index coordinates of another grid."""
+        """Return the same function of world coordinates, in the index coordinates of another grid."""
         if grid.ndim != self.ndim:
             raise InputError(f"{self.ndim}D Gaussians cannot be put on a {grid.ndim}D grid.")
         new_to_old = np.linalg.solve(self.grid.affine, grid.affine)
@@ -196,18 +215,18 @@ class GaussianVolume:
         return replace(self, means=_tensor(means).to(device), factors=_tensor(factors).to(device), grid=grid)
 
     def save(self, path: str | Path) -> None:
-        """Write the Gaussians to a file of the kind that its name ends in (docs/formats.md).
+        """Write the Gaussians to a file; the suffix decides the format (docs/formats.md).
 
         Parameters
         ----------
         path : str or Path
-            ``.safetensors`` for everything without loss, ``.gsv`` for few bytes, ``.ply`` for viewers of Gaussian
-            splats, which `load` does not read.
+            Path ending in ``.safetensors`` (lossless), ``.gsv`` (small, quantised), or ``.ply`` (export for viewers of
+            Gaussian splats, which `load` does not read).
 
         Raises
         ------
-        ValueError
-            If the name ends otherwise, or the Gaussians cannot be written to such a file.
+        InputError
+            If the name ends otherwise, or the Gaussians cannot be written in this format.
         OSError
             If the file cannot be written.
         """
@@ -217,14 +236,14 @@ class GaussianVolume:
 
     @classmethod
     def load(cls, path: str | Path) -> GaussianVolume:
-        """Read a ``.safetensors`` or ``.gsv`` file that `save` wrote.
+        """Read a ``.safetensors`` or ``.gsv`` file of Gaussians.
 
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         napari_gsvolume.errors.FileFormatError
-            If the file is damaged, or is not one of ours.
+            If the file is damaged, or was written by another program.
         """
         from .io.gaussians import read_gaussians
 

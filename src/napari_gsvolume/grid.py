@@ -1,4 +1,4 @@
-"""Where voxels are: grids and their place in the world."""
+"""Grids of voxels, and their affine map to the world."""
 
 from __future__ import annotations
 
@@ -19,25 +19,37 @@ _DEFAULT_LABELS = {2: ("y", "x"), 3: ("z", "y", "x")}
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A regular grid of voxels and its affine map to the world.
+    """Regular grid of voxels, with its affine map to the world.
+
+    Grids are immutable, comparable and hashable.
 
     Parameters
     ----------
     shape : sequence of int
-        Voxels along each array axis: ``(Z, Y, X)`` or ``(Y, X)``.
+        Number of voxels along each array axis: ``(Z, Y, X)`` or ``(Y, X)``.
     affine : array_like, (D + 1, D + 1), optional
-        Takes homogeneous index coordinates (array axis order, voxel centres at integers) to world
-        coordinates in the same axis order. The identity when omitted.
+        Affine from homogeneous index coordinates (array axis order, voxel centres at integers) to world
+        coordinates in the same axis order. The identity by default.
     units : sequence of str, optional
-        Unit of each world axis, as pint spells it (``"mm"``, ``"micrometer"``, ``"pixel"``).
+        Unit of each world axis, in a spelling that pint reads (``"mm"``, ``"micrometer"``); ``"pixel"`` by default.
     axis_labels : sequence of str, optional
-        Name of each array axis; ``("z", "y", "x")`` when omitted.
+        Name of each array axis; ``("z", "y", "x")`` or ``("y", "x")`` by default.
 
     Raises
     ------
-    ValueError
-        If the shape has an axis without voxels or is not 2D or 3D, or if the affine has another size, is not
-        finite, is not affine, or cannot be inverted.
+    InputError
+        If the shape is not 2D or 3D or has an axis without voxels, or if the affine has another size, is not
+        finite, is not affine, or cannot be inverted; a ValueError.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume import Grid
+    >>> grid = Grid((10, 20, 30), np.diag([2.0, 0.5, 0.5, 1.0]), units=("mm",) * 3)
+    >>> grid.voxel_size.tolist(), grid.size
+    ([2.0, 0.5, 0.5], 6000)
+    >>> grid.resampled(2).shape
+    (20, 40, 60)
     """
 
     shape: tuple[int, ...]
@@ -91,9 +103,8 @@ class Grid:
     def resampled(self, scale: float | Sequence[float]) -> Grid:
         """Return the grid over the same extent with `scale` times as many voxels along each axis.
 
-        Voxels are cells, so the outer faces stay where they are: centres move by ``(1 / scale - 1) / 2`` of an
-        old voxel. An axis that ``scale`` does not divide into whole voxels is rounded to the nearest number of
-        them, and its first face stays in place.
+        Voxels are cells, so the outer faces stay in place: centres move by ``(1 / scale - 1) / 2`` of an old voxel. The
+        number of voxels along an axis is rounded to the nearest integer, and the first face stays in place.
         """
         factors = np.broadcast_to(np.asarray(scale, dtype=np.float64), (self.ndim,))
         if not (np.isfinite(factors).all() and (factors > 0).all()):
@@ -105,7 +116,7 @@ class Grid:
         return Grid(shape, self.affine @ new_to_old, self.units, self.axis_labels)
 
     def slab(self, axis: int, index: int, thickness: int = 1) -> Grid:
-        """Return the grid of the voxels from `index` on along an axis alone, so many voxels thick, where they are."""
+        """Return the part of the grid from `index` on along one axis, `thickness` voxels thick."""
         if not 0 <= index < index + thickness <= self.shape[axis]:
             raise InputError(
                 f"There are {self.shape[axis]} voxels along {self.axis_labels[axis]}; there is no {index}."
@@ -115,7 +126,7 @@ class Grid:
         return Grid(shape, self.affine @ step, self.units, self.axis_labels)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists and strings, ready for JSON."""
+        """Return the grid as lists and strings, ready for JSON."""
         return {
             "shape": list(self.shape),
             "affine": self.affine.tolist(),
@@ -125,12 +136,12 @@ class Grid:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Grid:
-        """Return the grid that `to_dict` described."""
+        """Return the grid of a dictionary that `to_dict` returned."""
         return cls(data["shape"], data["affine"], data["units"], data["axis_labels"])
 
 
 def _checked_affine(affine: ArrayLike | None, ndim: int) -> NDArray[np.float64]:
-    # A copy, as the caller's array may change later; + 0.0 turns -0.0 into 0.0, so that equal affines have equal bytes.
+    # A copy, as the caller may change the array; + 0.0 turns -0.0 into 0.0, so that equal affines have equal bytes.
     matrix = np.array(np.eye(ndim + 1) if affine is None else affine, dtype=np.float64) + 0.0
     if matrix.shape != (ndim + 1, ndim + 1):
         raise InputError(f"The affine of a {ndim}D grid is {ndim + 1}x{ndim + 1}; got shape {matrix.shape}.")

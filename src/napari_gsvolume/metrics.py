@@ -1,4 +1,4 @@
-"""How good a reconstruction is."""
+"""Quality of a reconstruction: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ def ssim(
     data_range: float,
     valid: NDArray[np.bool_] | None = None,
 ) -> float | None:
-    """Return the mean structural similarity (Wang et al. 2004), 7-voxel windows, or None where none fits.
+    """Return the mean structural similarity [1]_ with windows of 7 voxels; None if no window fits.
 
-    Axes one voxel thick are left out; on small volumes the window shrinks to the largest odd one that fits. Voxels that
-    are not valid count as reconstructed in their neighbours' windows, and do not count in the mean.
+    Axes of one voxel are left out; on small volumes the window shrinks to the largest odd size that fits. Invalid
+    voxels count as reconstructed in the windows of their neighbours, and are left out of the mean.
+
+    References
+    ----------
+    .. [1] Z. Wang, A. C. Bovik, H. R. Sheikh, E. P. Simoncelli. Image Quality Assessment: From Error Visibility to
+       Structural Similarity. IEEE Transactions on Image Processing 13(4), 2004.
     """
     from skimage.metrics import structural_similarity
 

@@ -1,7 +1,7 @@
-"""Generated volumes to try things on: a body as CT shows it, and trees of vessels.
+"""Synthetic volumes with known content: a body in CT, and trees of vessels.
 
-Shapes are painted one over the other. Each is a signed distance in mm (negative inside), and a voxel is
-covered as far as the distance of its centre says, which gives the soft edges of a real scanner's voxels.
+Shapes are painted over one another. Each is a signed distance in mm (negative inside); the coverage of a voxel follows
+from the distance of its centre, which gives the soft edges of partial volume effects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .types import Float32Array, Float64Array
 
 # The coordinates (z, y, x) of one point or, as arrays that broadcast, of a box of voxels.
 Positions = tuple[Any, Any, Any]
-Turn = tuple[float, float, float]
+EulerAngles = tuple[float, float, float]
 
 _BODY_WIDTH = 384.0  # mm: 3 mm voxels at 128
 _VESSELS_WIDTH = 64.0  # mm: 0.5 mm voxels at 128
@@ -32,28 +32,39 @@ _MARROW, _SPONGIOSA, _CORTICAL = 120, 220, 850
 
 
 def anatomical_phantom(size: int = 128, *, noise: float = 0.01, seed: int = 0) -> tuple[Float32Array, Grid]:
-    """Return chest and upper abdomen as CT shows them after contrast medium.
+    """Return a synthetic CT of chest and upper abdomen, with contrast medium in the portal venous phase.
 
     Parameters
     ----------
     size : int
-        Voxels along each axis, 16 or more. The body stays the same: voxels measure ``384 / size`` mm.
+        Number of voxels along each axis, at least 16. The body has a fixed size; voxels measure ``384 / size`` mm.
     noise : float
-        Standard deviation of the Gaussian noise, as a part of 2000 HU.
+        Standard deviation of the Gaussian noise, as a fraction of 2000 HU; 0 or more.
     seed : int
-        Decides vessels, bowel, texture and noise.
+        Random seed of vessels, bowel, texture and noise.
 
     Returns
     -------
     volume : ndarray of float32, (Z, Y, X)
         Hounsfield units: -1000 for air, -850 for lung, around 0 for soft tissue, up to 850 for bone.
     grid : Grid
-        In mm and centred on 0. As in DICOM, z grows to the head, y to the back and x to the left.
+        Grid in mm, centred on 0. As in DICOM, z grows towards the head, y towards the back and x towards the left.
 
     Raises
     ------
-    ValueError
-        If `size` is below 16 or `noise` is negative.
+    InputError
+        If `size` is below 16 or `noise` is negative; a ValueError.
+
+    See Also
+    --------
+    vessel_phantom : Sparse volume of bright vessels.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.phantoms import anatomical_phantom
+    >>> volume, grid = anatomical_phantom(16)
+    >>> volume.shape, grid.voxel_size.tolist(), grid.units
+    ((16, 16, 16), [24.0, 24.0, 24.0], ('mm', 'mm', 'mm'))
     """
     _check(size, noise)
     canvas = _Canvas(size, _BODY_WIDTH, _AIR)
@@ -69,29 +80,40 @@ def anatomical_phantom(size: int = 128, *, noise: float = 0.01, seed: int = 0) -
 
 
 def vessel_phantom(size: int = 128, *, noise: float = 0.005, seed: int = 0) -> tuple[Float32Array, Grid]:
-    """Return two trees of bright vessels on an empty background.
+    """Return a synthetic volume of two trees of bright vessels on an empty background.
 
     Parameters
     ----------
     size : int
-        Voxels along each axis, 16 or more; they measure ``64 / size`` mm. Vessels fork down to a radius of
-        0.8 voxels, so that larger phantoms hold finer trees.
+        Number of voxels along each axis, at least 16; voxels measure ``64 / size`` mm. Vessels branch down to a radius
+        of 0.8 voxels: larger phantoms have more branches.
     noise : float
-        Standard deviation of the Gaussian noise.
+        Standard deviation of the Gaussian noise; 0 or more.
     seed : int
-        Decides vessels and noise.
+        Random seed of vessels and noise.
 
     Returns
     -------
     volume : ndarray of float32, (Z, Y, X)
-        From 0 to 1, before noise; the noise is not clipped.
+        Intensities from 0 to 1 before noise; the noise is not clipped.
     grid : Grid
-        In mm and centred on 0.
+        Grid in mm, centred on 0.
 
     Raises
     ------
-    ValueError
-        If `size` is below 16 or `noise` is negative.
+    InputError
+        If `size` is below 16 or `noise` is negative; a ValueError.
+
+    See Also
+    --------
+    anatomical_phantom : Synthetic CT of a body.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.phantoms import vessel_phantom
+    >>> volume, grid = vessel_phantom(16, noise=0)
+    >>> volume.shape, float(volume.min()) >= 0, float(volume.max()) <= 1
+    ((16, 16, 16), True, True)
     """
     _check(size, noise)
     canvas = _Canvas(size, _VESSELS_WIDTH, 0)
@@ -207,12 +229,12 @@ def _oval(places: Positions, height: Any, width: Any, middle: Any = 0.0) -> Any:
     return k * (k - 1) / slope
 
 
-def _ellipsoid(places: Positions, centre: ArrayLike, radii: ArrayLike, turn: Turn | None = None) -> Any:
-    """Distance to an ellipsoid, right near its surface; `turn` rotates about z, y and x, in degrees."""
+def _ellipsoid(places: Positions, centre: ArrayLike, radii: ArrayLike, angles: EulerAngles | None = None) -> Any:
+    """Return the distance to an ellipsoid, exact near its surface; `angles` rotate it about z, y and x, degrees."""
     radii = np.asarray(radii, np.float32)
     offset = [p - c for p, c in zip(places, np.asarray(centre, np.float32), strict=True)]
-    if turn is not None:
-        rows = Rotation.from_euler("xyz", turn, degrees=True).as_matrix().astype(np.float32)
+    if angles is not None:
+        rows = Rotation.from_euler("xyz", angles, degrees=True).as_matrix().astype(np.float32)
         offset = [row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2] for row in rows]
     scaled = [o / radius for o, radius in zip(offset, radii, strict=True)]
     k = np.sqrt(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2) + 1e-6

@@ -95,6 +95,7 @@ def _tighter(limit: NumberT | None, other: NumberT | None) -> NumberT | None:
 
 
 StepT = TypeVar("StepT", bound=Step)
+NewStepT = TypeVar("NewStepT", bound=Step)
 
 
 def finish(steps: Generator[Step, None, ResultT]) -> ResultT:
@@ -125,3 +126,29 @@ def rescaled(steps: Generator[StepT, None, ResultT], start: float, end: float) -
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
             yield replace(step, fraction=start + (end - start) * step.fraction)
+
+
+def mapped(
+    steps: Generator[StepT, None, ResultT], function: Callable[[StepT], NewStepT | None]
+) -> Generator[NewStepT, None, ResultT]:
+    """Yield ``function(step)`` for each step of a run, except where it is None, and return the result of the run.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.progress import Step, mapped
+    >>> def run():
+    ...     yield Step(0.0, "Starting")
+    ...     yield Step(0.5, "Working")
+    ...     return "result"
+    >>> [step.message for step in mapped(run(), lambda step: step if step.fraction else None)]
+    ['Working']
+    """
+    with closing(steps):
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            new = function(step)
+            if new is not None:
+                yield new

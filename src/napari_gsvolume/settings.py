@@ -1,4 +1,4 @@
-"""What all models of settings share: kinds of numbers, budgets, one sentence for what does not fit."""
+"""Common parts of all settings models: types of numbers, and errors of one sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], **values: Any) -> Model:
-    """Return a model; raise ValueError, in one sentence naming the field, if a value does not fit."""
+    """Return a model of these values; raise an `InputError` that names the field if a value does not fit."""
     try:
         return model(**values)
     except ValidationError as error:
@@ -24,9 +24,9 @@ def validated(model: type[Model], **values: Any) -> Model:
 
 
 def one_sentence(error: ValidationError, label: Callable[[str], str] = str) -> str:
-    """Return what is wrong with the first value that does not fit; `label` names its field to the user."""
+    """Return a sentence on the first value that does not fit; `label` maps the field to its name for the user."""
     first = error.errors()[0]
-    if not first["loc"]:  # not one value, but how some go together
+    if not first["loc"]:  # an error of several values together
         sentence = first["msg"].removeprefix("Value error, ").rstrip(".")
         return f"{sentence[:1].upper()}{sentence[1:]}."
     return f"{label('.'.join(map(str, first['loc'])))}: {first['msg'].rstrip('.')} (it is {first['input']!r})."

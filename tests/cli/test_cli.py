@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,11 +10,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from typer.main import get_command
 
 import napari_gsvolume.fitting
-from napari_gsvolume import FitSettings, GaussianVolume, Grid, __version__, anatomical_phantom
+from napari_gsvolume import FitSettings, GaussianVolume, Grid, __version__
+from napari_gsvolume.cli.app import app
 from napari_gsvolume.cli.progress import StopSignal
+from napari_gsvolume.cli.sections import COMMAND_SECTIONS
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
+from napari_gsvolume.phantoms import anatomical_phantom
+from napari_gsvolume.rendering.settings import TrainSettings
+from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -261,10 +268,71 @@ def test_version_and_help(run: Run) -> None:
     assert all(f"--{name.replace('_', '-')}" in out for name in FitSettings.model_fields)
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_help_lists_commands_in_sections_with_whole_summaries(
+    run: Run, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = run("--help")
+    places = [out.index(f"\n{title}:\n") for title in COMMAND_SECTIONS]
+    assert places == sorted(places)
+    assert "\u2026" not in out
+    assert "..." not in out.replace("[ARGS]...", "")
+    assert max(map(len, out.splitlines())) <= min(columns, 100)
+    words = " ".join(out.split())
+    for name, command in get_command(app).commands.items():
+        summary = " ".join(command.callback.__doc__.partition("\n\n")[0].split())
+        assert f"{name} {summary}" in words
+
+
+@pytest.mark.parametrize("command", ["fit", "train-sr", "train-views"])
+def test_settings_are_listed_in_sections(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(command, "--help")
+    sections = re.split(r"^(\S.*):$", out, flags=re.MULTILINE)
+    rows = {title: re.findall(r"^  --([a-z0-9-]+)", text, re.MULTILINE) for title, text in pairs(sections[1:])}
+    model = {"fit": FitSettings, "train-sr": TrainSRSettings, "train-views": TrainSettings}[command]
+    expected: dict[str, set[str]] = {}
+    for name, field in model.model_fields.items():
+        expected.setdefault(field.json_schema_extra["panel"], set()).add(name.replace("_", "-"))
+    assert {title: set(rows[title]) for title in expected} == expected
+    assert {"out", "report", "help"} <= set(rows["Options"])
+    assert "[default: " in out  # square brackets are text, not markup
+
+
+def pairs(words: list[str]) -> list[tuple[str, str]]:
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def completed(shell_words: str, **environment: str) -> list[str]:
+    code = "import sys; from napari_gsvolume.cli import main; sys.exit(main())"
+    asked = {"COMP_WORDS": shell_words, "COMP_CWORD": str(len(shell_words.split()) - 1)}
+    asked["_GSVOLUME_COMPLETE"] = "complete_bash"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked | environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_completion_of_commands_options_and_choices() -> None:
+    assert completed("gsvolume tr") == ["train-views", "train-sr", "track"]
+    assert "--time-limit" in completed("gsvolume fit --ti")
+    assert completed("gsvolume fit --solver g") == ["gauss-newton"]
+    script = "\n".join(completed("", _GSVOLUME_COMPLETE="source_bash"))
+    assert "complete -o default -F _gsvolume_completion gsvolume" in script
+
+
+def test_completion_can_be_shown_and_installed(run: Run) -> None:
+    _, out, _ = run("--help")
+    assert "--install-completion" in out
+    assert "--show-completion" in out
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = """
 import sys
-from napari_gsvolume.cli.gaussians import main
+from napari_gsvolume.cli import main
 main(["fit", "--help"])
 sys.exit(" ".join({"torch", "numba", "nibabel", "napari", "matplotlib"} & set(sys.modules)))
 """
@@ -278,13 +346,15 @@ def test_a_stopped_fit_keeps_its_result(inputs: Path, tmp_path: Path, number: in
     code = """
 import sys
 import napari_gsvolume.fitting as fitting
-from napari_gsvolume.cli.gaussians import main
+from napari_gsvolume.progress import mapped
+from napari_gsvolume.cli import main
 all_steps = fitting.fit_steps
+def announce(step):
+    if step.iteration == 2:
+        print("ready", flush=True)
+    return step
 def fit_steps(*args, **options):
-    for step in all_steps(*args, **options):
-        if step.iteration == 2:
-            print("ready", flush=True)
-        yield step
+    return mapped(all_steps(*args, **options), announce)
 fitting.fit_steps = fit_steps
 sys.exit(main())
 """

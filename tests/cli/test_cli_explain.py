@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from napari_gsvolume import Grid, anatomical_phantom
+from napari_gsvolume import Grid
 from napari_gsvolume.explain import activations
 from napari_gsvolume.explain import explanation as running
-from napari_gsvolume.explain.models.inputs import Volume, images_for
+from napari_gsvolume.explain.models.inputs import Volume, prepare_images
 from napari_gsvolume.explain.models.loading import load_model
 from napari_gsvolume.explain.settings import ExplainSettings
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
-from napari_gsvolume.super_resolution.training import train_sr
+from napari_gsvolume.phantoms import anatomical_phantom
+from napari_gsvolume.super_resolution.training import train_superresolution
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,7 +119,7 @@ def inputs(tmp_path_factory):
     colours = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, np.eye(4)), folder / "rgb.nii.gz")
     (folder / "factories_of_test_cli.py").write_text(FACTORIES)
-    model = train_sr([anatomical_phantom(20)[0]], channels=4, blocks=1, batch=2, iterations=1).model
+    model = train_superresolution([anatomical_phantom(20)[0]], channels=4, blocks=1, batch_size=2, iterations=1).model
     for n in (1, 2, 10):  # its last layer begins at 0, and is to give something
         model.scheme.network.tail.weight.data.normal_(0, 0.01 * n)
         model.save(folder / f"sr-{n}.safetensors")
@@ -145,7 +146,7 @@ def test_a_super_resolution(run, inputs, tmp_path) -> None:
     assert (code, err) == (0, "")
     assert "network.head: 4 features" in text
     loaded = load_model(inputs / "sr-10.safetensors")
-    images = images_for(loaded, [Volume.of("ct", VOLUME)], ExplainSettings())
+    images = prepare_images(loaded, [Volume.of("ct", VOLUME)], ExplainSettings())
     expected = activations(loaded.model, images, None, 3, max_samples=100_000)
     layers = {row["layer"]: row for row in rows(out / "layers.csv")}
     assert list(layers) == list(expected)
@@ -169,7 +170,7 @@ def test_a_super_resolution(run, inputs, tmp_path) -> None:
     assert len(page.images) == 1 + len(expected) + 1
     assert all(source.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for source in page.images)
     assert "script" not in page.seen
-    assert "scheme b, edsr, factor 2" in page.words
+    assert "scheme residual, edsr, factor 2" in page.words
     assert "Attention is left out" in page.words
     assert len(rows(out / "jacobian.csv")) == 3
     assert json.loads((out / "settings.json").read_text())["settings"]["k"] == 3
@@ -244,13 +245,17 @@ def test_attention_of_a_network_of_one_size(run, tmp_path) -> None:
 
 
 def test_interrupted_it_keeps_what_there_is(run, tmp_path, monkeypatch) -> None:
-    steps = running.explain_steps
+    explain_steps = running.explain_steps
 
-    def interrupted(*args):
-        sent = False
-        for step in steps(*args):
+    def interrupted(*args, **options):
+        steps, sent = explain_steps(*args, **options), False
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
             yield step
-            if step.progress >= 0.2 and not sent:
+            if step.fraction >= 0.1 and not sent:
                 sent = True
                 signal.raise_signal(signal.SIGINT)
 
@@ -297,7 +302,7 @@ BAD = {
     "no function": (("explain", "--model", "factories_of_test_cli:no", *CT, *OUT), "has no no"),
     "a factory that raises": (("explain", *RAISES, *CT, *OUT), "RuntimeError: no such file"),
     "a factory of nothing": (("explain", "--model", "factories_of_test_cli:nothing", *CT, *OUT), "returned int"),
-    "weights that do not fit": (("explain", *POOLED, *MISFIT, *CT, *OUT), "it lacks first.bias"),
+    "weights that do not fit": (("explain", *POOLED, *MISFIT, *CT, *OUT), "missing are first.bias"),
     "weights of other shapes": (("explain", *POOLED, *MISFIT, *CT, *OUT), "6x2x3x3"),
     "a pickle": (("explain", *POOLED, "--weights", "code.pt", *CT, *OUT), "safetensors"),
     "weights that are none": (("explain", *POOLED, "--weights", "ct.nii.gz", *CT, *OUT), "ct.nii.gz"),
@@ -305,7 +310,8 @@ BAD = {
     "a layer": (("explain", *SR, "--layers", "network.hed", *CT, *OUT), "network.head"),
     "a pattern": (("explain", *SR, "--layers", "nothing.*", *CT, *OUT), "nothing.*"),
     "an image for volumes": (
-        ("explain", "--model", "factories_of_test_cli:volumes", "--images", "flat.nii.gz", *OUT), "takes volumes",
+        ("explain", "--model", "factories_of_test_cli:volumes", "--images", "flat.nii.gz", *OUT),
+        "takes volumes",
     ),
     "a size": (("explain", "--model", "factories_of_test_cli:tokens", "--size", 8, *CT, *OUT), "1x3x8x8"),
     "channels": (("explain", *POOLED, "--channels", "images", *CT, "flat.nii.gz", *OUT), "1 channels"),
@@ -315,9 +321,10 @@ BAD = {
     "no checkpoints": (("track", "--checkpoints", "no*.safetensors", *CT, *OUT), "no*.safetensors"),
     "checkpoints without a model": (("track", "--checkpoints", "w0.safetensors", *CT, *OUT), "w0.safetensors"),
     "a checkpoint that does not fit": (
-        ("track", "--checkpoints", "w0.safetensors", "misfit.safetensors", *POOLED, *CT, *OUT), "misfit.safetensors",
+        ("track", "--checkpoints", "w0.safetensors", "misfit.safetensors", *POOLED, *CT, *OUT),
+        "misfit.safetensors",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

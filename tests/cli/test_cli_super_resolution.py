@@ -3,23 +3,28 @@
 import csv
 import json
 import signal
+from itertools import islice
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from napari_gsvolume import Grid, anatomical_phantom
+from napari_gsvolume import Grid
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
-from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.phantoms import anatomical_phantom
+from napari_gsvolume.super_resolution import training
+from napari_gsvolume.super_resolution.bspline import upsample_bspline
+from napari_gsvolume.super_resolution.data import TrainingData
 from napari_gsvolume.super_resolution.degradation import Degradation
-from napari_gsvolume.super_resolution.model import SRModel, superresolve
-from napari_gsvolume.super_resolution.training import SRTraining, train_sr
+from napari_gsvolume.super_resolution.model import SRModel
+from napari_gsvolume.super_resolution.training import train_superresolution, train_superresolution_steps
+from napari_gsvolume.super_resolution.upsampling import superresolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOLUME = anatomical_phantom(24)[0][:, :20, :18]
-TINY = {"channels": 4, "blocks": 1, "batch": 2}
-FEW = ("--channels", 4, "--blocks", 1, "--batch", 2)
+TINY = {"channels": 4, "blocks": 1, "batch_size": 2}
+FEW = ("--channels", 4, "--blocks", 1, "--batch-size", 2)
 
 
 def oblique() -> np.ndarray:
@@ -48,12 +53,14 @@ def inputs(tmp_path_factory):
     write_nifti(folder / "series.nii.gz", np.stack([VOLUME, 2 * VOLUME]), grid)
     colours = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, np.eye(4)), folder / "rgb.nii.gz")
-    for scheme in "ab":
-        train_sr([VOLUME], **TINY, scheme=scheme, iterations=2).model.save(folder / f"{scheme}.safetensors")
+    for scheme, name in (("singular-vectors", "a"), ("residual", "b")):
+        train_superresolution([VOLUME], **TINY, scheme=scheme, iterations=2).model.save(folder / f"{name}.safetensors")
     content = (folder / "b.safetensors").read_bytes()
     (folder / "damaged.safetensors").write_bytes(content[: len(content) // 2])
-    (folder / "future.safetensors").write_bytes(content.replace(b"gsvolume/sr/1", b"gsvolume/sr/2"))
-    train_sr([VOLUME], **TINY, scheme="a", rank=8, iterations=1).model.save(folder / "rank.safetensors")
+    (folder / "future.safetensors").write_bytes(content.replace(b"gsvolume/sr/2", b"gsvolume/sr/3"))
+    train_superresolution([VOLUME], **TINY, scheme="singular-vectors", rank=8, iterations=1).model.save(
+        folder / "rank.safetensors"
+    )
     write_nifti(folder / "narrow.nii.gz", VOLUME[:, :, :7], Grid((24, 20, 7)))
     write_nifti(folder / "uniform.nii.gz", np.full_like(VOLUME, 7), grid)
     return folder
@@ -112,8 +119,8 @@ class TestSuperresolve:
         ("options", "factors"),
         [
             ((), (1, 2, 2)),
-            (("--axis", "x"), (2, 2, 1)),
-            (("--axes", "through-plane", "--factor", 3, "--degradation", "bicubic"), (3, 1, 1)),
+            (("--slice-axis", "x"), (2, 2, 1)),
+            (("--upsample-axes", "through-plane", "--factor", 3, "--degradation", "bicubic"), (3, 1, 1)),
             (("--factor", 1.5, "--degradation", "psf", "--fwhm", 1.2), (1, 1.5, 1.5)),
         ],
     )
@@ -138,7 +145,7 @@ class TestSuperresolve:
     def test_without_the_projection_it_is_the_spline(self, run, tmp_path) -> None:
         path = tmp_path / "HR.nii.gz"
         assert run("superresolve", "ct.nii.gz", "--no-project", "--quiet", "--out", path) == (0, "", "")
-        np.testing.assert_allclose(read_nifti(path).data, spline(VOLUME, (1, 2, 2)), atol=1e-2)
+        np.testing.assert_allclose(read_nifti(path).data, upsample_bspline(VOLUME, (1, 2, 2)), atol=1e-2)
         assert np.abs(Degradation.of_low(VOLUME.shape, (1, 2, 2)).degrade(read_nifti(path).data) - VOLUME).max() > 10
 
     def test_an_image_and_a_volume_of_a_series(self, run, tmp_path) -> None:
@@ -149,39 +156,44 @@ class TestSuperresolve:
         low = Degradation.of_low(VOLUME.shape, (1, 2, 2)).degrade(read_nifti(path).data)
         np.testing.assert_allclose(low, 2 * VOLUME, atol=0.1)
 
-    @pytest.mark.parametrize("scheme", ["a", "b"])
+    @pytest.mark.parametrize("scheme", ["singular-vectors", "residual"])
     @pytest.mark.parametrize("axes", ["in-plane", "through-plane"])
     def test_by_a_model(self, run, tmp_path, scheme, axes) -> None:
-        path, model = tmp_path / "HR.nii.gz", f"{scheme}.safetensors"
+        path, model = tmp_path / "HR.nii.gz", {"singular-vectors": "a", "residual": "b"}[scheme] + ".safetensors"
         code, out, err = run(
-            "superresolve", "ct.nii.gz", "--scheme", scheme, "--model", model, "--axes", axes, "--out", path
+            "superresolve", "ct.nii.gz", "--scheme", scheme, "--model", model, "--upsample-axes", axes, "--out", path
         )
         assert (code, err) == (0, "")
-        assert "differs from the input by" in out
+        assert "Data consistency" in out
         source, finer = read_nifti("ct.nii.gz"), read_nifti(path)
         factors = (1, 2, 2) if axes == "in-plane" else (2, 1, 1)
         np.testing.assert_allclose(finer.grid.affine, source.grid.resampled(factors).affine, atol=1e-4)
-        expected = superresolve(VOLUME, SRModel.load(model), 0, axes)
+        expected = superresolve(VOLUME, SRModel.load(model), upsample_axes=axes).volume
         np.testing.assert_allclose(finer.data, expected, atol=1e-2)
-        assert np.abs(expected - spline(VOLUME, factors)).max() > 1
+        assert np.abs(expected - upsample_bspline(VOLUME, factors)).max() > 1
         low = Degradation.of_low(VOLUME.shape, factors).degrade(finer.data)
         assert np.abs(low - VOLUME).max() < 1e-5 * np.abs(VOLUME).max()
 
     def test_without_the_ensemble(self, run, tmp_path) -> None:
         path = tmp_path / "HR.nii.gz"
-        words = ("--scheme", "b", "--model", "b.safetensors", "--no-ensemble", "--out", path)
+        words = ("--scheme", "residual", "--model", "b.safetensors", "--no-ensemble", "--out", path)
         assert run("superresolve", "ct.nii.gz", *words)[0] == 0
-        expected = superresolve(VOLUME, SRModel.load("b.safetensors"), ensemble=False)
+        expected = superresolve(VOLUME, SRModel.load("b.safetensors"), ensemble=False).volume
         np.testing.assert_allclose(read_nifti(path).data, expected, atol=1e-2)
 
     def test_an_image_by_a_model(self, run, tmp_path) -> None:
         path = tmp_path / "HR.nii.gz"
-        assert run("superresolve", "flat.nii.gz", "--scheme", "b", "--model", "b.safetensors", "--out", path)[0] == 0
+        assert (
+            run("superresolve", "flat.nii.gz", "--scheme", "residual", "--model", "b.safetensors", "--out", path)[0]
+            == 0
+        )
         assert read_nifti(path).data.shape == (40, 36)
 
 
 class TestTrainSr:
-    @pytest.mark.parametrize("options", [("--scheme", "a"), ("--scheme", "b", "--backbone", "unet"), ()])
+    @pytest.mark.parametrize(
+        "options", [("--scheme", "singular-vectors"), ("--scheme", "residual", "--backbone", "unet"), ()]
+    )
     def test_model_and_report(self, run, tmp_path, options) -> None:
         model, report = tmp_path / "SR.safetensors", tmp_path / "R.json"
         code, out, err = run(
@@ -207,13 +219,13 @@ class TestTrainSr:
             assert f"{name}: {psnr:.2f}" in out
         assert "All iterations are done. 3 iterations" in out
         chosen = dict(zip(options[::2], options[1::2], strict=True))
-        assert loaded.settings.scheme == chosen.get("--scheme", "b")
+        assert loaded.settings.scheme == chosen.get("--scheme", "residual")
         assert loaded.settings.backbone == chosen.get("--backbone", "edsr")
         scheme = loaded.settings.scheme
         made = run("superresolve", "ct.nii.gz", "--scheme", scheme, "--model", model, "--out", tmp_path / "HR.nii.gz")
         assert made[0] == 0
 
-    @pytest.mark.parametrize("scheme", ["a", "b"])
+    @pytest.mark.parametrize("scheme", ["singular-vectors", "residual"])
     def test_followed(self, run, tmp_path, scheme) -> None:
         """It learns the same; the table has the judgments as epochs."""
         model, report, table = tmp_path / "SR.safetensors", tmp_path / "R.json", tmp_path / "T.csv"
@@ -268,33 +280,47 @@ class TestTrainSr:
         (tmp_path / "notes.txt").write_text("no image")
         (tmp_path / "d.nii").mkdir()
         seen = []
-        made = SRTraining.__init__
 
-        def seeing(self, volumes, sizes, **settings):
+        def seeing(volumes, sizes, **settings):
             seen.extend((float(volume.max() / VOLUME.max()), size) for volume, size in zip(volumes, sizes, strict=True))
-            made(self, volumes, sizes, **settings)
+            return train_superresolution_steps(volumes, sizes, **settings)
 
-        monkeypatch.setattr(SRTraining, "__init__", seeing)
+        monkeypatch.setattr(training, "train_superresolution_steps", seeing)
         words = ("--iterations", 1, *FEW, "--quiet")
         assert run("train-sr", tmp_path, "ct.nii.gz", *words) == (0, "", "")
         np.testing.assert_allclose([times for times, _ in seen], [2, 1, 3, 1], rtol=1e-5)
         np.testing.assert_allclose([size for _, size in seen], [source.grid.voxel_size] * 4, rtol=1e-5)
 
     def test_interrupted_it_keeps_the_best(self, run, tmp_path, monkeypatch) -> None:
-        steps = SRTraining.steps
+        batches = TrainingData.batches
 
-        def interrupted(self, stop):
-            for step in steps(self, stop):
-                yield step
-                if step.iteration == 3:
+        def interrupted(self, random):
+            for k, batch in enumerate(batches(self, random), 1):
+                if k == 4:
                     signal.raise_signal(signal.SIGINT)
+                yield batch
 
-        monkeypatch.setattr(SRTraining, "steps", interrupted)
+        monkeypatch.setattr(TrainingData, "batches", interrupted)
         model = tmp_path / "SR.safetensors"
         code, out, err = run("train-sr", "ct.nii.gz", "--iterations", 9999, *FEW, "--out", model)
         assert (code, err) == (0, "")
         assert "Stopped. 4 iterations" in out
         assert SRModel.load(model).metrics["iterations"] == 4
+
+    def test_an_error_in_an_iteration_keeps_the_best(self, run, tmp_path, monkeypatch) -> None:
+        def failing(self, random):
+            yield from islice(batches(self, random), 2)
+            raise RuntimeError("no luck")
+
+        batches = TrainingData.batches
+        monkeypatch.setattr(TrainingData, "batches", failing)
+        model, report = tmp_path / "SR.safetensors", tmp_path / "R.json"
+        words = "train-sr", "ct.nii.gz", "--iterations", 9, *FEW, "--out", model, "--report", report
+        code, out, err = run(*words)
+        assert (code, out) == (1, "")
+        assert "failed in iteration 3: no luck." in err
+        assert SRModel.load(model).metrics["iterations"] == 2
+        assert json.loads(report.read_text())["message"] in err
 
 
 OUT = ("--out", "HR.nii.gz")
@@ -314,50 +340,72 @@ BAD = {
     "a scheme": (("superresolve", "ct.nii.gz", "--scheme", "nearest", *OUT), "scheme"),
     "a volume with NaN": (("superresolve", "nan.nii.gz", *OUT), "NaN"),
     "a volume of colours": (("superresolve", "rgb.nii.gz", *OUT), "colours"),
-    "slices of an image": (("superresolve", "flat.nii.gz", "--axes", "through-plane", *OUT), "two axes"),
+    "slices of an image": (("superresolve", "flat.nii.gz", "--upsample-axes", "through-plane", *OUT), "two axes"),
     "a wide psf": (("superresolve", "ct.nii.gz", "--degradation", "psf", "--fwhm", 5, *OUT), "psf"),
     "an ending": (("superresolve", "ct.nii.gz", "--out", "HR.npz"), ".nii.gz"),
     "a model of another factor": (
-        ("superresolve", "ct.nii.gz", "--factor", 3, "--scheme", "b", "--model", "b.safetensors", *OUT),
+        ("superresolve", "ct.nii.gz", "--factor", 3, "--scheme", "residual", "--model", "b.safetensors", *OUT),
         "factor 2, not 3",
     ),
     "a model of another scheme": (
-        ("superresolve", "ct.nii.gz", "--scheme", "a", "--model", "b.safetensors", *OUT),
-        "scheme b, not a",
+        ("superresolve", "ct.nii.gz", "--scheme", "singular-vectors", "--model", "b.safetensors", *OUT),
+        "scheme residual, not singular-vectors",
     ),
     "a model of another degradation": (
-        ("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "b.safetensors", "--degradation", "bicubic", *OUT),
+        (
+            "superresolve",
+            "ct.nii.gz",
+            "--scheme",
+            "residual",
+            "--model",
+            "b.safetensors",
+            "--degradation",
+            "bicubic",
+            *OUT,
+        ),
         "block-mean, not bicubic",
     ),
-    "no model": (("superresolve", "ct.nii.gz", "--scheme", "b", *OUT), "--model"),
-    "a model that is not there": (("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "no.pt", *OUT), "no.pt"),
-    "a model that is none": (("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "ct.nii.gz", *OUT), "ct.nii.gz"),
+    "no model": (("superresolve", "ct.nii.gz", "--scheme", "residual", *OUT), "--model"),
+    "a model that is not there": (
+        ("superresolve", "ct.nii.gz", "--scheme", "residual", "--model", "no.pt", *OUT),
+        "no.pt",
+    ),
+    "a model that is none": (
+        ("superresolve", "ct.nii.gz", "--scheme", "residual", "--model", "ct.nii.gz", *OUT),
+        "ct.nii.gz",
+    ),
     "a damaged model": (
-        ("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "damaged.safetensors", *OUT),
+        ("superresolve", "ct.nii.gz", "--scheme", "residual", "--model", "damaged.safetensors", *OUT),
         "damaged.safetensors is damaged",
     ),
     "a model of a future version": (
-        ("superresolve", "ct.nii.gz", "--scheme", "b", "--model", "future.safetensors", *OUT),
+        ("superresolve", "ct.nii.gz", "--scheme", "residual", "--model", "future.safetensors", *OUT),
         "try a newer napari-gsvolume",
     ),
     "a model of more modes": (
-        ("superresolve", "narrow.nii.gz", "--scheme", "a", "--model", "rank.safetensors", *OUT),
+        ("superresolve", "narrow.nii.gz", "--scheme", "singular-vectors", "--model", "rank.safetensors", *OUT),
         "takes 8 modes",
     ),
     "a model for a spline": (("superresolve", "ct.nii.gz", "--model", "b.safetensors", *OUT), "--scheme"),
-    "NaN with a model": (("superresolve", "nan.nii.gz", "--scheme", "b", "--model", "b.safetensors", *OUT), "NaN"),
+    "NaN with a model": (
+        ("superresolve", "nan.nii.gz", "--scheme", "residual", "--model", "b.safetensors", *OUT),
+        "NaN",
+    ),
     "training on NaN": (("train-sr", "ct.nii.gz", "nan.nii.gz", *SR), "nan.nii.gz: There are NaN"),
     "training on colours": (("train-sr", "rgb.nii.gz", *SR), "colours"),
-    "training on an empty folder": (("train-sr", "empty", *SR), "empty holds no .nii"),
+    "training on an empty folder": (("train-sr", "empty", *SR), "empty contains no .nii"),
     "training on what is constant": (("train-sr", "uniform.nii.gz", *SR), "constant"),
     "training with weights that are not there": (
-        ("train-sr", "ct.nii.gz", "--lambda-perceptual", 1, "--perceptual", "no.safetensors", *FEW, *SR),
+        ("train-sr", "ct.nii.gz", "--perceptual-weight", 1, "--perceptual-features", "no.safetensors", *FEW, *SR),
         "no.safetensors cannot be read",
     ),
-    "training with weights of another kind": (("train-sr", "ct.nii.gz", "--perceptual", "VGG.pt", *SR), "VGG.pt"),
+    "training with weights of another kind": (
+        ("train-sr", "ct.nii.gz", "--perceptual-features", "VGG.pt", *SR),
+        "VGG.pt",
+    ),
     "training of decoders": (
-        ("train-sr", "ct.nii.gz", "--functions", "decoders", "--smoothing", 1, *SR),
-        "leave them out with decoders",
+        ("train-sr", "ct.nii.gz", "--basis", "learned", "--smoothing", 1, *SR),
+        "omit them with learned decoders",
     ),
     "training on an image": (("train-sr", "flat.nii.gz", *SR), "two axes"),
     "training on a series": (("train-sr", "series.nii.gz", *SR), "--time-point"),

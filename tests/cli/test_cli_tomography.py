@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from napari_gsvolume import GaussianVolume, Grid, anatomical_phantom
+from napari_gsvolume import GaussianVolume, Grid
 from napari_gsvolume.io.nifti import write_nifti
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.tomography.beer_lambert import hounsfield_to_attenuation
+from napari_gsvolume.tomography.presets import spread_angles
 from napari_gsvolume.tomography.projections import read_projections
-from napari_gsvolume.tomography.scan import Scan, orbit, spread
-from napari_gsvolume.tomography.voxel_projector import project
+from napari_gsvolume.tomography.scan import Scan, circular_scan
+from napari_gsvolume.tomography.voxel_projector import project_voxels
 
 Run = Callable[..., tuple[int, str, str]]
 VOXEL = (2.0, 1.5, 1.0)
@@ -31,7 +33,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = torch.tensor([[10.0, 9, 8]]), torch.eye(3)[None] / 3, torch.tensor([100.0])
     GaussianVolume(*one, GRID, -1000.0).save(folder / "blob.safetensors")
     GaussianVolume(*one, GRID).save(folder / "blob.gsv")
-    orbit(GRID.shape, VOXEL, [0, 33], "cone").save(folder / "cone.json")
+    circular_scan(GRID.shape, VOXEL, [0, 33], "cone").save(folder / "cone.json")
     (folder / "broken.json").write_text('{"beam": "pencil"}')
     return folder
 
@@ -44,11 +46,11 @@ def test_the_contract(run: Run, tmp_path: Path) -> None:
     assert str(stack) in out
     assert str(geometry) in out
     image, scan = nib.load(stack), Scan.load(geometry)
-    expected = orbit(GRID.shape, VOXEL, spread(7, 180))
+    expected = circular_scan(GRID.shape, VOXEL, spread_angles(7, 180))
     assert image.shape == (*expected.pixels, 7)
     assert image.get_data_dtype() == np.float32
     np.testing.assert_array_equal(scan.sources, expected.sources)
-    np.testing.assert_allclose(np.asarray(image.dataobj).T, project(VOLUME, expected), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(image.dataobj).T, project_voxels(VOLUME, expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("beam", "arc"), [("parallel", 180), ("fan", 360), ("cone", 360)])
@@ -59,7 +61,9 @@ def test_beams(run: Run, tmp_path: Path, beam: str, arc: float) -> None:
     assert run("project", "blob.gsv", "--geometry", beam, "--views", 4, *far, *detector, "--out", out)[0] == 0
     scan = read_projections(out).scan
     distances = {"source_to_axis": 90, "source_to_detector": 200} if far else {}
-    same = orbit(GRID.shape, VOXEL, spread(4, arc), beam, **distances, pixels=(30, 20), pixel_size=(2, 3))
+    same = circular_scan(
+        GRID.shape, VOXEL, spread_angles(4, arc), beam, **distances, pixels=(30, 20), pixel_size=(2, 3)
+    )
     for name in ("sources", "centres", "u", "v"):
         np.testing.assert_allclose(getattr(scan, name), getattr(same, name), atol=1e-12)
     assert scan.pixels == (30, 20)
@@ -78,9 +82,9 @@ def test_a_geometry_from_a_file(run: Run, inputs: Path, tmp_path: Path) -> None:
 def test_hounsfield_units_and_modes(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "P.nii"
     assert run("project", "ct.nii.gz", "--hu", "--views", 3, "--out", out)[0] == 0
-    scan = orbit(GRID.shape, VOXEL, spread(3, 180))
+    scan = circular_scan(GRID.shape, VOXEL, spread_angles(3, 180))
     np.testing.assert_allclose(
-        read_projections(out).images, project(hounsfield_to_attenuation(VOLUME), scan), rtol=1e-5
+        read_projections(out).images, project_voxels(hounsfield_to_attenuation(VOLUME), scan), rtol=1e-5
     )
     assert run("project", "blob.safetensors", "--hu", "--views", 3, "--out", out)[0] == 0
     peak = 0.0193 / 10 * np.sqrt(2 * np.pi) * 3 * VOXEL[1]  # of the blob's middle; the background of -1000 is nothing
@@ -122,7 +126,7 @@ def test_noise(run: Run, tmp_path: Path) -> None:
         (["ct.nii.gz", "--depth", 3], ["--depth", "--noise-photons"]),
         (["ct.nii.gz", "--pixel-size", 0, 1], ["pixel", "positive"]),
     ],
-)  # fmt: skip
+)
 def test_one_clear_sentence(run: Run, tmp_path: Path, options: list[object], words: list[str]) -> None:
     code, out, err = run("project", *options, "--out", tmp_path / "P.nii.gz")
     assert (code, out) == (2, "")

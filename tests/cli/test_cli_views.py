@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from napari_gsvolume import Grid, anatomical_phantom
+from napari_gsvolume import Grid
 from napari_gsvolume.io.nifti import write_nifti
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.rendering.cameras import Cameras
 from napari_gsvolume.rendering.splats.ply import read_splats
-from napari_gsvolume.rendering.volume.transfer_functions import preset
+from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction
 
-QUICK = ("--views", 8, "--size", 40, "--gaussians", 300, "--iterations", 60, "--hold-out", 2)
+QUICK = ("--views", 8, "--image-size", 40, "--gaussians", 300, "--iterations", 60, "--held-out-views", 2)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def inputs(tmp_path_factory):
     write_nifti(folder / "labels.nii.gz", labels, grid)
     write_nifti(folder / "other.nii.gz", labels[1:], Grid(labels[1:].shape))
     write_nifti(folder / "flat.nii.gz", volume[5], Grid(volume[5].shape))
-    preset("ct-soft-tissue", volume).save(folder / "tf.json")
+    TransferFunction.from_preset("ct-soft-tissue", volume).save(folder / "tf.json")
     (folder / "bad.json").write_text("{}")
     return folder
 
@@ -34,7 +35,7 @@ def inputs(tmp_path_factory):
 def test_the_contract(run, tmp_path):
     views, model, report, rendered = (tmp_path / n for n in ("VIEWS.npz", "MODEL.ply", "R.json", "RENDERED.npz"))
     bone = ("ct.nii.gz", "--preset", "ct-bone")
-    code, out, err = run("views", *bone, "--mode", "dvr", "--views", 5, "--size", 40, "--out", views)
+    code, out, err = run("views", *bone, "--mode", "dvr", "--views", 5, "--image-size", 40, "--out", views)
     assert (code, err) == (0, "")
     assert "5 views of 40 x 40 pixels" in out
     with np.load(views) as file:
@@ -51,7 +52,7 @@ def test_the_contract(run, tmp_path):
     assert {"psnr_db", "ssim", "n_gaussians", "fps", "history"} <= set(figures)
     assert f"{figures['psnr_db']:.2f} dB" in out
     assert len(read_splats(model)) == figures["n_gaussians"]
-    assert read_splats(model).degree == 1
+    assert read_splats(model).sh_degree == 1
     code, out, err = run("render", model, "--cameras", views, "--out", rendered)
     assert (code, err) == (0, "")
     with np.load(rendered) as file:
@@ -63,13 +64,15 @@ def test_the_contract(run, tmp_path):
 
 @pytest.mark.parametrize("mode", ["mip", "minip", "mean", "xray"])
 def test_modes(run, tmp_path, mode):
-    assert run("views", "ct.nii.gz", "--mode", mode, "--views", 2, "--size", 20, "--out", tmp_path / "V.npz")[0] == 0
+    assert (
+        run("views", "ct.nii.gz", "--mode", mode, "--views", 2, "--image-size", 20, "--out", tmp_path / "V.npz")[0] == 0
+    )
     with np.load(tmp_path / "V.npz") as file:
         assert file["images"].shape == (2, 20, 20, 1)
 
 
-def test_colours_from_a_file_a_mask_and_parallel_rays(run, tmp_path):
-    common = ("views", "ct.nii.gz", "--tf", "tf.json", "--views", 3, "--size", 24, "--orthographic")
+def test_colors_from_a_file_a_mask_and_parallel_rays(run, tmp_path):
+    common = ("views", "ct.nii.gz", "--tf", "tf.json", "--views", 3, "--image-size", 24, "--orthographic")
     for name, more in (("all", ()), ("half", ("--mask", "labels.nii.gz")), ("plain", ("--no-shading",))):
         assert run(*common, *more, "--out", tmp_path / f"{name}.npz")[0] == 0
     assert Cameras.load(tmp_path / "all.npz").orthographic
@@ -80,9 +83,9 @@ def test_colours_from_a_file_a_mask_and_parallel_rays(run, tmp_path):
 
 def test_another_size(run, tmp_path):
     views, model, rendered = (tmp_path / n for n in ("V.npz", "M.ply", "R.npz"))
-    assert run("views", "ct.nii.gz", "--preset", "ct-bone", "--views", 2, "--size", 20, "--out", views)[0] == 0
+    assert run("views", "ct.nii.gz", "--preset", "ct-bone", "--views", 2, "--image-size", 20, "--out", views)[0] == 0
     assert run("train-views", "ct.nii.gz", *QUICK, "--out", model)[0] == 0
-    assert run("render", model, "--cameras", views, "--size", 50, "--sh-degree", 0, "--out", rendered)[0] == 0
+    assert run("render", model, "--cameras", views, "--image-size", 50, "--sh-degree", 0, "--out", rendered)[0] == 0
     assert np.load(rendered)["images"].shape == (2, 50, 50, 3)
 
 

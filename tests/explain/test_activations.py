@@ -6,8 +6,11 @@ import torch
 from torch import nn
 
 from helpers.dense_svd import assert_is_svd
+from helpers.long_runs import collect
 from helpers.networks_to_explain import MAKE, cnn, network, noise, super_resolution
 from napari_gsvolume import explain
+from napari_gsvolume.explain.decomposition.activations import activation_steps
+from napari_gsvolume.progress import Budget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,7 +66,7 @@ class TestMemory:
     def test_kept_or_run_again(self) -> None:
         w = network("cnn")
         kept = explain.activations(w.model, w.inputs, k=5)
-        again = explain.activations(w.model, w.inputs, k=5, budget=1000)
+        again = explain.activations(w.model, w.inputs, k=5, memory_limit=1000)
         for layer, d in kept.items():
             np.testing.assert_array_equal(d.scores, again[layer].scores)
             np.testing.assert_array_equal(d.places.piece, again[layer].places.piece)
@@ -73,7 +76,7 @@ class TestMemory:
         once = explain.activations(w.model, iter(w.inputs), [w.layer])[w.layer]
         np.testing.assert_array_equal(once.scores, explain.activations(w.model, w.inputs, [w.layer])[w.layer].scores)
         with refused(ValueError, "twice", "max_samples"):
-            explain.activations(w.model, iter(w.inputs), [w.layer], budget=10)
+            explain.activations(w.model, iter(w.inputs), [w.layer], memory_limit=10)
 
     def test_what_changes_from_pass_to_pass_is_noticed(self, refused) -> None:
         class Changing(list):
@@ -82,13 +85,24 @@ class TestMemory:
                 return super().__iter__()
 
         with refused(ValueError, "second pass"):
-            explain.activations(network("cnn").model, Changing(), ["3"], budget=10)
+            explain.activations(network("cnn").model, Changing(), ["3"], memory_limit=10)
 
     def test_steps(self) -> None:
         w = network("cnn")
-        steps = list(explain.activation_steps(w.model, w.inputs, [w.layer], budget=10))
-        assert [s.batch for s in steps] == [1, 2, 3, 4, 4]
-        assert [s.result is None for s in steps] == [True] * 4 + [False]
+        steps, result = collect(activation_steps(w.model, w.inputs, [w.layer], memory_limit=10))
+        assert [s.batch for s in steps] == [1, 2, 3, 4]
+        assert [s.fraction for s in steps] == [0.25, 0.5, 0.75, 1.0]
+        assert list(result) == [w.layer]
+
+    def test_a_run_that_is_stopped_has_the_batches_so_far(self) -> None:
+        w = network("cnn")
+        for limit in (10, 2**30):
+            steps, result = collect(
+                activation_steps(w.model, w.inputs, [w.layer], memory_limit=limit, budget=Budget(stop=lambda: True))
+            )
+            assert max(s.batch for s in steps) <= 2
+            expected = explain.activations(w.model, w.inputs[:1], [w.layer])[w.layer]
+            np.testing.assert_array_equal(result[w.layer].scores, expected.scores)
 
 
 class TestSampling:
@@ -211,7 +225,7 @@ class TestTheModelStaysAsItWas:
     def test_models_that_draw_numbers_can_be_gone_through_twice(self) -> None:
         model, x = Parts(noisy=True), [noise(30, 4), noise(20, 4)]
         kept = explain.activations(model, x, ["shared"])["shared"]
-        again = explain.activations(model, x, ["shared"], budget=1)["shared"]
+        again = explain.activations(model, x, ["shared"], memory_limit=1)["shared"]
         np.testing.assert_array_equal(kept.scores, again.scores)
 
 

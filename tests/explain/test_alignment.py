@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ortho_group
 
-from napari_gsvolume.explain.decomposition.alignment import aligned, near_equal, principal_angles
+from napari_gsvolume.explain.decomposition.alignment import align_components, group_near_equal, principal_angles
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -24,7 +24,7 @@ def test_permutation_and_signs_are_undone(seed, k, more) -> None:
     rng = np.random.default_rng(seed)
     reference = basis(k + more, k, rng)
     order, signs = rng.permutation(k), rng.choice([-1.0, 1.0], k)
-    found = aligned(reference, (reference * signs)[:, order])
+    found = align_components(reference, (reference * signs)[:, order])
     np.testing.assert_array_equal(order[found.order], np.arange(k))
     np.testing.assert_array_equal(found.signs, signs)
     np.testing.assert_allclose(found.columns((reference * signs)[:, order]), reference, atol=1e-12)
@@ -42,7 +42,7 @@ def test_rotations_among_equal_values_are_undone(seed, sizes) -> None:
     order = rng.permutation(len(sizes))
     other = np.hstack([turned[j] for j in order])
     values = np.concatenate([np.full(sizes[j], 2.0**-i) for i, j in enumerate(order)])
-    found = aligned(reference, other, values)
+    found = align_components(reference, other, values)
     np.testing.assert_allclose(found.columns(other), reference, atol=1e-10)
     np.testing.assert_allclose(found.rotation.T @ found.rotation, np.eye(sum(sizes)), atol=1e-10)
     went = np.concatenate([np.full(n, j) for j, n in enumerate(sizes)])
@@ -55,23 +55,23 @@ def test_values_that_differ_are_not_rotated() -> None:
     rng = np.random.default_rng(0)
     reference = basis(9, 2, rng)
     turned = reference @ np.array([[0.8, -0.6], [0.6, 0.8]])
-    np.testing.assert_allclose(aligned(reference, turned, [2.0, 1.0]).cosines, 0.8)
-    np.testing.assert_allclose(aligned(reference, turned, [2.0, 1.99]).cosines, 1.0)
+    np.testing.assert_allclose(align_components(reference, turned, [2.0, 1.0]).cosines, 0.8)
+    np.testing.assert_allclose(align_components(reference, turned, [2.0, 1.99]).cosines, 1.0)
 
 
 def test_more_and_fewer_components() -> None:
     reference = np.eye(6)[:, :3]
-    found = aligned(reference, np.eye(6)[:, [2, 0]])
+    found = align_components(reference, np.eye(6)[:, [2, 0]])
     np.testing.assert_array_equal(found.order, [1, -1, 0])
     np.testing.assert_allclose(found.cosines, [1, 0, 1])
     np.testing.assert_allclose(found.values([5.0, 4.0]), [4, 0, 5])
-    found = aligned(reference, np.eye(6)[:, [4, 2, 0, 5, 1]])
+    found = align_components(reference, np.eye(6)[:, [4, 2, 0, 5, 1]])
     np.testing.assert_array_equal(found.order, [2, 4, 1])
 
 
 def test_near_equal_values() -> None:
-    assert [list(b) for b in near_equal([10, 9.9, 9.8, 5, 1, 1, 0, 0])] == [[0, 1, 2], [3], [4, 5], [6, 7]]
-    assert near_equal([]) == []
+    assert [list(b) for b in group_near_equal([10, 9.9, 9.8, 5, 1, 1, 0, 0])] == [[0, 1, 2], [3], [4, 5], [6, 7]]
+    assert group_near_equal([]) == []
 
 
 @settings(deadline=None, max_examples=20)
@@ -87,6 +87,6 @@ def test_principal_angles(first, second, seed) -> None:
 
 def test_one_sentence(refused) -> None:
     with refused(ValueError, "(5, 2)", "(6, 2)"):
-        aligned(np.eye(5)[:, :2], np.eye(6)[:, :2])
+        align_components(np.eye(5)[:, :2], np.eye(6)[:, :2])
     with refused(ValueError, "2 components", "3 values"):
-        aligned(np.eye(5)[:, :2], np.eye(5)[:, :2], [3, 2, 1])
+        align_components(np.eye(5)[:, :2], np.eye(5)[:, :2], [3, 2, 1])

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from helpers.networks_to_explain import cnn, language_model, network, noise, torch_transformer, vit
 from napari_gsvolume import explain
+from napari_gsvolume.explain.decomposition.metrics import redundant_heads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,7 +141,7 @@ def test_a_copied_head_is_redundant() -> None:
             t[8:16] = t[:8]  # query and key of head 1 are those of head 0
             t[24:32] = t[16:24]
     a = explain.attention(w.model, w.inputs)
-    [(i, j, cosine)] = a.redundant(0.999)
+    [(i, j, cosine)] = redundant_heads(a.similarity, 0.999)
     assert (a.heads[i], a.heads[j]) == (("blocks.1", 0), ("blocks.1", 1))
     assert cosine == pytest.approx(1)
     assert a.modes.k == 3 or a.modes.values[3] < 1e-5 * a.modes.values[0]
@@ -150,7 +151,7 @@ def test_long_sequences_and_little_memory() -> None:
     w = network("vit")
     whole = explain.attention(w.model, w.inputs)
     some = explain.attention(w.model, w.inputs, max_queries=5)
-    again = explain.attention(w.model, w.inputs, max_queries=5, budget=10)
+    again = explain.attention(w.model, w.inputs, max_queries=5, memory_limit=10)
     assert some.modes.samples == 5 * 5 * 17
     taken = ~np.isnan(some.modes.map(0)).all(1)
     assert taken.sum() == 5

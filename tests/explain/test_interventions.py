@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from napari_gsvolume.explain import Counterfactual, Edit, activations, edited, spread
+from napari_gsvolume.explain import Counterfactual, Edit, activations, apply_edits
+from napari_gsvolume.explain.concepts.interventions import component_rms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +55,7 @@ class TestEdit:
         model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)).double()
         x, direction = torch.randn(7, 3).double(), torch.randn(5).double().numpy()
         before = model(x)
-        with edited(model, Edit("0", direction, 2.5)):
+        with apply_edits(model, Edit("0", direction, 2.5)):
             change = model(x) - before
         torch.testing.assert_close(change, (2.5 * model[1].weight @ torch.from_numpy(direction)).expand(7, 2))
         torch.testing.assert_close(model(x), before, rtol=0, atol=0)
@@ -68,7 +69,7 @@ class TestEdit:
             (Edit("0", direction, 3, "scale", mean=mean), 3),
             (Edit("0", direction, 9, "remove", mean=mean), 0),
         ):
-            with edited(model, edit):
+            with apply_edits(model, edit):
                 found = model(x)
             torch.testing.assert_close((found - mean) @ unit, factor * ((h - mean) @ unit))
             torch.testing.assert_close(found - (found @ unit)[:, None] * unit, h - (h @ unit)[:, None] * unit)
@@ -77,11 +78,11 @@ class TestEdit:
         model = Branches().eval()
         found = activations(model, image(), ["head"], 4)["head"]
         coordinates = found.scores[:, 1] * found.values[1]
-        assert spread(found, 1) == pytest.approx(np.sqrt(np.square(coordinates).mean()))
-        with edited(model, Edit.of_mode(found, 1, 2.0)):
+        assert component_rms(found, 1) == pytest.approx(np.sqrt(np.square(coordinates).mean()))
+        with apply_edits(model, Edit.of_mode(found, 1, 2.0)):
             moved = activations(model, image(), ["head"], 4)["head"]  # sees what the rest of the model sees
         projections = (moved.scores * moved.values) @ moved.concepts.T @ found.concepts
-        expected = found.scores * found.values + np.eye(4)[1] * 2 * spread(found, 1)
+        expected = found.scores * found.values + np.eye(4)[1] * 2 * component_rms(found, 1)
         np.testing.assert_allclose(projections, expected, atol=1e-6)  # scores are float32
 
     @pytest.mark.parametrize("of_input", [False, True])
@@ -90,7 +91,7 @@ class TestEdit:
         x, mask = image(), np.zeros((4, 4), dtype=bool)
         mask[1, 2:] = True
         given = np.repeat(np.repeat(mask, 2, 0), 2, 1) if of_input else mask
-        with edited(model, Edit("0", [1, 0, -2], mask=given)):
+        with apply_edits(model, Edit("0", [1, 0, -2], mask=given)):
             change = (model(x) - nn.functional.conv2d(x, *model[0].parameters(), stride=2)).detach()
         expected = np.array([1.0, 0, -2])[None, :, None, None] * mask
         np.testing.assert_allclose(change.numpy(), np.broadcast_to(expected, (2, 3, 4, 4)), atol=1e-12)
@@ -98,14 +99,14 @@ class TestEdit:
     def test_the_model_is_as_before_after_errors(self, refused) -> None:
         model = Branches()
         before = {n: dict(vars(m)) for n, m in model.named_modules()}
-        with refused(ValueError, "3 features", "'tail'"), edited(model, Edit("tail", [1, 2, 3])):
+        with refused(ValueError, "3 features", "'tail'"), apply_edits(model, Edit("tail", [1, 2, 3])):
             model(image())
         with (
             refused(ValueError, "no layer 'tial'", "'tail'"),
-            edited(model, Edit("head", np.ones(4)), Edit("tial", [1, 2])),
+            apply_edits(model, Edit("head", np.ones(4)), Edit("tial", [1, 2])),
         ):
             model(image())
-        with refused(ValueError, "mask"), edited(model, Edit("tail", [1, 2], mask=np.ones(5))):
+        with refused(ValueError, "mask"), apply_edits(model, Edit("tail", [1, 2], mask=np.ones(5))):
             model(image())
         for name, module in model.named_modules():
             assert not module._forward_hooks
@@ -135,7 +136,7 @@ class TestCounterfactual:
         counts = counted(model)
         for amount in (0.5, -3.0, 0.0):
             edit = Edit(layer, direction, amount)
-            with torch.no_grad(), edited(model, edit):
+            with torch.no_grad(), apply_edits(model, edit):
                 expected = model(x)
             counts.clear()
             found = live(edit)
@@ -169,7 +170,7 @@ class TestCounterfactual:
         block = nn.Sequential(nn.Linear(4, 4), nn.Identity())
         model = nn.Sequential(block, nn.Identity(), nn.Linear(4, 2)).double()
         x, direction = torch.randn(1, 4, 4, 4).double(), np.array([1.0, 2, 3, 4])
-        with torch.no_grad(), edited(model, Edit("1", direction)):
+        with torch.no_grad(), apply_edits(model, Edit("1", direction)):
             expected = model(x)
         torch.testing.assert_close(Counterfactual(model, x, "1")(Edit("1", direction)), expected)
 

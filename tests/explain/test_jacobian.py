@@ -9,7 +9,8 @@ from torch import nn
 
 from helpers.networks_to_explain import MAKE, Network, network, noise
 from napari_gsvolume import explain
-from napari_gsvolume.explain.models.forward import tensors
+from napari_gsvolume.explain.decomposition.jacobian import gradients
+from napari_gsvolume.explain.models.forward import iterate_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,9 +34,9 @@ def dense(w: Network):
     if w.by is not None:
         dict(model.named_modules())[w.by].register_forward_hook(put)
     else:
-        point = next(tensors(batch)).requires_grad_()
+        point = next(iterate_tensors(batch)).requires_grad_()
     given = model(**batch) if isinstance(batch, dict) else model(*batch) if isinstance(batch, tuple) else model(batch)
-    result = next(tensors(given)).flatten()
+    result = next(iterate_tensors(given)).flatten()
     [rows] = torch.autograd.grad(result, point, torch.eye(len(result), dtype=result.dtype), is_grads_batched=True)
     return rows.flatten(1).numpy()
 
@@ -83,7 +84,7 @@ def test_spectra_with_clusters_and_gaps(rows, columns) -> None:
 
 
 def test_a_small_basis_begins_anew(monkeypatch) -> None:
-    monkeypatch.setattr("napari_gsvolume.explain.decomposition.jacobian._BASIS_BYTES", 0)
+    monkeypatch.setattr("napari_gsvolume.explain.decomposition.block_krylov._BASIS_BYTES", 0)
     w = network("cnn")
     x = noise(1, 1, 16, 16)
     model = w.model[:5]
@@ -172,7 +173,7 @@ def test_gradients_of_each_sample(centre) -> None:
             rows.append(torch.autograd.grad(model(x)[:, 2].sum(), x)[0].flatten().numpy())
     A = np.stack(rows)
     A = A - A.mean(0) if centre else A
-    d = explain.gradients(w.model.train(), w.inputs, lambda y: y[:, 2], 3, centre=centre)
+    d = gradients(w.model.train(), w.inputs, lambda y: y[:, 2], 3, centre=centre)
     np.testing.assert_allclose(d.values, np.linalg.svd(A, compute_uv=False)[:3], rtol=1e-4)
     np.testing.assert_allclose(d.scores * d.values, A @ d.concepts, atol=1e-5 * d.values[0])
     assert d.column(0).shape == (1, 16, 16)
@@ -182,7 +183,7 @@ def test_gradients_of_each_sample(centre) -> None:
 
 def test_gradients_by_a_layer() -> None:
     w = network("language_model")
-    d = explain.gradients(w.model, w.inputs, lambda out: out.logits[:, -1].logsumexp(-1), 2, by="transformer.wte")
+    d = gradients(w.model, w.inputs, lambda out: out.logits[:, -1].logsumexp(-1), 2, by="transformer.wte")
     assert d.feature_shape == (9, 32)
     assert d.samples == 3
 
@@ -198,9 +199,9 @@ def test_what_is_refused(refused) -> None:
         (lambda: explain.jacobian(w.model, x, by="33"), "'33'"),
         (lambda: explain.jacobian(w.model, x, layer="0", by="3"), "does not depend"),
         (lambda: explain.jacobian(nn.Embedding(3, 3), torch.tensor([1])), "by="),
-        (lambda: explain.gradients(w.model, x, lambda y: y), "One number a sample"),
-        (lambda: explain.gradients(w.model, x, lambda y: torch.zeros(3)), "does not depend"),
-        (lambda: explain.gradients(w.model, iter([x]), lambda y: y.sum()), "twice"),
+        (lambda: gradients(w.model, x, lambda y: y), "one number per sample"),
+        (lambda: gradients(w.model, x, lambda y: torch.zeros(3)), "does not depend"),
+        (lambda: gradients(w.model, iter([x]), lambda y: y.sum()), "twice"),
     ):
         with refused(ValueError, words):
             call()

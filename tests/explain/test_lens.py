@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from scipy.stats import ortho_group
 from torch import nn
 
-from napari_gsvolume import anatomical_phantom
-from napari_gsvolume.explain import LensTracker, image_lens, lens_over_layers, sr_lens
-from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.explain import image_lens, sr_lens
+from napari_gsvolume.explain.lens.restoration_by_layer import LensTracker, lens_over_layers
+from napari_gsvolume.phantoms import anatomical_phantom
+from napari_gsvolume.super_resolution.bspline import upsample_bspline
 from napari_gsvolume.super_resolution.model import SRModel
-from napari_gsvolume.super_resolution.training import SRTraining
+from napari_gsvolume.super_resolution.training import train_superresolution_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = {"channels": 8, "blocks": 1, "batch": 2, "iterations": 8}
+SMALL = {"channels": 8, "blocks": 1, "batch_size": 2, "iterations": 8}
 VALUES = 100 * 0.8 ** np.arange(16)
 
 
@@ -128,33 +129,34 @@ def slices(count=6, side=16, seed=0):
 class TestModels:
     def test_the_spline_restores_nothing_and_the_truth_all(self) -> None:
         lows = slices(2)
-        base = spline(torch.from_numpy(lows[:, 0]).double(), (2, 2)).numpy()
+        base = upsample_bspline(torch.from_numpy(lows[:, 0]).double(), (2, 2)).numpy()
         targets = base + 0.3 * np.random.default_rng(1).standard_normal(base.shape)
         nothing = sr_lens(lambda low: torch.from_numpy(base), lows, targets)
         everything = sr_lens(lambda low: torch.from_numpy(targets)[:, None], lows, targets)
         assert nothing.energies["restored"] == pytest.approx(0, abs=1e-9)
         assert everything.energies["restored"] == pytest.approx(1, abs=1e-5)
         np.testing.assert_allclose(everything.amplitudes, 1, atol=1e-4)
-        assert "100.0% is restored" in everything.said
+        assert "100.0% is restored" in everything.summary
 
     def test_over_a_training_of_each_scheme(self) -> None:
         volume = anatomical_phantom(40)[0][:, 2:38, 1:36]
-        for more in ({"scheme": "b"}, {"scheme": "a", "context": 0}):
-            training = SRTraining([volume], **SMALL | more)
-            tracker = LensTracker.of_training(training)
-            training.scheme.train()
-            tracker.record(0, training.scheme)
-            assert training.scheme.training
-            for step in islice(training.steps(), 8):
+        for more in ({"scheme": "residual"}, {"scheme": "singular-vectors", "context": 0}):
+            training = train_superresolution_steps([volume], **SMALL | more)
+            start = next(training)
+            tracker = LensTracker.of_training(start)
+            start.scheme.train()
+            tracker.record(0, start.scheme)
+            assert start.scheme.training
+            for step in islice(training, 8):
                 last = step
-            tracker.record(last.iteration, training.scheme)
+            tracker.record(last.iteration, last.scheme)
             assert [r.epoch for r in tracker.history] == [0, 8]
             first, now = (r.lens for r in tracker.history)
-            held = training.planes.held_out[0]
-            whole = sr_lens(SRModel(training.scheme), held.low, held.target, training.settings.factors)
+            held = last.validation_sets[0]
+            whole = sr_lens(SRModel(last.scheme), held.low, held.target, last.scheme.settings.factors)
             assert whole.energies == now.energies
             assert now.energies != first.energies
-            tracker.record(8, training.scheme)
+            tracker.record(8, last.scheme)
             assert len(tracker.history) == 2
 
     def test_layers(self) -> None:
@@ -185,9 +187,9 @@ class TestModels:
 
     def test_layers_of_a_scheme_by_default(self) -> None:
         volume = anatomical_phantom(40)[0][:, :36, :36]
-        training = SRTraining([volume], **SMALL)
-        held = training.planes.held_out[0]
-        found = lens_over_layers(SRModel(training.scheme), held.low, held.target, factors=training.settings.factors)
+        start = next(train_superresolution_steps([volume], **SMALL))
+        held, factors = start.validation_sets[0], start.scheme.settings.factors
+        found = lens_over_layers(SRModel(start.scheme), held.low, held.target, factors=factors)
         assert found
         assert all(0 <= lens.energies["restored"] <= 1 for lens in found.values())
 

@@ -10,8 +10,10 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from napari_gsvolume.errors import FileFormatError
-from napari_gsvolume.explain.models.inputs import Volume, images_for
-from napari_gsvolume.explain.models.loading import ExplainedModel, fill, named_layers, state_of
+from napari_gsvolume.explain.models.explained_model import ExplainedModel
+from napari_gsvolume.explain.models.inputs import Volume, prepare_images
+from napari_gsvolume.explain.models.loading import assign_weights, load_weights
+from napari_gsvolume.explain.models.outputs import match_layers
 from napari_gsvolume.explain.settings import ExplainSettings
 
 RAMP = np.arange(6 * 10 * 8, dtype=np.float32).reshape(6, 10, 8)
@@ -36,7 +38,7 @@ def test_a_pickle_is_not_executed(tmp_path, monkeypatch, refused) -> None:
     torch.save({"weight": Executes()}, tmp_path / "zipped.pth")
     for name in ("bad.pt", "zipped.pth"):
         with refused(FileFormatError, name, "safetensors"):
-            state_of(name)
+            load_weights(name)
     assert not (tmp_path / "executed").exists()
 
 
@@ -44,37 +46,37 @@ def test_damaged_weights(tmp_path, refused) -> None:
     for name in ("a.safetensors", "a.pt"):
         (tmp_path / name).write_bytes(b"no weights at all")
         with refused(FileFormatError, name):
-            state_of(tmp_path / name)
+            load_weights(tmp_path / name)
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
-    with refused(FileFormatError, "list.pt", "by name"):
-        state_of(tmp_path / "list.pt")
+    with refused(FileFormatError, "list.pt", "state dict"):
+        load_weights(tmp_path / "list.pt")
     with refused(FileNotFoundError, "no.pt"):
-        state_of(tmp_path / "no.pt")
+        load_weights(tmp_path / "no.pt")
 
 
 def test_tied_weights_are_one(tmp_path, refused) -> None:
     model, other = Tied(), Tied()
     save_model(model, str(tmp_path / "tied.safetensors"))
-    fill(other, state_of(tmp_path / "tied.safetensors"), "tied")
+    assign_weights(other, load_weights(tmp_path / "tied.safetensors"), "tied")
     torch.testing.assert_close(other.second.weight, model.first.weight)
     save_file({"third.weight": torch.zeros(3, 3)}, tmp_path / "w.safetensors")
     before = other.first.weight.clone()
-    with refused(ValueError, "it lacks first.weight, second.weight", "no third.weight"):
-        fill(other, state_of(tmp_path / "w.safetensors"), "w")
+    with refused(ValueError, "missing are first.weight, second.weight", "no third.weight"):
+        assign_weights(other, load_weights(tmp_path / "w.safetensors"), "w")
     assert torch.equal(other.first.weight, before)
 
 
 def test_patterns_of_layers(refused) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ModuleList([nn.ReLU(), nn.Conv2d(2, 2, 1)]))
-    assert named_layers(model, ()) is None
-    assert named_layers(model, ("1.*", "0")) == ["1.0", "1.1", "0"]
-    assert named_layers(model, ("*",)) == ["0", "1.0", "1.1"]
+    assert match_layers(model, ()) is None
+    assert match_layers(model, ("1.*", "0")) == ["1.0", "1.1", "0"]
+    assert match_layers(model, ("*",)) == ["0", "1.0", "1.1"]
     with refused(ValueError, "'2.?'"):
-        named_layers(model, ("2.?",))
+        match_layers(model, ("2.?",))
 
 
 def inputs(model, settings=None, data=RAMP):
-    images = images_for(
+    images = prepare_images(
         ExplainedModel(model, "a model"), [Volume.of("ramp", data)], ExplainSettings(**(settings or {}))
     )
     return images, [batch.numpy() for batch in images]
@@ -109,9 +111,12 @@ def test_tiles_cover_and_padding_repeats_the_border() -> None:
 
 @pytest.mark.parametrize(
     ("how", "expected"),
-    [("standard", lambda v: (v - v.mean()) / v.std()), ("unit", lambda v: (v - v.min()) / np.ptp(v)),
-     ("robust", lambda v: (v - np.percentile(v, 1)) / np.subtract(*np.percentile(v, (99, 1))))],
-)  # fmt: skip
+    [
+        ("standard", lambda v: (v - v.mean()) / v.std()),
+        ("unit", lambda v: (v - v.min()) / np.ptp(v)),
+        ("robust", lambda v: (v - np.percentile(v, 1)) / np.subtract(*np.percentile(v, (99, 1)))),
+    ],
+)
 def test_intensities(how, expected) -> None:
     _, batches = inputs(nn.Conv3d(1, 1, 1), {"normalise": how})
     np.testing.assert_allclose(batches[0][0, 0], expected(RAMP.astype(float)), atol=1e-5)
@@ -120,9 +125,9 @@ def test_intensities(how, expected) -> None:
 def test_one_image_a_channel(refused) -> None:
     volumes = [Volume.of("a", RAMP), Volume.of("b", -RAMP)]
     settings = ExplainSettings(channels="images", normalise="none")
-    images = images_for(ExplainedModel(nn.Conv2d(2, 1, 1), "m"), volumes, settings)
+    images = prepare_images(ExplainedModel(nn.Conv2d(2, 1, 1), "m"), volumes, settings)
     assert len(images.places) == 6
     batch = torch.cat(list(images))
     assert torch.equal(batch[:, 0], -batch[:, 1])
     with refused(ValueError, "2 channels", "1 images"):
-        images_for(ExplainedModel(nn.Conv2d(2, 1, 1), "m"), volumes[:1], settings)
+        prepare_images(ExplainedModel(nn.Conv2d(2, 1, 1), "m"), volumes[:1], settings)

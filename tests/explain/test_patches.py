@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from napari_gsvolume.explain import activations, component_gradient, concept_map, labels_at, top_patches
-from napari_gsvolume.explain.concepts.labels import block_groups, onto_grid, permuted
+from napari_gsvolume.explain import activations, top_patches
+from napari_gsvolume.explain.concepts.attribution import component_gradient
+from napari_gsvolume.explain.concepts.labels import block_groups, labels_at, permute_labels, resample_labels
+from napari_gsvolume.explain.concepts.patches import concept_map
 from napari_gsvolume.grid import Grid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -171,18 +173,18 @@ class TestLabels:
 
     def test_onto_finer_and_other_grids(self) -> None:
         array = np.arange(6).reshape(2, 3)
-        np.testing.assert_array_equal(onto_grid(array, (4, 6)), np.repeat(np.repeat(array, 2, 0), 2, 1))
-        np.testing.assert_array_equal(onto_grid(np.array([0, 0, 1, 1, 1]), (2,)), [0, 1])
+        np.testing.assert_array_equal(resample_labels(array, (4, 6)), np.repeat(np.repeat(array, 2, 0), 2, 1))
+        np.testing.assert_array_equal(resample_labels(np.array([0, 0, 1, 1, 1]), (2,)), [0, 1])
 
     def test_permuted_labels_stay_as_they_are_within_inputs(self) -> None:
         rng = np.random.default_rng(0)
         groups = np.repeat(np.arange(6), 10)
         of_inputs = np.repeat([0, 0, 0, 1, 1, 2], 10)
-        seen = {tuple(permuted(of_inputs, groups, rng)[::10]) for _ in range(900)}
+        seen = {tuple(permute_labels(of_inputs, groups, rng)[::10]) for _ in range(900)}
         assert {tuple(sorted(s)) for s in seen} == {(0, 0, 0, 1, 1, 2)}
         assert len(seen) == 60  # 6! / (3! 2!)
         painted = np.tile([0] * 7 + [1] * 3, 6)
-        moved = permuted(painted, groups, rng).reshape(6, 10)
+        moved = permute_labels(painted, groups, rng).reshape(6, 10)
         assert (moved.sum(1) == 3).all()
         assert (np.abs(np.diff(np.column_stack([moved, moved[:, :1]]))).sum(1) == 2).all()
 

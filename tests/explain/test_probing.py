@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from napari_gsvolume.explain import activations, block_groups, linear_probe, probe_steps
-from napari_gsvolume.explain.concepts.cross_validation import cross_validated
+from helpers.long_runs import collect
+from napari_gsvolume.explain import activations, linear_probe
+from napari_gsvolume.explain.concepts.cross_validation import cross_validate
+from napari_gsvolume.explain.concepts.labels import block_groups
+from napari_gsvolume.explain.concepts.probing import probe_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,8 +40,8 @@ class TestProbe:
         assert found.selectivity > 0.3
         assert found.direction.shape == (5, 1)
         assert np.linalg.norm(found.direction) == pytest.approx(1)
-        assert "above chance" in found.said
-        assert "not above" not in found.said
+        assert "above chance" in found.summary
+        assert "not above" not in found.summary
 
     def test_none_is_found_where_there_is_none(self) -> None:
         """Positions of one image are alike: a probe that did not hold images out would find any labels of images."""
@@ -52,8 +55,8 @@ class TestProbe:
         assert np.mean([p.main.p <= 0.05 for p in found]) <= 0.4  # of 6 tests at 0.05, 3 or more: P = 0.002
         assert abs(np.mean([p.main.mean for p in found]) - 0.5) < 0.12
         X = np.repeat(np.random.default_rng(0).standard_normal((30, 20)), 9, 0)
-        leaking = cross_validated(X, np.repeat(CLASS, 9), np.arange(270), "classes")["auc"].mean
-        honest = cross_validated(X, np.repeat(CLASS, 9), np.repeat(np.arange(30), 9), "classes")["auc"].mean
+        leaking = cross_validate(X, np.repeat(CLASS, 9), np.arange(270), "classes")["auc"].mean
+        honest = cross_validate(X, np.repeat(CLASS, 9), np.repeat(np.arange(30), 9), "classes")["auc"].mean
         assert leaking > 0.9
         assert honest < 0.75
 
@@ -100,14 +103,16 @@ class TestProbe:
     def test_steps_over_layers_and_several_classes(self) -> None:
         model, images = planted(strength=8.0)
         labels = CLASS + (np.arange(30) % 3 == 0)
-        seen = list(probe_steps(model, images, labels, ["0", "1"], max_samples=300, permutations=2))
+        steps, probes = collect(probe_steps(model, images, labels, ["0", "1"], max_samples=300, permutations=2))
+        assert [s.fraction for s in steps] == sorted(s.fraction for s in steps)
+        seen = list(probes.values())
         assert [p.layer for p in seen] == ["0", "1"]
         assert all(p.classes == (0, 1, 2) and p.direction.shape == (5, 3) and p.samples == 300 for p in seen)
 
     def test_refusals(self, refused) -> None:
         model, images = planted()
         found = activations(model, images, ["0"], 5)["0"]
-        with refused(ValueError, "the same"):
+        with refused(ValueError, "equal"):
             linear_probe(found, np.zeros(30, dtype=int))
         with refused(ValueError, "label 1", "one input"):
             linear_probe(found, (np.arange(30) == 3).astype(int))
@@ -125,6 +130,6 @@ def test_intervals_hold_the_true_figure() -> None:
         rng = np.random.default_rng(seed)
         y = np.arange(100) % 2
         X = rng.standard_normal((100, 1)) + 1.0 * y[:, None]
-        low, high = cross_validated(X, y, np.arange(100), "classes", seed=seed)["accuracy"].interval
+        low, high = cross_validate(X, y, np.arange(100), "classes", seed=seed)["accuracy"].interval
         hits += low <= 0.6915 <= high  # the cumulative normal at 0.5
     assert hits >= 25  # at 95 %, fewer: P = 0.003

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from helpers.dense_svd import assert_is_svd
 from napari_gsvolume import explain
-from napari_gsvolume.explain import StreamingSVD, streamed_svd
+from napari_gsvolume.explain.decomposition.metrics import participation_ratio, rank_me, redundant_heads, stable_rank
+from napari_gsvolume.explain.decomposition.streaming_svd import StreamingSVD, compute_streaming_svd
 
 
 def matrix(rows, features, decades=2.0, seed=0, offset=0.0):
@@ -32,7 +33,7 @@ def matrix(rows, features, decades=2.0, seed=0, offset=0.0):
 def test_blocks_of_any_size_are_one_matrix(rows, features, parts, centre, seed) -> None:
     A = matrix(rows, features, seed=seed, offset=2.0)
     blocks = [b for b in np.array_split(A, parts) if len(b)]
-    d = streamed_svd(blocks, 3, centre=centre)
+    d = compute_streaming_svd(blocks, 3, centre=centre)
     centred = A - A.mean(0) if centre else A
     s = np.linalg.svd(centred, compute_uv=False)
     present = s[s > 1e-9 * np.abs(A).max()]
@@ -47,29 +48,29 @@ def test_blocks_of_any_size_are_one_matrix(rows, features, parts, centre, seed) 
 def test_small_values_keep_their_digits(centre) -> None:
     """The Gram matrix would have lost those below 1e-8 of the first."""
     A = matrix(30_000, 12, decades=9)
-    assert_is_svd(streamed_svd(np.array_split(A, 9), 12), A, 1e-6)
+    assert_is_svd(compute_streaming_svd(np.array_split(A, 9), 12), A, 1e-6)
     B = A + 3.0
-    assert_is_svd(streamed_svd(np.array_split(B, 9), 6, centre=True), B - B.mean(0), 1e-6)
+    assert_is_svd(compute_streaming_svd(np.array_split(B, 9), 6, centre=True), B - B.mean(0), 1e-6)
 
 
 def test_fewer_modes_than_asked_for() -> None:
     A = matrix(50, 8)
-    assert streamed_svd([A], 20).k == 8
-    assert streamed_svd([A[:, :3] @ A[:3]], 20).k == 3
-    d = streamed_svd([np.zeros((5, 4))], 2)
+    assert compute_streaming_svd([A], 20).k == 8
+    assert compute_streaming_svd([A[:, :3] @ A[:3]], 20).k == 3
+    d = compute_streaming_svd([np.zeros((5, 4))], 2)
     assert (d.k, d.total, d.scores.shape) == (0, 0.0, (5, 0))
 
 
 def test_more_features_than_are_exact_says_by_how_much_it_may_be_wrong() -> None:
     A = matrix(900, 300, decades=6)
     exact = np.linalg.svd(A, compute_uv=False)[:4]
-    d = streamed_svd(np.array_split(A, 23), 4, exact=100)
+    d = compute_streaming_svd(np.array_split(A, 23), 4, exact=100)
     assert 0 < d.missed < 0.05 * exact[0] ** 2
     assert (d.values <= exact * (1 + 1e-12)).all()
     assert (exact**2 - d.values**2 <= d.missed).all()
     assert d.total == pytest.approx(np.square(A).sum())
     assert not d.complete
-    few = streamed_svd(np.array_split(A[:60], 5), 4, exact=100)
+    few = compute_streaming_svd(np.array_split(A[:60], 5), 4, exact=100)
     assert few.missed == 0
     assert_is_svd(few, A[:60])
 
@@ -111,10 +112,10 @@ def test_what_is_refused(refused) -> None:
         with refused(ValueError, words):
             svd.update(block)
     with refused(ValueError, "twice"):
-        streamed_svd(iter([A]), 2)
+        compute_streaming_svd(iter([A]), 2)
     times = iter([1.0, 5.0])
     with refused(ValueError, "second pass"):
-        streamed_svd(lambda: [A * next(times)], 2)
+        compute_streaming_svd(lambda: [A * next(times)], 2)
 
 
 def test_importing_costs_nothing() -> None:
@@ -124,19 +125,19 @@ def test_importing_costs_nothing() -> None:
 
 class TestMetrics:
     def test_ranks_of_known_spectra(self) -> None:
-        for function in (explain.effective_rank, explain.stable_rank, explain.participation_ratio, explain.rank_me):
+        for function in (explain.effective_rank, stable_rank, participation_ratio, rank_me):
             np.testing.assert_allclose(function([[3.0] * 7, [3.0] + [0] * 6, [0.0] * 7]), [7, 1, 0], rtol=1e-4)
         s = np.array([2.0, 1.0])
-        assert explain.participation_ratio(s) == pytest.approx(25 / 17)
+        assert participation_ratio(s) == pytest.approx(25 / 17)
         p = s / 3
-        assert explain.rank_me(s) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+        assert rank_me(s) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
 
     def test_the_participation_ratio_is_that_of_the_covariance(self) -> None:
         A = matrix(300, 9)
         A = A - A.mean(0)
         C = np.cov(A.T)
         expected = np.trace(C) ** 2 / np.trace(C @ C)
-        assert explain.participation_ratio(np.linalg.svd(A, compute_uv=False)) == pytest.approx(expected)
+        assert participation_ratio(np.linalg.svd(A, compute_uv=False)) == pytest.approx(expected)
 
     @pytest.mark.parametrize("debiased", [False, True])
     def test_cka_is_that_of_kernels(self, debiased) -> None:
@@ -170,5 +171,5 @@ class TestMetrics:
 
     def test_redundant_heads(self) -> None:
         S = np.array([[1, 0.96, 0.2], [0.96, 1, 0.99], [0.2, 0.99, 1]])
-        assert explain.redundant_heads(S) == [(1, 2, 0.99), (0, 1, 0.96)]
-        assert explain.redundant_heads(S, 0.97) == [(1, 2, 0.99)]
+        assert redundant_heads(S) == [(1, 2, 0.99), (0, 1, 0.96)]
+        assert redundant_heads(S, 0.97) == [(1, 2, 0.99)]

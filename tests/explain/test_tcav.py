@@ -6,9 +6,10 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from napari_gsvolume.explain import Examples, activations, concept_vector, run_tcav, sensitivities, tcav_steps
-from napari_gsvolume.explain.concepts.cav import direction_of, random_direction
-from napari_gsvolume.explain.concepts.tcav import holm, judged
+from helpers.long_runs import collect
+from napari_gsvolume.explain import Examples, activations, concept_vector, tcav
+from napari_gsvolume.explain.concepts.cav import fit_direction, fit_random_direction, sensitivities
+from napari_gsvolume.explain.concepts.tcav import evaluate_tcav, holm_correction, tcav_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,7 +84,7 @@ class TestConcept:
 
     def test_refusals(self, refused) -> None:
         found = activations(Planted(), noise(4), ["square"], 6)["square"]
-        with refused(ValueError, "what it is not"):
+        with refused(ValueError, "two or more without it"):
             concept_vector(found, [1, 1, -1, 1])
 
 
@@ -107,7 +108,7 @@ class TestDerivatives:
 
     def test_refusals(self, refused) -> None:
         model = Planted()
-        with refused(ValueError, "One number an input", "()"):
+        with refused(ValueError, "one number per input", "()"):
             sensitivities(model, noise(2), "conv", torch.sum)
         with refused(ValueError, "does not depend"):
             sensitivities(model, noise(2), "conv", lambda y: torch.zeros(2))
@@ -118,27 +119,27 @@ class TestTCAV:
     def test_the_planted_dependence_is_significant(self) -> None:
         model, asked = Planted(), noise(40, seed=5)
         modes = activations(model, asked, ["square"], 6)
-        found = run_tcav(model, asked, ["square"], PATCHES, lambda y: y, decompositions=modes, fit="difference")
+        found = tcav(model, asked, ["square"], PATCHES, lambda y: y, decompositions=modes, fit="difference")
         test = found["square"]
         assert test.score == 1
         assert test.sensitivity == pytest.approx(1, abs=0.2)  # of a mean over positions, all of which move
-        assert test.significant
+        assert test.is_significant
         assert test.p_corrected <= 0.05
-        assert "NOT" not in test.said
+        assert "NOT" not in test.summary
         np.testing.assert_allclose(test.cosines, modes["square"].concepts.T @ test.concept.direction)
         assert np.square(test.cosines).sum() == pytest.approx(1)  # all six components are known
 
     def test_what_is_not_used_is_not_significant_and_said_so(self) -> None:
         """A concept that the layer has, and the output does not depend on."""
-        test = run_tcav(Planted(uses=False), noise(40, seed=5), ["square"], PATCHES, lambda y: y)["square"]
+        test = tcav(Planted(uses=False), noise(40, seed=5), ["square"], PATCHES, lambda y: y)["square"]
         assert test.concept.auc.mean == pytest.approx(1)
-        assert not test.significant
-        assert "NOT significant" in test.said
+        assert not test.is_significant
+        assert "NOT significant" in test.summary
 
     def test_a_concept_that_means_nothing_is_not_significant(self) -> None:
         examples = Examples(noise(40, seed=8), np.random.default_rng(3).permutation(np.arange(40) % 2))
-        test = run_tcav(Planted(), noise(40, seed=5), ["square"], examples, lambda y: y, fit="difference")["square"]
-        assert not test.significant
+        test = tcav(Planted(), noise(40, seed=5), ["square"], examples, lambda y: y, fit="difference")["square"]
+        assert not test.is_significant
 
     def test_random_concepts_are_significant_no_more_often_than_stated(self) -> None:
         rng = np.random.default_rng(0)
@@ -148,9 +149,9 @@ class TestTCAV:
             gradients = rng.standard_normal((30, 5)) + rng.standard_normal(5)
             X = rng.standard_normal((24, 5)) * [1, 2, 3, 4, 5]
             of = X, y, np.arange(24), "difference", rng
-            along = [gradients @ random_direction(*of) for _ in range(randoms)]
-            own = gradients @ direction_of(X, y, "difference")
-            test = judged(None, own, np.array(along), 0.05)
+            along = [gradients @ fit_random_direction(*of) for _ in range(randoms)]
+            own = gradients @ fit_direction(X, y, "difference")
+            test = evaluate_tcav(None, own, np.array(along), 0.05)
             small += test.p <= 0.05
             small_sensitivity += test.p_sensitivity <= 0.05
         most, least = binom.ppf([0.9999, 0.0001], tests, 0.05)
@@ -158,21 +159,22 @@ class TestTCAV:
         assert least <= small_sensitivity <= most  # which has no ties
 
     def test_holm(self) -> None:
-        np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-        np.testing.assert_allclose(holm([0.6, 0.5]), [1, 1])
+        np.testing.assert_allclose(holm_correction([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+        np.testing.assert_allclose(holm_correction([0.6, 0.5]), [1, 1])
 
     def test_layers_are_corrected_for_together_and_steps_end_with_the_result(self) -> None:
         layers = ["conv", "square"]
-        steps = list(tcav_steps(Planted(), noise(20), layers, PATCHES, lambda y: y, randoms=39, fit="difference"))
-        assert len(steps) == 2 * 39 + 1
-        assert [s.progress for s in steps] == sorted(s.progress for s in steps)
-        assert all(s.result is None for s in steps[:-1])
-        result = steps[-1].result
+        settings = {"randoms": 39, "fit": "difference"}
+        steps, result = collect(tcav_steps(Planted(), noise(20), layers, PATCHES, lambda y: y, **settings))
+        assert len(steps) == 2 * 39
+        assert [s.fraction for s in steps] == sorted(s.fraction for s in steps)
         assert list(result) == layers
-        np.testing.assert_allclose([t.p_corrected for t in result.values()], holm([t.p for t in result.values()]))
+        np.testing.assert_allclose(
+            [t.p_corrected for t in result.values()], holm_correction([t.p for t in result.values()])
+        )
 
     def test_refusals(self, refused) -> None:
         with refused(ValueError, "39 or more"):
-            run_tcav(Planted(), noise(4), ["conv", "square"], PATCHES, lambda y: y, randoms=20)
+            tcav(Planted(), noise(4), ["conv", "square"], PATCHES, lambda y: y, randoms=20)
         with refused(ValueError, "lists"):
-            run_tcav(Planted(), iter([noise(4)]), ["conv"], PATCHES, lambda y: y)
+            tcav(Planted(), iter([noise(4)]), ["conv"], PATCHES, lambda y: y)

@@ -10,10 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from napari_gsvolume import vessel_phantom
-from napari_gsvolume.explain.tracking.checkpoints import compare, epochs_of, natural, track_checkpoints, tracked
-from napari_gsvolume.explain.tracking.tracker import COLUMNS, Tracker
-from napari_gsvolume.super_resolution.training import SRTraining
+from helpers.long_runs import collect
+from napari_gsvolume.explain.tracking.checkpoints import (
+    compare_domains,
+    natural_key,
+    parse_epochs,
+    track_checkpoints_steps,
+    track_training_steps,
+)
+from napari_gsvolume.explain.tracking.records import COLUMNS
+from napari_gsvolume.explain.tracking.tracker import Tracker
+from napari_gsvolume.phantoms import vessel_phantom
+from napari_gsvolume.super_resolution.training import train_superresolution_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -148,10 +156,10 @@ class TestPlanted:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
         images = normal(12, 1, 10, 10, seed=3)
-        found = compare(model, images, images + 1, ["0", "2"], names=("as it was", "brighter"), paired=True)
+        found = compare_domains(model, images, images + 1, ["0", "2"], names=("as it was", "brighter"), paired=True)
         assert kinds(found) == {"drift"}
         assert "brighter" in found[0].subject
-        assert compare(model, images, normal(12, 1, 10, 10, seed=4), ["0", "2"]) == []
+        assert compare_domains(model, images, normal(12, 1, 10, 10, seed=4), ["0", "2"]) == []
 
 
 class TestRealTraining:
@@ -170,9 +178,16 @@ class TestRealTraining:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = nn.Sequential(
-                nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
-                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3),
-            )  # fmt: skip
+                nn.Conv2d(1, 8, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(8, 16, 3, padding=1),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(16, 16),
+                nn.Tanh(),
+                nn.Linear(16, 3),
+            )
         probe, labels = self.textures([0, 1, 2], 16, generator)
         tracker = Tracker(model, ["7"], list(probe.split(16)), attributes={"diagonal": (labels == 2).numpy()})
         optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -331,31 +346,32 @@ class TestFollowing:
             model.load_state_dict(load_file(path))
             return model
 
-        steps = list(track_checkpoints(tmp_path.glob("*.safetensors"), load, None, normal(20, 3)))
+        steps, tracker = collect(track_checkpoints_steps(tmp_path.glob("*.safetensors"), load, None, normal(20, 3)))
         assert [(s.done, s.total, s.epoch) for s in steps] == [(1, 3, 1), (2, 3, 2), (3, 3, 10)]
-        values = steps[-1].tracker.evolution("0").values
+        values = tracker.evolution("0").values
         np.testing.assert_allclose(values / values[:1], [[1] * 3, [2] * 3, [10] * 3], rtol=1e-5)
 
     def test_order_and_epochs(self, tmp_path) -> None:
         names = ["run2/e1.pt", "run10/e1.pt", "run2/e10.pt", "run2/e9.pt"]
-        ordered = sorted((tmp_path / name for name in names), key=natural)
+        ordered = sorted((tmp_path / name for name in names), key=natural_key)
         assert [str(p.relative_to(tmp_path)) for p in ordered] == [names[0], names[3], names[2], names[1]]
-        assert epochs_of(ordered) == [0, 1, 2, 3]  # the number of the epoch starts anew
-        assert epochs_of(ordered[:3]) == [1, 9, 10]
-        assert epochs_of([tmp_path / "first.pt", tmp_path / "last.pt"]) == [0, 1]
+        assert parse_epochs(ordered) == [0, 1, 2, 3]  # the number of the epoch starts anew
+        assert parse_epochs(ordered[:3]) == [1, 9, 10]
+        assert parse_epochs([tmp_path / "first.pt", tmp_path / "last.pt"]) == [0, 1]
 
     def test_no_checkpoints(self, refused) -> None:
         with refused(ValueError, "no checkpoints"):
-            next(track_checkpoints([], linear, None, normal(9, 3)))
+            next(track_checkpoints_steps([], linear, None, normal(9, 3)))
 
     def test_our_own_training(self) -> None:
         """A super-resolution is followed at its judgments, and learns the very same."""
         volume = vessel_phantom(24)[0]
-        settings = {"channels": 8, "blocks": 1, "batch": 2, "iterations": 5}
-        alone = list(SRTraining([volume], **settings).steps())
-        training = SRTraining([volume], **settings)
-        tracker = Tracker(training.scheme, None, [held.low for held in training.planes.held_out])
-        steps = list(tracked(training.steps(), tracker))
+        settings = {"channels": 8, "blocks": 1, "batch_size": 2, "iterations": 5}
+        alone = list(train_superresolution_steps([volume], **settings))[1:]
+        training = train_superresolution_steps([volume], **settings)
+        first = next(training)
+        tracker = Tracker(first.scheme, None, [validation.low for validation in first.validation_sets])
+        steps = list(track_training_steps(training, tracker))
         assert [s.best_db for s in steps] == [s.best_db for s in alone]
         seen = tracker.evolution("network.body.0.first")
         np.testing.assert_array_equal(seen.epochs, [p.iteration for p in steps[-1].history])
@@ -372,7 +388,7 @@ class TestFollowing:
 
         tracker = Tracker(model, None, normal(20, 3))
         with pytest.warns(UserWarning, match=r"ended at iteration 3: .*NaN"):
-            assert len(list(tracked(steps(), tracker))) == 4
+            assert len(list(track_training_steps(steps(), tracker))) == 4
         np.testing.assert_array_equal(tracker.evolution("0").epochs, [0, 1, 2])
 
     def test_closing_closes_the_steps(self) -> None:
@@ -386,7 +402,7 @@ class TestFollowing:
                 closed.append(True)
 
         tracker = Tracker(linear(np.eye(3)), None, normal(20, 3))
-        following = tracked(steps(), tracker)
+        following = track_training_steps(steps(), tracker)
         for _ in range(5):
             next(following)
         following.close()

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import napari_gsvolume as gsv
+from helpers.long_runs import collect
 from helpers.pretended_device import DEVICE, OnCard, pretended
 from napari_gsvolume import memory
 from napari_gsvolume.fitting.gauss_newton import GaussNewton
-from napari_gsvolume.fitting.growth import births, smoothed, source
+from napari_gsvolume.fitting.growth import births, random_generator, smoothed
 from napari_gsvolume.fitting.neighbours import nearest_pairs, overlapping_pairs
 from napari_gsvolume.fitting.objective import Objective
 from napari_gsvolume.operators.gaussian_sum import Gaussians
@@ -29,7 +30,7 @@ def card(monkeypatch):
 
 @pytest.fixture(scope="module")
 def body():
-    return gsv.anatomical_phantom(16)[0].round().astype(np.float32)
+    return gsv.phantoms.anatomical_phantom(16)[0].round().astype(np.float32)
 
 
 def with_holes(volume):
@@ -85,13 +86,24 @@ class TestPretendedDevice:
     @pytest.mark.parametrize(
         "wait",
         [
-            lambda t: float(t.sum()), lambda t: bool(t.any()), lambda t: t.cpu(), lambda t: t.tolist(),
-            lambda t: t[t > 1], lambda t: t[torch.tensor([0, 1])], lambda t: t[[0, 1]], lambda t: t.nonzero(),
-            lambda t: torch.unique(t), lambda t: torch.linalg.inv(t), lambda t: torch.linalg.svd(t),
-            lambda t: torch.linalg.matrix_exp(t), lambda t: torch.ones(3).to(t), lambda t: t.copy_(torch.ones(3, 3)),
-            lambda t: torch.tensor([1.0, 2], device=t.device), lambda t: t.new_tensor([1.0, 2]),
+            lambda t: float(t.sum()),
+            lambda t: bool(t.any()),
+            lambda t: t.cpu(),
+            lambda t: t.tolist(),
+            lambda t: t[t > 1],
+            lambda t: t[torch.tensor([0, 1])],
+            lambda t: t[[0, 1]],
+            lambda t: t.nonzero(),
+            lambda t: torch.unique(t),
+            lambda t: torch.linalg.inv(t),
+            lambda t: torch.linalg.svd(t),
+            lambda t: torch.linalg.matrix_exp(t),
+            lambda t: torch.ones(3).to(t),
+            lambda t: t.copy_(torch.ones(3, 3)),
+            lambda t: torch.tensor([1.0, 2], device=t.device),
+            lambda t: t.new_tensor([1.0, 2]),
         ],
-    )  # fmt: skip
+    )
     def test_it_notes_each_wait(self, card, wait):
         t = torch.ones(3, 3, device=DEVICE) + torch.eye(3, device=DEVICE)
         assert not card.waits
@@ -114,20 +126,27 @@ class TestPretendedDevice:
 
 
 CASES = {
-    "2D": {}, "NaN": {}, "thin": {},
-    "adam": {"solver": "adam"}, "adam, batches": {"solver": "adam", "batch_fraction": 0.2},
-    "sgd": {"solver": "sgd"}, "sgd, batches, NaN": {"solver": "sgd", "batch_fraction": 0.2},
+    "2D": {},
+    "NaN": {},
+    "thin": {},
+    "adam": {"solver": "adam"},
+    "adam, batches": {"solver": "adam", "batch_fraction": 0.2},
+    "sgd": {"solver": "sgd"},
+    "sgd, batches, NaN": {"solver": "sgd", "batch_fraction": 0.2},
     **{
         f"{term}{', normalised, NaN' if normalised else ''}": {"data_term": term, "normalised": normalised}
-        for term in ("neighbourhood", "ellipsoid") for normalised in (False, True)
+        for term in ("neighbourhood", "ellipsoid")
+        for normalised in (False, True)
     },
-    "penalties": {"lambda_sparsity": 1e-3, "lambda_overlap": 1e-4, "lambda_smoothness": 1e-4, "lambda_spacing": 1e-4},
-    "penalties, adam": {"solver": "adam", "lambda_overlap": 1e-4, "lambda_spacing": 1e-4},
-    **{population: {"population": population, "rounds": 4, "iterations": 14} for population in
-       ("residual", "gradient", "saddle", "mcmc", "merge")},
+    "penalties": {"sparsity_weight": 1e-3, "overlap_weight": 1e-4, "smoothness_weight": 1e-4, "spacing_weight": 1e-4},
+    "penalties, adam": {"solver": "adam", "overlap_weight": 1e-4, "spacing_weight": 1e-4},
+    **{
+        growth: {"growth": growth, "rounds": 4, "iterations": 14}
+        for growth in ("residual", "gradient", "saddle", "mcmc", "merge")
+    },
     "target_bytes": {"gaussians": None, "target_bytes": 260},
     "target_psnr": {"gaussians": None, "target_psnr": 18.0, "iterations": 20},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -184,7 +203,7 @@ class TestWaiting:
         assert sum(not names for names, _ in each) >= 7
 
     def test_penalties_add_what_takes_to_find_neighbours(self, monkeypatch, body):
-        for names, evaluations in self.waits(monkeypatch, body, lambda_overlap=1e-4, lambda_spacing=1e-4):
+        for names, evaluations in self.waits(monkeypatch, body, overlap_weight=1e-4, spacing_weight=1e-4):
             assert names["copy to the host"] == evaluations + 1
             assert names.total() <= evaluations + 6
 
@@ -241,7 +260,7 @@ class TestBirths:
         monkeypatch.setattr("napari_gsvolume.fitting.growth._KEYS", 7000)  # several runs
         residual = torch.ones(200, 200)
         residual[:, :20] = 3
-        born = births(residual, 400, 10**6, source(0, torch.device("cpu")))
+        born = births(residual, 400, 10**6, random_generator(0, torch.device("cpu")))
         inside = int((born.means[:, 1] < 19.5).sum())
         assert inside == pytest.approx(400 / 2, abs=4 * 10)  # four standard deviations
         places = {tuple(p) for p in born.means.round().long().tolist()}
@@ -250,7 +269,7 @@ class TestBirths:
     def test_nothing_is_born_where_there_is_no_residual(self):
         residual = torch.zeros(50, 50)
         residual[10:20, 10:20] = 1
-        born = births(residual, 60, 10**6, source(1, torch.device("cpu")))
+        born = births(residual, 60, 10**6, random_generator(1, torch.device("cpu")))
         assert ((born.means > 9.4) & (born.means < 19.6)).all()
 
 
@@ -258,8 +277,7 @@ class TestMemory:
     def test_a_fit_leaves_nothing(self, card, body):
         kept = torch.zeros(10, device=DEVICE)
         before = card.live
-        steps = list(gsv.fit_steps(body, **FIT, device="cuda"))
-        result = steps[-1].result()
+        steps, result = collect(gsv.fit_steps(body, **FIT, device="cuda"))
         assert card.live > before
         del steps
         assert card.live == before
@@ -287,7 +305,7 @@ class TestMemory:
         assert card.live == 0
 
     @pytest.mark.parametrize(
-        "options", [{"lambda_overlap": 1e-3}, {"data_term": "neighbourhood", "normalised": True}, {"solver": "adam"}]
+        "options", [{"overlap_weight": 1e-3}, {"data_term": "neighbourhood", "normalised": True}, {"solver": "adam"}]
     )
     @pytest.mark.parametrize("left", [100, 3000, 16000])
     @pytest.mark.parametrize("at", [0, 1, 2, 4])
@@ -348,8 +366,8 @@ class TestMemory:
         [{}, {"data_term": "ellipsoid", "normalised": True}, {"data_term": "neighbourhood", "normalised": True}],
     )
     def test_no_fit_takes_more_than_estimated(self, card, options):
-        volume = with_holes(gsv.anatomical_phantom(48)[0])
+        volume = with_holes(gsv.phantoms.anatomical_phantom(48)[0])
         gsv.fit(volume, gaussians=20, rounds=2, iterations=3, cg_steps=1, **options, device="cuda")
         term = options.get("data_term", "weights")
-        estimate = volume.size * memory._DEVICE_BYTES_A_VOXEL[term]
+        estimate = volume.size * memory._DEVICE_BYTES_PER_VOXEL[term]
         assert 0.7 * estimate < card.peak < estimate + 10 * volume.size

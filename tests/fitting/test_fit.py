@@ -14,11 +14,14 @@ import torch
 from skimage.metrics import structural_similarity
 
 import napari_gsvolume as gsv
+from helpers.long_runs import collect
 from napari_gsvolume import FitSettings, GaussianVolume, Grid
 from napari_gsvolume.fitting import loop
-from napari_gsvolume.fitting.growth import useful
+from napari_gsvolume.fitting.growth import useful_mask
+from napari_gsvolume.fitting.result import fit_result
 from napari_gsvolume.fitting.target import check_volume
 from napari_gsvolume.operators.gaussian_sum import Gaussians
+from napari_gsvolume.progress import Budget, finish, mapped
 
 SOLVERS = ["gauss-newton", "adam", "sgd"]
 AFFINE = [[3, 0, 0.2, -7], [0, 2, 0, 5], [0.1, 0, -1, 0.5], [0, 0, 0, 1]]
@@ -53,19 +56,24 @@ def blobs(ndim, size=24):
 @pytest.fixture(scope="module")
 def body():
     """CT-like: whole numbers, mostly negative."""
-    return gsv.anatomical_phantom(20)[0].round().astype(np.float32)
+    return gsv.phantoms.anatomical_phantom(20)[0].round().astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def steps(body):
-    """All steps of a fit on an oblique grid."""
+def run(body):
+    """All steps of a fit on an oblique grid, and its result."""
     grid = Grid(body.shape, AFFINE, ("mm", "mm", "um"), ("depth", "row", "column"))
-    return list(gsv.fit_steps(body, grid=grid, gaussians=60, rounds=4, iterations=30))
+    return collect(gsv.fit_steps(body, grid=grid, gaussians=60, rounds=4, iterations=30))
 
 
 @pytest.fixture(scope="module")
-def result(steps):
-    return steps[-1].result()
+def steps(run):
+    return run[0]
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return run[1]
 
 
 def assert_same_fit(a, b):
@@ -140,8 +148,8 @@ class TestFigures:
         assert result.seconds == seconds[-1] > 0
         iterations = [step.iteration for step in steps]
         assert iterations == [*range(31)]
-        assert all(a.progress <= b.progress for a, b in pairwise(steps))
-        assert steps[-1].progress == 1
+        assert all(a.fraction <= b.fraction for a, b in pairwise(steps))
+        assert steps[-1].fraction == 1
 
     def test_report_is_json_with_what_was_promised(self, result):
         report = json.loads(json.dumps(result.report()))
@@ -233,9 +241,12 @@ class TestIntensities:
         frozen = body.copy()
         frozen.setflags(write=False)
         volume = {
-            "fortran": np.asfortranarray(body), "read-only": frozen, "view": big[:, :, ::2], "list": body.tolist(),
+            "fortran": np.asfortranarray(body),
+            "read-only": frozen,
+            "view": big[:, :, ::2],
+            "list": body.tolist(),
             "tensor": torch.tensor(body),
-        }[layout]  # fmt: skip
+        }[layout]
         assert_same_fit(gsv.fit(volume, **QUICK), gsv.fit(body, **QUICK))
         np.testing.assert_array_equal(np.asarray(volume), body)
 
@@ -337,7 +348,7 @@ class TestPopulation:
         means = torch.tensor([[4.0, 4, 4], [4, 4, 4], [90, 4, 4], [4, -50, 4], [8.5, 4, 4]])
         weights = torch.tensor([1.0, 0, 1, 1, -1])
         factors = torch.eye(3).expand(5, 3, 3).contiguous()
-        keep = useful(Gaussians(means, factors, weights), 0.01, 9**3, (9, 9, 9))
+        keep = useful_mask(Gaussians(means, factors, weights), 0.01, 9**3, (9, 9, 9))
         assert keep.tolist() == [True, False, False, False, True]
 
     @pytest.mark.parametrize("options", [{}, {"gaussians": 300}, {"solver": "adam"}], ids=str)
@@ -389,14 +400,11 @@ class TestPopulation:
 class TestStopping:
     @pytest.mark.parametrize("solver", ["gauss-newton", "adam"])
     def test_stop_ends_within_the_iteration_and_keeps_the_result(self, body, solver):
-        asked = []
         seen = []
-        for step in gsv.fit_steps(body, gaussians=40, solver=solver, stop=lambda: bool(asked)):
-            seen.append(step)
-            if step.iteration == 6:
-                asked.append(True)
+        budget = Budget(stop=lambda: bool(seen) and seen[-1].iteration >= 6)
+        steps = gsv.fit_steps(body, gaussians=40, solver=solver, budget=budget)
+        result = finish(mapped(steps, lambda step: seen.append(step) or step))
         assert [step.iteration for step in seen] == [*range(8)]
-        result = seen[-1].result()
         assert result.message == "Stopped."
         assert result.n_gaussians > 0
         assert result.psnr_db > seen[-2].psnr_db - 0.1
@@ -407,7 +415,8 @@ class TestStopping:
         whole = [step.psnr_db for step in gsv.fit_steps(body, **QUICK, rounds=1)]
         for calls in range(1, 40, 5):
             left = iter(range(calls))
-            *before, last = gsv.fit_steps(body, **QUICK, rounds=1, stop=lambda left=left: next(left, None) is None)
+            budget = Budget(stop=lambda left=left: next(left, None) is None)
+            *before, last = gsv.fit_steps(body, **QUICK, rounds=1, budget=budget)
             if last.message != "Stopped.":
                 break
             assert [step.psnr_db for step in before] == whole[: len(before)]
@@ -419,7 +428,7 @@ class TestStopping:
         assert calls > 1
 
     def test_stop_before_the_first_iteration(self, body):
-        result = list(gsv.fit_steps(body, gaussians=40, stop=lambda: True))[-1].result()
+        result = finish(gsv.fit_steps(body, gaussians=40, budget=Budget(stop=lambda: True)))
         assert result.message == "Stopped."
         assert np.isfinite(result.reconstruction).all()
         assert result.psnr_db == pytest.approx(psnr(body, result.reconstruction), abs=1e-3)
@@ -430,7 +439,7 @@ class TestStopping:
         steps.close()
         with pytest.raises(StopIteration):
             next(steps)
-        result = some[-1].result()
+        result = fit_result(some[-1])
         assert result.psnr_db == pytest.approx(psnr(body, result.reconstruction), abs=1e-3)
         assert result.n_gaussians > 0
         gsv.fit_steps(body).close()  # not even begun
@@ -442,7 +451,7 @@ class TestStopping:
         assert first.gaussians.background == pytest.approx(values[counts.argmax()], abs=float(0.02 * np.ptp(body)))
         np.testing.assert_array_equal(first.reconstruction(), np.float32(first.gaussians.background))
         assert first.psnr_db == pytest.approx(psnr(body, first.reconstruction()), abs=1e-3)
-        assert first.progress == 0
+        assert first.fraction == 0
 
 
 def unloadable(shape):
@@ -465,9 +474,19 @@ VOLUMES = {
 }
 
 BAD_SETTINGS = {
-    "gausians": 3, "gaussians": 0, "target_psnr": -3, "time_limit": 0, "solver": "newton", "seed": -1, "device": "tpu",
-    "iterations": 0, "rounds": 0, "cg_steps": 0, "learning_rate": float("nan"), "batch_fraction": 1.5,
-}  # fmt: skip
+    "gausians": 3,
+    "gaussians": 0,
+    "target_psnr": -3,
+    "time_limit": 0,
+    "solver": "newton",
+    "seed": -1,
+    "device": "tpu",
+    "iterations": 0,
+    "rounds": 0,
+    "cg_steps": 0,
+    "learning_rate": float("nan"),
+    "batch_fraction": 1.5,
+}
 
 
 class TestRefusals:
@@ -528,9 +547,10 @@ IMPORTS = {
     "from napari_gsvolume import Grid, FitSettings; Grid((3, 3, 3))": HEAVY,
     FIRST_STEP: HEAVY - {"torch"},  # numba is the kernels': the first step waits for none
     "import napari_gsvolume as gsv, napari_gsvolume.fitting; assert callable(gsv.fit) and callable(gsv.fit_steps)": {
-        "napari", "qtpy"
+        "napari",
+        "qtpy",
     },
-}  # fmt: skip
+}
 
 
 class TestPackage:

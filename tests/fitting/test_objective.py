@@ -8,18 +8,20 @@ import pytest
 import torch
 
 import napari_gsvolume as gsv
+from helpers.long_runs import collect
 from napari_gsvolume import ablation
 from napari_gsvolume.fitting.penalties import mean_overlap, spacings
 from napari_gsvolume.fitting.settings import FitSettings
 from napari_gsvolume.kernels.reference import basis, grid_points
 from napari_gsvolume.operators.gaussian_sum import Gaussians
+from napari_gsvolume.progress import Budget, finish, mapped
 
-LAMBDAS = {"sparsity": 2e-3, "overlap": 1e-3, "smoothness": 1e-4, "spacing": 1e-3}
+WEIGHTS = {"sparsity": 2e-3, "overlap": 1e-3, "smoothness": 1e-4, "spacing": 1e-3}
 
 
 @pytest.fixture(scope="module")
 def volume():
-    return gsv.anatomical_phantom(28)[0]
+    return gsv.phantoms.anatomical_phantom(28)[0]
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +37,16 @@ def bare(result) -> Gaussians:
 class TestPenalties:
     @pytest.mark.parametrize("solver", ["gauss-newton", "adam", "sgd"])
     def test_every_term_is_in_the_history_and_adds_up(self, volume, solver):
-        lambdas = {f"lambda_{name}": value for name, value in LAMBDAS.items()}
-        result = gsv.fit(volume, gaussians=40, iterations=8, solver=solver, **lambdas)
+        weights = {f"{name}_weight": value for name, value in WEIGHTS.items()}
+        result = gsv.fit(volume, gaussians=40, iterations=8, solver=solver, **weights)
         for point in result.history[2:]:
-            assert set(point.terms) == {"data", *LAMBDAS}
+            assert set(point.terms) == {"data", *WEIGHTS}
             assert all(np.isfinite(value) and value >= 0 for value in point.terms.values())
             assert point.psnr_db == pytest.approx(-10 * np.log10(point.terms["data"]), abs=1e-6)
         assert result.report()["terms"] == result.terms
 
     def test_sparsity_takes_gaussians_away_and_the_right_ones(self, volume, free):
-        sparse = gsv.fit(volume, gaussians=80, iterations=40, lambda_sparsity=1e-2)
+        sparse = gsv.fit(volume, gaussians=80, iterations=40, sparsity_weight=1e-2)
         n = sparse.n_gaussians
         assert n < 0.8 * free.n_gaussians
         assert (sparse.gaussians.weights != 0).all()
@@ -53,17 +55,17 @@ class TestPenalties:
 
     def test_sparsity_means_the_same_for_another_range(self, volume):
         counts = [
-            gsv.fit(scaled, gaussians=80, iterations=20, lambda_sparsity=6e-3).n_gaussians
+            gsv.fit(scaled, gaussians=80, iterations=20, sparsity_weight=6e-3).n_gaussians
             for scaled in (volume, volume * 0.001 + 3)
         ]
         assert abs(counts[0] - counts[1]) <= 4  # float rounding grows in the course of a fit
 
     def test_overlap_lowers_the_overlap(self, volume, free):
-        apart = gsv.fit(volume, gaussians=80, iterations=40, lambda_overlap=1e-3)
+        apart = gsv.fit(volume, gaussians=80, iterations=40, overlap_weight=1e-3)
         assert mean_overlap(bare(apart)) < 0.6 * mean_overlap(bare(free))
 
     def test_smoothness_thickens_the_thinnest(self, volume, free):
-        smooth = gsv.fit(volume, gaussians=80, iterations=40, lambda_smoothness=1e-4)
+        smooth = gsv.fit(volume, gaussians=80, iterations=40, smoothness_weight=1e-4)
 
         def largest(result):
             return float((result.gaussians.factors**2).sum((1, 2)).max())
@@ -72,7 +74,7 @@ class TestPenalties:
 
     @pytest.mark.parametrize("target", [0.6, 1.5])
     def test_spacing_goes_where_it_is_asked_to(self, volume, free, target):
-        asked = gsv.fit(volume, gaussians=80, iterations=40, lambda_spacing=1e-2, spacing=target)
+        asked = gsv.fit(volume, gaussians=80, iterations=40, spacing_weight=1e-2, spacing=target)
 
         def deviation(result):
             return float((spacings(bare(result), 2.0) - target).abs().median())
@@ -96,16 +98,18 @@ class TestDataTerms:
         g = result.gaussians
         _, e = basis(grid_points(volume.shape), g.means.double(), g.factors.double())
         target = torch.from_numpy(volume.ravel()).double()[:, None] - g.background
-        best = float((target - e @ torch.linalg.lstsq(e, target).solution).square().mean().sqrt())
-        assert result.of_file(g, volume).psnr_db == pytest.approx(20 * np.log10(span / best), abs=0.02)
+        # A Gaussian may touch no voxel: the default driver of torch is wrong for such a matrix (6 dB worse).
+        solved = torch.linalg.lstsq(e, target, driver="gelsd").solution
+        best = float((target - e @ solved).square().mean().sqrt())
+        assert result.with_gaussians(g, volume).psnr_db == pytest.approx(20 * np.log10(span / best), abs=0.02)
 
     @pytest.mark.parametrize(
         ("others", "word"),
         [
-            ({"lambda_sparsity": 1e-3}, "sparsity"),
+            ({"sparsity_weight": 1e-3}, "sparsity"),
             ({"batch_fraction": 0.5}, "batch"),
             ({"ratio": 100}, "file"),
-            ({"population": "mcmc"}, "residual"),
+            ({"growth": "mcmc"}, "residual"),
         ],
     )
     def test_what_does_not_go_together_is_said(self, volume, others, word):
@@ -117,7 +121,7 @@ class TestDataTerms:
 class TestPopulations:
     @pytest.mark.parametrize("name", ["gradient", "saddle", "mcmc", "merge"])
     def test_every_strategy_reaches_its_count_and_a_like_quality(self, volume, free, name):
-        result = gsv.fit(volume, gaussians=80, iterations=40, population=name)
+        result = gsv.fit(volume, gaussians=80, iterations=40, growth=name)
         assert 0.9 * 80 <= result.n_gaussians <= 80
         assert result.psnr_db > free.psnr_db - 3
 
@@ -125,31 +129,32 @@ class TestPopulations:
 class TestStudies:
     @pytest.mark.parametrize("study", ablation.STUDIES)
     def test_every_case_is_measured(self, study):
-        tiny = gsv.vessel_phantom(16)[0]
-        steps = list(ablation.study_steps(tiny, study, gaussians=12, iterations=4))
-        outcomes = [step.outcome for step in steps if step.outcome is not None]
-        assert [outcome.case for outcome in outcomes] == list(ablation.cases(study))
-        assert [step.progress for step in steps] == sorted(step.progress for step in steps)
-        for outcome in outcomes:
-            assert 0 < outcome.n_gaussians <= 12
-            assert outcome.n_bytes > 0
-            assert outcome.artefacts.shape == tiny.shape
-        rows = list(csv.DictReader(io.StringIO(ablation.as_csv(outcomes))))
-        assert [float(row["psnr_db"]) for row in rows] == [outcome.psnr_db for outcome in outcomes]
-        assert ablation.as_markdown(outcomes).count("\n") == len(outcomes) + 2
-        assert len(ablation.plot(outcomes, study).axes) == 2
+        tiny = gsv.phantoms.vessel_phantom(16)[0]
+        steps, results = collect(ablation.ablate_steps(tiny, study, gaussians=12, iterations=4))
+        assert [step.result for step in steps if step.result is not None] == results
+        assert [result.case for result in results] == list(ablation.cases(study))
+        assert [step.fraction for step in steps] == sorted(step.fraction for step in steps)
+        for result in results:
+            assert 0 < result.n_gaussians <= 12
+            assert result.n_bytes > 0
+            assert result.artefacts.shape == tiny.shape
+        rows = list(csv.DictReader(io.StringIO(ablation.to_csv(results))))
+        assert [float(row["psnr_db"]) for row in rows] == [result.psnr_db for result in results]
+        assert ablation.to_markdown(results).count("\n") == len(results) + 2
+        assert len(ablation.plot(results, study).axes) == 2
 
     def test_stopping_leaves_out_the_case_under_way(self):
-        tiny = gsv.vessel_phantom(16)[0]
+        tiny = gsv.phantoms.vessel_phantom(16)[0]
         seen = []
-        for at in ablation.study_steps(tiny, "support", gaussians=12, iterations=4, stop=lambda: len(seen) > 8):
-            seen.append(at)  # noqa: PERF402, stop looks at it
-        outcomes = [at.outcome for at in seen if at.outcome is not None]
-        assert 0 < len(outcomes) < 5
+        budget = Budget(stop=lambda: len(seen) > 8)
+        steps = ablation.ablate_steps(tiny, "support", budget=budget, gaussians=12, iterations=4)
+        results = finish(mapped(steps, lambda step: seen.append(step) or step))
+        assert results == [step.result for step in seen if step.result is not None]
+        assert 0 < len(results) < 5
 
     def test_there_is_no_such_study(self):
         with pytest.raises(ValueError, match="choose spacing, penalties"):
-            ablation.study_steps(np.eye(9), "colour")
+            ablation.ablate_steps(np.eye(9), "colour")
 
     def test_settings_of_cases_are_settings(self):
         for study in ablation.STUDIES:

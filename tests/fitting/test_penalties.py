@@ -14,10 +14,10 @@ from napari_gsvolume.fitting.penalties import (
     Smoothness,
     Spacing,
     Sparsity,
+    clip_to_orthant,
     mean_overlap,
     pseudo_gradient,
     spacings,
-    within_orthant,
 )
 from napari_gsvolume.kernels import n_monomials
 from napari_gsvolume.operators.gaussian_sum import Gaussians
@@ -225,14 +225,14 @@ class TestSparsity:
         old = torch.tensor([1.0, 1, -1, -1, 0, 0, 0, 0, 1])
         new = torch.tensor([0.5, -0.5, -2, 2, 3, 3, -3, 3, 0])
         pseudo = torch.tensor([-1.0, -1, -1, 1, 2, -2, -2, 0, -1])
-        assert within_orthant(old, new, pseudo).tolist() == [0.5, 0, -2, 0, 3, 0, -3, 0, 0]
+        assert clip_to_orthant(old, new, pseudo).tolist() == [0.5, 0, -2, 0, 3, 0, -3, 0, 0]
 
     def test_descent_ends_at_the_soft_threshold(self) -> None:
         aim = torch.tensor([2.0, -2, 0.3, -0.3, 1.5, 0.9], dtype=torch.float64)
         w = torch.tensor([0.0, 1, 1, 0, -4, 0], dtype=torch.float64)
         for _ in range(60):
             pseudo = pseudo_gradient(aim - w, w, 1.0)  # of (w - aim)^2 / 2
-            w = within_orthant(w, w + 0.7 * pseudo, pseudo)
+            w = clip_to_orthant(w, w + 0.7 * pseudo, pseudo)
         torch.testing.assert_close(w, torch.tensor([1.0, -1, 0, 0, 0.5, 0], dtype=torch.float64))
         assert (w[[2, 3, 5]] == 0).all()
 

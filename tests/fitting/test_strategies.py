@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from napari_gsvolume.fitting.growth import births
-from napari_gsvolume.fitting.split_merge import halves, merge_alike, semi_axes, splitting_matrices
+from napari_gsvolume.fitting.split_merge import merge_similar, semi_axes, split_in_halves, splitting_matrices
 from napari_gsvolume.fitting.strategies import (
     STRATEGIES,
     AdaptiveDensity,
@@ -100,7 +100,7 @@ class TestAll:
         change = strategy(name).grow(g, noise(shape), wanted, seeded(0))
         assert change.kept.tolist() == [True] * present
         assert len(change.gaussians.weights) == wanted
-        assert change.born == wanted - present
+        assert change.n_new == wanted - present
         assert all(torch.isfinite(t).all() for t in change.gaussians)
         assert (torch.linalg.det(change.gaussians.factors) != 0).all()
         # The kept ones come first and in order: none is further than some of its own radii from where it was.
@@ -141,7 +141,7 @@ class TestAll:
         change = strategy(name).rearrange(g, noise(shape), seeded(0))
         assert (change is None) == (name not in ("mcmc", "merge"))
         if change is not None:
-            assert change.born == int((~change.kept).sum()) > 0
+            assert change.n_new == int((~change.kept).sum()) > 0
             assert len(change.gaussians.weights) == len(g.weights) == len(change.kept)
             assert all(torch.isfinite(t).all() for t in change.gaussians)
 
@@ -165,14 +165,14 @@ class TestHalves:
     def test_keep_mass_mean_and_covariance(self, shape):
         for g in (one(some(5, shape, radii=(1.2, 3), seed=seed), 0) for seed in range(3)):
             g = g._replace(means=torch.full_like(g.means, shape[0] // 2 + 0.3))
-            plus, minus = halves(g, shape, 0.7)
+            plus, minus = split_in_halves(g, shape, 0.7)
             pair = dense(plus.join(minus), shape)
             assert_same_moments(pair, dense(g, shape))
             assert (pair - dense(g, shape)).abs().max() > 1e-2 * g.weights.abs()
 
     def test_are_apart_along_the_longest_axis_and_shorter_there(self):
         g = Gaussians(torch.zeros(1, 3), torch.diag(torch.tensor([1.0, 0.25, 0.5]))[None], torch.ones(1))
-        plus, minus = halves(g, (9, 9, 9), 0.6)
+        plus, minus = split_in_halves(g, (9, 9, 9), 0.6)
         assert (plus.means - minus.means).abs().flatten().tolist() == pytest.approx([0, 2 * 0.6 * 4, 0], abs=1e-5)
         for half in (plus, minus):
             assert semi_axes(half, (9, 9, 9))[0][0].norm(dim=1).tolist() == pytest.approx([3.2, 2, 1], rel=1e-5)
@@ -180,14 +180,14 @@ class TestHalves:
     def test_change_the_sum_from_fourth_order_on(self):
         shape = (25, 25)
         g = round_ones([[12, 12]], [2], [1.0])
-        pairs = (a.join(b) for a, b in (halves(g, shape, share) for share in (0.2, 0.4)))
+        pairs = (a.join(b) for a, b in (split_in_halves(g, shape, share) for share in (0.2, 0.4)))
         changes = [(dense(pair, shape) - dense(g, shape)).norm() for pair in pairs]
         assert changes[1] / changes[0] == pytest.approx(16, rel=0.3)
 
     def test_factors_are_axes_over_radii(self):
         g = some(20, (20, 20, 20))
         turned = torch.linalg.qr(torch.randn(20, 3, 3, generator=torch.Generator().manual_seed(0)))[0]
-        plus, minus = halves(g._replace(factors=g.factors @ turned), (20, 20, 20), 0.7)
+        plus, minus = split_in_halves(g._replace(factors=g.factors @ turned), (20, 20, 20), 0.7)
         for half in (plus, minus):
             gram = half.factors.mT @ half.factors
             torch.testing.assert_close(gram, torch.diag_embed(gram.diagonal(dim1=1, dim2=2)), atol=1e-5, rtol=1e-5)
@@ -196,7 +196,7 @@ class TestHalves:
         shape = (1, 41, 41)
         g = some(1, shape, radii=(1.5, 3))
         g = g._replace(means=torch.tensor([[0.0, 20.2, 19.7]]))
-        plus, minus = halves(g, shape, 0.7)
+        plus, minus = split_in_halves(g, shape, 0.7)
         assert plus.means[0, 0] == minus.means[0, 0] == 0
         assert_same_moments(dense(plus.join(minus), shape)[0], dense(g, shape)[0])
 
@@ -227,7 +227,7 @@ class TestGradient:
     def test_a_large_one_with_the_error_is_split(self):
         g, residual = self.two(4)
         change = AdaptiveDensity(threshold=1, large=0.1).grow(g, residual, 3, seeded(0))
-        plus, minus = halves(one(g, 0), (20, 40), 0.7)
+        plus, minus = split_in_halves(one(g, 0), (20, 40), 0.7)
         expected = plus.join(one(g, 1)).join(minus)
         assert all(torch.allclose(*pair) for pair in zip(change.gaussians, expected, strict=True))
         assert change.kept.tolist() == [True, True]
@@ -405,7 +405,7 @@ class TestRelocation:
         g = some(100, (40, 40))
         g = g._replace(weights=g.weights * torch.where(torch.arange(100) < 20, 1e-4 * torch.arange(100), 1.0))
         change = Relocation(most=0.05).rearrange(g, noise((40, 40)), seeded(0))
-        assert change.born == 5
+        assert change.n_new == 5
         energy = g.weights**2 * self_overlap(g)
         assert (~change.kept).nonzero().flatten().max() < 20
         assert not change.kept[energy.argmin()]
@@ -424,9 +424,9 @@ class TestMerging:
             a = some(1, shape, radii=(1.5, 3), seed=seed)
             a = a._replace(means=torch.full_like(a.means, middle), weights=sign * a.weights.abs())
             b = Gaussians(a.means + 0.4, a.factors * 1.1, a.weights * 0.5)
-            change = merge_alike(a.join(b), 0.7)
+            change = merge_similar(a.join(b), 0.7)
             assert change.kept.tolist() == [True, False]
-            assert change.born == 0
+            assert change.n_new == 0
             assert_same_moments(dense(change.gaussians, shape), dense(a.join(b), shape))
             gram = change.gaussians.factors.mT @ change.gaussians.factors
             torch.testing.assert_close(gram, torch.diag_embed(gram.diagonal(dim1=1, dim2=2)), atol=1e-5, rtol=1e-5)
@@ -434,7 +434,9 @@ class TestMerging:
     def test_halves_become_their_parent_again(self):
         g = some(20, (80, 80, 80))
         g = g._replace(means=20 * torch.stack(torch.unravel_index(torch.arange(20), (3, 3, 3)), 1).float())
-        change = merge_alike(halves(g, (80, 80, 80), 0.3)[0].join(halves(g, (80, 80, 80), 0.3)[1]), 0.8)
+        change = merge_similar(
+            split_in_halves(g, (80, 80, 80), 0.3)[0].join(split_in_halves(g, (80, 80, 80), 0.3)[1]), 0.8
+        )
         assert change.kept.sum() == 20
         torch.testing.assert_close(change.gaussians.means, g.means, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(change.gaussians.weights, g.weights, atol=1e-3, rtol=1e-3)
@@ -445,35 +447,35 @@ class TestMerging:
         """Equal round ones overlap by exp(-d^2 / 4 sigma^2)."""
         g = round_ones([[0, 0, 0], [1, 0, 0]], [1.5, 1.5], [1.0, 2])
         overlap = math.exp(-1 / (4 * 1.5**2))
-        assert merge_alike(g, overlap + 1e-3).kept.all()
-        assert merge_alike(g, overlap - 1e-3).kept.tolist() == [False, True]
+        assert merge_similar(g, overlap + 1e-3).kept.all()
+        assert merge_similar(g, overlap - 1e-3).kept.tolist() == [False, True]
 
     def test_opposite_signs_and_zero_are_never_merged(self):
         g = round_ones([[5, 5]] * 3, [2, 2, 2], [1.0, -1, 0])
-        change = merge_alike(g, 0.5)
+        change = merge_similar(g, 0.5)
         assert change.kept.all()
         assert all(torch.equal(*pair) for pair in zip(change.gaussians, g, strict=True))
 
     def test_different_shapes_are_not_merged(self):
         factors = torch.stack([torch.diag(torch.tensor([1, 0.2])), torch.diag(torch.tensor([0.2, 1]))])
-        assert merge_alike(Gaussians(torch.zeros(2, 2), factors, torch.ones(2)), 0.8).kept.all()
+        assert merge_similar(Gaussians(torch.zeros(2, 2), factors, torch.ones(2)), 0.8).kept.all()
 
     def test_closest_first_and_each_in_one_pair(self):
         g = round_ones([[0, 5], [0.5, 5], [0.7, 5], [30, 5]], [2] * 4, [1.0, 1, 1.1, 1])
-        change = merge_alike(g, 0.8)
+        change = merge_similar(g, 0.8)
         assert change.kept.tolist() == [True, False, True, True]
         assert change.gaussians.means[:, 0].tolist() == pytest.approx([0, 0.605, 30], abs=1e-2)
         assert torch.equal(change.gaussians.weights[[0, 2]], torch.ones(2))
 
     def test_a_pile_becomes_half_as_many(self):
         g = round_ones([[5.0, 5, 5]] * 7, [2.0] * 7, [1.0] * 7)
-        change = merge_alike(g, 0.8)
+        change = merge_similar(g, 0.8)
         assert change.kept.sum() == 4
         assert sorted(change.gaussians.weights.tolist()) == pytest.approx([1, 2, 2, 2], rel=1e-5)
 
     @pytest.mark.parametrize("count", [0, 1])
     def test_none_to_merge(self, count):
-        assert len(merge_alike(some(count, (9, 9))).kept) == count
+        assert len(merge_similar(some(count, (9, 9))).kept) == count
 
     def test_births_take_the_freed_places(self):
         shape = (40, 40)
@@ -482,7 +484,7 @@ class TestMerging:
         residual[25, 8] = 1
         change = Merging().rearrange(g, residual, seeded(0))
         assert change.kept.tolist() == [True, False, True]
-        assert change.born == 1
+        assert change.n_new == 1
         assert change.gaussians.weights[2] == 0
         assert (change.gaussians.means[2] - torch.tensor([25.0, 8])).norm() < 6
         assert Merging().rearrange(g.select(change.kept), residual, seeded(0)) is None

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from napari_gsvolume.settings import validated
-from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.schemes import build_scheme
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
 
@@ -148,7 +148,7 @@ def message_passing() -> Network:
 
 def super_resolution(**more) -> Network:
     s = validated(TrainSRSettings, channels=8, blocks=1, **more)
-    model = scheme(s)
+    model = build_scheme(s)
     with torch.no_grad():
         for number, p in enumerate(model.parameters()):
             p.add_(0.1 * noise(*p.shape, seed=number))

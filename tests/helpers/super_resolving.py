@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from napari_gsvolume import anatomical_phantom
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.settings import validated
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
-SMALL = {"channels": 8, "blocks": 1, "batch": 2}
+SMALL = {"channels": 8, "blocks": 1, "batch_size": 2}
 QUICK = SMALL | {"iterations": 6}
 VOLUME = anatomical_phantom(40)[0][:, 2:38, 1:36]
 

@@ -15,11 +15,12 @@ from hypothesis.extra import numpy as hnp
 import napari_gsvolume as gsv
 from napari_gsvolume import GaussianVolume, Grid
 from napari_gsvolume.errors import FileFormatError
-from napari_gsvolume.fitting.file_size import compressed
+from napari_gsvolume.fitting.file_size import fit_to_size
 from napari_gsvolume.io.gsv.entropy import Reader, Writer
 from napari_gsvolume.io.gsv.format import decode, default_step, encode, write_gsv
 from napari_gsvolume.io.gsv.quantization import FINEST, classes, dequantise, quantise
 from napari_gsvolume.kernels.constants import SUPPORT
+from napari_gsvolume.progress import Budget
 
 SHAPE = (20, 24, 28)
 
@@ -190,9 +191,9 @@ class TestFile:
         assert [path.name for path in tmp_path.iterdir()] == ["m.gsv"]
 
     def test_every_gaussian_takes_fewer_than_fourteen_bytes_and_costs_little_quality(self):
-        volume, grid = gsv.anatomical_phantom(32)
+        volume, grid = gsv.phantoms.anatomical_phantom(32)
         result = gsv.fit(volume, gaussians=200, iterations=40, grid=grid)
-        rounded = result.of_file(decode(encode(result.gaussians)), volume)
+        rounded = result.with_gaussians(decode(encode(result.gaussians)), volume)
         assert result.psnr_db - rounded.psnr_db < 0.15
         assert result.n_bytes < 14 * result.n_gaussians
 
@@ -283,7 +284,7 @@ class TestDamage:
 
 @pytest.fixture(scope="module")
 def phantom():
-    return gsv.anatomical_phantom(32)
+    return gsv.phantoms.anatomical_phantom(32)
 
 
 # Fits for a size ------------------------------------------------------------------------------------------------------
@@ -308,7 +309,7 @@ class TestSize:
         volume, grid = phantom
         *_, step = gsv.fit_steps(volume, grid=grid, gaussians=150, iterations=40)
         objective, whole = step.objective, step.gaussians
-        state, rounding = compressed(objective, whole, 900, None, lambda: False)
+        state, rounding = fit_to_size(objective, whole, 900, Budget())
         plain = decode(encode(whole, rounding))
         fitted = objective.evaluate(state).mean_square
         rounded = float(((plain.sample().astype(float) - volume) ** 2).mean()) / np.ptp(volume) ** 2
@@ -330,16 +331,16 @@ def test_the_support_is_part_of_the_format():
 
 
 def test_a_large_offset_of_intensities_survives():
-    volume, grid = gsv.anatomical_phantom(24)
+    volume, grid = gsv.phantoms.anatomical_phantom(24)
     high = 1_234_567 + 10 * volume / np.ptp(volume)
     result = gsv.fit(high, grid=grid, gaussians=100, iterations=20)
-    decoded = result.of_file(decode(encode(result.gaussians)), high)
+    decoded = result.with_gaussians(decode(encode(result.gaussians)), high)
     assert decoded.psnr_db > result.psnr_db - 0.5
 
 
 def test_a_ratio_that_leaves_no_bytes_is_refused_at_once():
     with pytest.raises(ValueError, match="too small for even one Gaussian"):
-        gsv.fit_steps(gsv.vessel_phantom(16)[0], ratio=1e9)
+        gsv.fit_steps(gsv.phantoms.vessel_phantom(16)[0], ratio=1e9)
 
 
 def test_exports_are_not_read_back(tmp_path: Path):

@@ -14,11 +14,12 @@ from napari_gsvolume import GaussianVolume
 from napari_gsvolume.explain import load_model
 from napari_gsvolume.explain.tracking.evolution_csv import read_evolutions
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
-from napari_gsvolume.rendering.cameras import Cameras, images_of
+from napari_gsvolume.rendering.cameras import Cameras, load_images
 from napari_gsvolume.rendering.splats.ply import read_splats, write_splats
 from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction
-from napari_gsvolume.super_resolution.model import SRModel, superresolve
-from napari_gsvolume.tomography.projections import read_projections, scan_beside, write_projections
+from napari_gsvolume.super_resolution.model import SRModel
+from napari_gsvolume.super_resolution.upsampling import superresolve
+from napari_gsvolume.tomography.projections import read_projections, sidecar_scan, write_projections
 from napari_gsvolume.tomography.scan import Scan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,6 +44,29 @@ TRANSFERS = names("transfer*.json")
 GEOMETRIES = names("projections-*.json") + names("geometry-*.json")
 
 
+# Settings of super-resolution models in files of version 0.1.0, and in files of today.
+SETTINGS = {
+    "axes": "upsample_axes",
+    "axis": "slice_axis",
+    "functions": "basis",
+    "order": "spline_degree",
+    "patch": "patch_size",
+    "batch": "batch_size",
+    "lambda_squared": "l2_weight",
+    "lambda_absolute": "l1_weight",
+    "lambda_consistency": "consistency_weight",
+    "lambda_orthogonality": "orthogonality_weight",
+    "lambda_perceptual": "perceptual_weight",
+    "lambda_adversarial": "adversarial_weight",
+    "perceptual": "perceptual_features",
+    "learn_weights": "uncertainty_weighting",
+    "weighting": "frequency_weighting",
+    "random_signs": "sign_flips",
+    "hold_out": "validation_fraction",
+}
+VALUES = {("scheme", "a"): "singular-vectors", ("scheme", "b"): "residual", ("functions", "decoders"): "learned"}
+
+
 @pytest.fixture(scope="module")
 def told():
     """Return a function that returns what a file holds, by field."""
@@ -63,8 +87,14 @@ def test_every_file_is_read_here() -> None:
     tested = {*GAUSSIANS, *MODELS, *SPLATS, *STACKS, *CAMERAS, *TRANSFERS, *GEOMETRIES}
     assert tested | {"evolution.csv", "volume.nii.gz", "expected.npz"} == {path.name for path in FOLDER.iterdir()}
     assert [len(files) for files in (GAUSSIANS, MODELS, SPLATS, STACKS, CAMERAS, TRANSFERS, GEOMETRIES)] == [
-        11, 6, 6, 4, 3, 2, 5,
-    ]  # fmt: skip
+        11,
+        6,
+        6,
+        4,
+        3,
+        2,
+        5,
+    ]
 
 
 class TestGaussians:
@@ -97,7 +127,7 @@ class TestGaussians:
         assert contents_of(tmp_path / name) == contents_of(FOLDER / name)
 
     def test_the_shell_tells_of_them(self, capsys) -> None:
-        from napari_gsvolume.cli.gaussians import main
+        from napari_gsvolume.cli import main
 
         for name in GAUSSIANS:
             assert main(["info", str(FOLDER / name), "--json"]) == 0
@@ -109,7 +139,9 @@ class TestSplats:
     def test_read(self, name, told) -> None:
         splats, truth = read_splats(FOLDER / name), told(name)
         for field in ("means", "log_scales", "quaternions", "logits", "sh"):
-            np.testing.assert_array_equal(getattr(splats, field), truth[field])
+            np.testing.assert_array_equal(
+                getattr(splats, "opacity_logits" if field == "logits" else field), truth[field]
+            )
         if "rendered" in truth:
             images = splats.render(Cameras.load(FOLDER / "views.npz"), GROUND, backend="cpu")
             np.testing.assert_allclose(images, truth["rendered"], atol=1e-4)
@@ -129,9 +161,11 @@ class TestSplats:
 class TestViews:
     @pytest.mark.parametrize("name", CAMERAS)
     def test_cameras(self, name, told) -> None:
-        cameras, images, truth = Cameras.load(FOLDER / name), images_of(FOLDER / name), told(name)
+        cameras, images, truth = Cameras.load(FOLDER / name), load_images(FOLDER / name), told(name)
         for field in ("matrices", "intrinsics", "size", "orthographic", "positions"):
-            np.testing.assert_allclose(getattr(cameras, field), truth[field], rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(
+                getattr(cameras, "image_size" if field == "size" else field), truth[field], rtol=1e-12, atol=1e-12
+            )
         assert (images is None) == ("images" not in truth)
         if images is not None:
             np.testing.assert_array_equal(images, truth["images"])
@@ -139,14 +173,14 @@ class TestViews:
     @same_zlib
     @pytest.mark.parametrize("name", CAMERAS)
     def test_written_again_cameras_are_the_same_bytes(self, name, tmp_path) -> None:
-        Cameras.load(FOLDER / name).save(tmp_path / name, images_of(FOLDER / name))
+        Cameras.load(FOLDER / name).save(tmp_path / name, load_images(FOLDER / name))
         assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
 
     @pytest.mark.parametrize("name", TRANSFERS)
     def test_transfer_functions(self, name, told, tmp_path) -> None:
         transfer, truth = TransferFunction.load(FOLDER / name), told(name)
         np.testing.assert_array_equal(transfer.values, truth["values"])
-        np.testing.assert_allclose(transfer.at(np.linspace(-1000, 2000, 41)), truth["at"], rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(transfer.evaluate(np.linspace(-1000, 2000, 41)), truth["at"], rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(transfer.extinction(transfer.opacities, 50.0), truth["extinction"], rtol=1e-12)
         assert transfer.shading == truth["shading"]
         transfer.save(tmp_path / name)
@@ -173,7 +207,7 @@ class TestProjections:
     def test_stacks(self, name, told) -> None:
         stack = read_projections(FOLDER / name)
         np.testing.assert_array_equal(stack.images, told(name)["images"])
-        beside = scan_beside(FOLDER / name)
+        beside = sidecar_scan(FOLDER / name)
         assert beside is not None
         assert beside.to_dict() == stack.scan.to_dict()
 
@@ -205,8 +239,8 @@ class TestSuperResolution:
         )
         assert model.metrics == json.loads(str(truth["metrics"]))
         low = told("superresolved")["low"]
-        low = low if settings.axes == "in-plane" else np.repeat(low, 2, 0)
-        finer = superresolve(low, model, 0, settings.axes, project=settings.project)
+        low = low if settings.upsample_axes == "in-plane" else np.repeat(low, 2, 0)
+        finer = superresolve(low, model, upsample_axes=settings.upsample_axes, project=settings.project).volume
         scale = np.ptp(truth["finer"])
         np.testing.assert_allclose(finer / scale, truth["finer"] / scale, atol=1e-5)
 
@@ -228,9 +262,18 @@ class TestSuperResolution:
             assert torch.equal(again.scheme.state_dict()[key], tensor)
 
     @pytest.mark.parametrize("name", MODELS)
-    def test_written_again_they_say_the_same(self, name, tmp_path) -> None:
+    def test_written_again_they_say_the_same_under_new_names(self, name, tmp_path) -> None:
         SRModel.load(FOLDER / name).save(tmp_path / name)
-        assert contents_of(tmp_path / name) == contents_of(FOLDER / name)
+        (old, old_tensors), (new, new_tensors) = contents_of(FOLDER / name), contents_of(tmp_path / name)
+        assert new_tensors == old_tensors
+        old_texts, new_texts = old.pop("__metadata__"), new.pop("__metadata__")
+        assert new == old
+        assert (old_texts["format"], new_texts["format"]) == ("napari-gsvolume/sr/1", "napari-gsvolume/sr/2")
+        assert new_texts["metrics"] == old_texts["metrics"]
+        old_settings, new_settings = (json.loads(texts["settings"]) for texts in (old_texts, new_texts))
+        assert len(new_settings) == len(old_settings)
+        for field, value in old_settings.items():
+            assert new_settings[SETTINGS.get(field, field)] == VALUES.get((field, value), value)
 
 
 def test_the_table_of_a_training(told) -> None:

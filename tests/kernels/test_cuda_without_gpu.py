@@ -66,8 +66,14 @@ def test_kernels_compile(launches: list[tuple[object, tuple[object, ...]]], monk
         pytest.skip("numba-cuda finds no compiler (the package nvidia-nvvm)")
     monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=OLDEST))
     assert {kernel.py_func.__name__ for kernel, _ in launches} == {
-        "complete_squares", "count_tiles", "list_tiles", "splat", "gather", "splat_flat", "gather_flat"
-    }  # fmt: skip
+        "complete_squares",
+        "count_tiles",
+        "list_tiles",
+        "splat",
+        "gather",
+        "splat_flat",
+        "gather_flat",
+    }
     for kernel, types in launches:
         name, fast = kernel.py_func.__name__, bool(kernel.targetoptions.get("fastmath"))
         ptx, _ = cuda.compile_ptx(kernel.py_func, types, cc=OLDEST, fastmath=fast)

@@ -9,11 +9,11 @@ from napari_gsvolume.fitting.curvature import Curvature, GaussianBlocks
 from napari_gsvolume.kernels import n_monomials, reference
 from napari_gsvolume.operators.gaussian_sum import (
     Gaussians,
-    derivative,
+    jvp,
     predict,
     symmetric,
-    transposed_derivative,
     upper,
+    vjp,
 )
 
 SHAPES = [(11, 18), (7, 8, 18)]
@@ -44,7 +44,7 @@ def matrix(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tens
 
 
 def hessian(gaussians_: Gaussians, shape: tuple[int, ...]) -> Tensor:
-    J = matrix(lambda step: derivative(gaussians_, step, shape), tuple(steps(gaussians_).shape))
+    J = matrix(lambda step: jvp(gaussians_, step, shape), tuple(steps(gaussians_).shape))
     return J.T @ J
 
 
@@ -114,20 +114,20 @@ class TestDerivative:
             size = float(slope.abs().max())
             assert size > 0.01
             # The kernels' exponential and float32; the differences' own error is of order h^2 = 1e-8.
-            torch.testing.assert_close(derivative(g, step.float(), shape).double(), slope, rtol=0, atol=1e-4 * size)
+            torch.testing.assert_close(jvp(g, step.float(), shape).double(), slope, rtol=0, atol=1e-4 * size)
 
     def test_is_linear(self, shape: tuple[int, ...]) -> None:
         g = gaussians(20, shape, (0.5, 3))
         v, w = steps(g, 1), steps(g, 2)
-        together = derivative(g, v - 3 * w, shape)
-        apart = derivative(g, v, shape) - 3 * derivative(g, w, shape)
+        together = jvp(g, v - 3 * w, shape)
+        apart = jvp(g, v, shape) - 3 * jvp(g, w, shape)
         torch.testing.assert_close(together, apart, rtol=0, atol=1e-5 * float(apart.abs().max()))
 
     def test_transpose(self, shape: tuple[int, ...]) -> None:
         """Entry by entry: every unit step against every unit grid, with supports cut and partly outside."""
         g = gaussians(3, shape, (0.5, 4))
-        J = matrix(lambda step: derivative(g, step, shape), tuple(steps(g).shape))
-        JT = matrix(lambda grid: transposed_derivative(g, grid), shape)
+        J = matrix(lambda step: jvp(g, step, shape), tuple(steps(g).shape))
+        JT = matrix(lambda grid: vjp(g, grid), shape)
         assert ((J != 0).sum(0) > 0).all()
         torch.testing.assert_close(JT.T, J, rtol=0, atol=1e-6 * float(J.abs().max()))
 

@@ -45,8 +45,12 @@ class TestAgainstLinalg:
         columns, V = orthogonalised(M)
         s = columns.norm(dim=1)
         one = torch.eye(ndim, dtype=dtype).expand_as(M)
-        torch.testing.assert_close(columns @ V.mT / M.norm(dim=(1, 2), keepdim=True),
-                                   M / M.norm(dim=(1, 2), keepdim=True), rtol=0, atol=tolerance)  # fmt: skip
+        torch.testing.assert_close(
+            columns @ V.mT / M.norm(dim=(1, 2), keepdim=True),
+            M / M.norm(dim=(1, 2), keepdim=True),
+            rtol=0,
+            atol=tolerance,
+        )
         torch.testing.assert_close(V.mT @ V, one, rtol=0, atol=tolerance)
         unit = columns / s[:, None]
         torch.testing.assert_close(unit.mT @ unit, one, rtol=0, atol=30 * tolerance)

@@ -11,7 +11,13 @@ from napari_gsvolume.kernels import gather, gather_flat, n_monomials, reference,
 from napari_gsvolume.kernels.constants import SUPPORT
 from napari_gsvolume.operators.cut_artefacts import artefact_map, cut_surfaces, surface_artefact
 from napari_gsvolume.operators.gaussian_sum import Gaussians
-from napari_gsvolume.operators.voxel_support import Ball, Ellipsoid, EllipsoidAt, Neighbourhood, NeighbourhoodAt
+from napari_gsvolume.operators.voxel_support import (
+    Ball,
+    Ellipsoid,
+    LinearisedEllipsoid,
+    LinearisedNeighbourhood,
+    Neighbourhood,
+)
 
 SHAPES = [(9, 11), (6, 7, 8)]
 KERNEL_SHAPES = [(1, 1), (9, 1), (1, 20), (13, 37), (9, 7, 1), (1, 8, 16), (7, 6, 33), (2, 1, 40)]
@@ -111,7 +117,7 @@ class TestFlat:
         torch.testing.assert_close(sums.double(), expected, rtol=0, atol=1e-6 * float(grid.abs().sum()))
 
     @pytest.mark.parametrize("shape", [(13, 37), (7, 6, 33)], ids=str)
-    def test_transposed(self, shape: tuple[int, ...]) -> None:
+    def test_vjp_is_adjoint_of_jvp(self, shape: tuple[int, ...]) -> None:
         g = gaussians(50, shape, (0.5, 4))
         values, grid = noise((50,)), noise(shape)
         left = (splat_flat(*g[:2], values, shape, 2.5).double() * grid).sum()
@@ -140,9 +146,9 @@ class TestFlat:
     def test_threads_do_not_change_a_bit(self) -> None:
         shape = (31, 20, 40)
         g, values, grid = gaussians(300, shape, (1, 4)), noise((300,)), noise(shape)
-        before, results = numba.get_num_threads(), []
+        before, most, results = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS, []
         try:
-            for threads in (1, before):
+            for threads in (1, most):
                 numba.set_num_threads(threads)
                 results.append((splat_flat(*g[:2], values, shape, 3), gather_flat(*g[:2], grid, 3)))
         finally:
@@ -253,7 +259,7 @@ class TestPrediction:
 
     def test_linearisation_predicts_the_same(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(9, tuple(term.values.shape), (0.5, 3))
-        at = term.at(g)
+        at = term.linearise(g)
         assert torch.equal(at.prediction, term.predict(g))
         at.prediction.zero_()  # residuals are made in place
         assert torch.equal(at.prediction, term.predict(g))
@@ -262,15 +268,15 @@ class TestPrediction:
         g = gaussians(9, tuple(term.values.shape), (0.5, 3))
         other = g._replace(weights=torch.zeros(9))
         assert torch.equal(term.predict(g), term.predict(other))
-        assert torch.equal(term.at(g).derivative(steps(g)), term.at(other).derivative(steps(g)))
-        assert torch.equal(term.at(g).blocks.times(steps(g)), term.at(other).blocks.times(steps(g)))
+        assert torch.equal(term.linearise(g).jvp(steps(g)), term.linearise(other).jvp(steps(g)))
+        assert torch.equal(term.linearise(g).blocks.times(steps(g)), term.linearise(other).blocks.times(steps(g)))
 
     def test_no_gaussians(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(0, tuple(term.values.shape), (1, 2))
-        at = term.at(g)
+        at = term.linearise(g)
         assert not at.prediction.any()
-        assert not at.derivative(steps(g)).any()
-        for result in (at.transposed(term.values), at.blocks.times(steps(g)), at.blocks.solve(steps(g))):
+        assert not at.jvp(steps(g)).any()
+        for result in (at.vjp(term.values), at.blocks.times(steps(g)), at.blocks.solve(steps(g))):
             assert result.shape == steps(g).shape
 
 
@@ -306,7 +312,7 @@ class TestDerivative:
     def test_is_the_slope_of_the_prediction(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(3, tuple(term.values.shape), (1, 3), margin=2)
         exact = Gaussians(*(t.double() for t in g))
-        at, h = term.at(g), 1e-4
+        at, h = term.linearise(g), 1e-4
         K = steps(g).shape[1]
         units = torch.eye(steps(g).numel())[: 2 * K].view(2 * K, *steps(g).shape)
         # Voxels that the Gaussians cover stay the same: where that changes there is a jump, and no slope.
@@ -316,7 +322,7 @@ class TestDerivative:
                 for unit in units.double()
             ]
         )
-        got = torch.stack([at.derivative(unit) for unit in units]).double()
+        got = torch.stack([at.jvp(unit) for unit in units]).double()
         sizes = slopes.abs().flatten(1).amax(1)
         assert (sizes.view(2, K)[:, 1:] > 1e-3 * sizes.max()).all()
         assert sizes.max() > 0.03
@@ -324,30 +330,30 @@ class TestDerivative:
         errors = (got - slopes).abs().flatten(1).amax(1)
         assert (errors <= 2e-4 * sizes + 1e-5 * sizes.max()).all()
 
-    def test_transposed(self, term: Neighbourhood | Ellipsoid) -> None:
+    def test_vjp_is_adjoint_of_jvp(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(20, tuple(term.values.shape), (0.7, 3))
-        at = term.at(g)
+        at = term.linearise(g)
         for i in range(20):  # each Gaussian alone: the large ones do not hide the small ones
             step, grid = torch.zeros_like(steps(g)), noise(tuple(term.values.shape), i)
             step[i] = steps(g)[i]
-            change = at.derivative(step)
-            left, right = (change.double() * grid).sum(), (at.transposed(grid).double() * step).sum()
+            change = at.jvp(step)
+            left, right = (change.double() * grid).sum(), (at.vjp(grid).double() * step).sum()
             assert abs(left - right) <= 1e-5 * float(change.norm() * grid.norm())
-        assert at.derivative(steps(g)).abs().max() > 0.03
-        assert not at.transposed(term.values)[:, 0].any()
+        assert at.jvp(steps(g)).abs().max() > 0.03
+        assert not at.vjp(term.values)[:, 0].any()
 
     def test_is_linear(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(20, tuple(term.values.shape), (0.7, 3))
-        at, v, w = term.at(g), steps(g, 1), steps(g, 2)
-        apart = at.derivative(v) - 3 * at.derivative(w)
+        at, v, w = term.linearise(g), steps(g, 1), steps(g, 2)
+        apart = at.jvp(v) - 3 * at.jvp(w)
         size = float(apart.abs().max())
-        torch.testing.assert_close(at.derivative(v - 3 * w), apart, rtol=0, atol=1e-5 * size)
+        torch.testing.assert_close(at.jvp(v - 3 * w), apart, rtol=0, atol=1e-5 * size)
 
 
 # The blocks
 
 
-def own_blocks(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
+def own_blocks(at: LinearisedNeighbourhood | LinearisedEllipsoid, g: Gaussians) -> Tensor:
     """Return the block diagonal of ``J^T J`` without omega, (N, K - 1, K - 1)."""
     blocks = []
     for i, _ in enumerate(g.means):
@@ -355,13 +361,13 @@ def own_blocks(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
         for k in range(1, steps(g).shape[1]):
             unit = torch.zeros_like(steps(g))
             unit[i, k] = 1
-            columns.append(at.derivative(unit).flatten().double())
+            columns.append(at.jvp(unit).flatten().double())
         J = torch.stack(columns, 1)
         blocks.append(J.T @ J)
     return torch.stack(blocks)
 
 
-def as_matrices(at: NeighbourhoodAt | EllipsoidAt, g: Gaussians) -> Tensor:
+def as_matrices(at: LinearisedNeighbourhood | LinearisedEllipsoid, g: Gaussians) -> Tensor:
     n, K = steps(g).shape
     columns = [at.blocks.times(unit.expand(n, K)) for unit in torch.eye(K)]
     return torch.stack(columns, 2).double()
@@ -373,7 +379,7 @@ class TestBlocks:
     def test_are_positive_and_invert(self, term: Neighbourhood | Ellipsoid, sigma: tuple[float, float]) -> None:
         g = gaussians(12, tuple(term.values.shape), sigma)
         g.means[0] = 1000.0  # one that touches nothing
-        at = term.at(g)
+        at = term.linearise(g)
         matrices = as_matrices(at, g)
         torch.testing.assert_close(matrices, matrices.mT, rtol=0, atol=1e-6 * float(matrices.abs().max()))
         scale = matrices.diagonal(dim1=1, dim2=2).rsqrt()
@@ -386,9 +392,9 @@ class TestBlocks:
     def test_zero_volume(self, term: Neighbourhood | Ellipsoid) -> None:
         g = gaussians(5, tuple(term.values.shape), (0.5, 3))
         if isinstance(term, Ellipsoid):
-            at = Ellipsoid(torch.zeros_like(term.values), term.k, term.normalised).at(g)
+            at = Ellipsoid(torch.zeros_like(term.values), term.k, term.normalised).linearise(g)
         else:
-            at = Neighbourhood(torch.zeros_like(term.values), 1, term.normalised).at(g)
+            at = Neighbourhood(torch.zeros_like(term.values), 1, term.normalised).linearise(g)
         assert torch.isfinite(at.blocks.solve(steps(g))).all()
 
 
@@ -398,7 +404,7 @@ class TestBlocksAreClose:
     @pytest.mark.parametrize("k", [1.5, 3])
     def test_ellipsoid(self, shape: tuple[int, ...], k: float, normalised: bool) -> None:
         g = gaussians(8, shape, (1, 3))
-        at = Ellipsoid(noise(shape), k, normalised).at(g)
+        at = Ellipsoid(noise(shape), k, normalised).linearise(g)
         expected = own_blocks(at, g)
         mean = expected.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         got = as_matrices(at, g)[:, 1:, 1:]
@@ -407,7 +413,7 @@ class TestBlocksAreClose:
     @pytest.mark.parametrize("radius", [1, 2, 3])
     def test_neighbourhood_of_a_constant(self, shape: tuple[int, ...], radius: float) -> None:
         g = gaussians(8, shape, (1, 1.5), margin=6)
-        at = Neighbourhood(torch.full(shape, 0.5), radius, False).at(g)
+        at = Neighbourhood(torch.full(shape, 0.5), radius, False).linearise(g)
         assert spread(at, g, low=0.4, high=1.5) < 3
 
     @pytest.mark.parametrize("normalised", [False, True])
@@ -418,11 +424,11 @@ class TestBlocksAreClose:
     ) -> None:
         g = gaussians(12, shape, (1, 2.5))
         values = ndimage.gaussian_filter(noise(shape).numpy(), smooth)
-        at = Neighbourhood(torch.from_numpy(values / values.std()), radius, normalised).at(g)
+        at = Neighbourhood(torch.from_numpy(values / values.std()), radius, normalised).linearise(g)
         spread(at, g, low=0.03, high=30)
 
 
-def spread(at: NeighbourhoodAt, g: Gaussians, *, low: float, high: float) -> float:
+def spread(at: LinearisedNeighbourhood, g: Gaussians, *, low: float, high: float) -> float:
     """Return the worst condition number of the true blocks after preconditioning; check their median size."""
     roots = torch.linalg.cholesky(as_matrices(at, g)[:, 1:, 1:])
     halves = torch.linalg.solve_triangular(roots, own_blocks(at, g), upper=False)

@@ -8,8 +8,9 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QFileDialog
 
 from helpers.clicking import LEFT, SLOW, assert_ends, click, fill, run
-from napari_gsvolume import GaussianVolume, vessel_phantom
-from napari_gsvolume.ablation import COLUMNS, as_csv, as_markdown, cases, readable
+from napari_gsvolume import GaussianVolume
+from napari_gsvolume.ablation import COLUMNS, cases, format_row, to_csv, to_markdown
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY
 from napari_gsvolume.plugin.layers.gaussians import gaussians_of
 from napari_gsvolume.plugin.widgets.fit import worker as job
@@ -61,19 +62,19 @@ def test_a_study_becomes_rows_and_layers_in_place(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume, "support", axis_labels=("z", "y", "x"), contrast_limits=(0.1, 0.9), **place)
     run(qtbot, widget)
     table, wanted = widget.table, list(cases("support"))
-    assert [outcome.case for outcome in widget.outcomes] == table.cases() == wanted
+    assert [outcome.case for outcome in widget.results] == table.cases() == wanted
     headers = [table.horizontalHeaderItem(column).text() for column in range(table.columnCount())]
     assert headers == list(COLUMNS.values())
-    for row, outcome in enumerate(widget.outcomes):
-        assert row_texts(table, row) == readable(outcome)
-    best = max(widget.outcomes, key=lambda outcome: outcome.psnr_db)
+    for row, outcome in enumerate(widget.results):
+        assert row_texts(table, row) == format_row(outcome)
+    best = max(widget.results, key=lambda outcome: outcome.psnr_db)
     assert [table.item(row, 1).font().bold() for row in range(5)] == [case == best.case for case in wanted]
     assert f"{best.psnr_db:.2f} dB ({best.case})" in widget.status.value
     assert (widget.button.text, widget.progress.value) == ("Run", widget.progress.max)
 
     source = viewer.layers["volume"]
     assert set(names(viewer)) == {"volume", *(f"volume · {c}{end}" for c in wanted for end in ("", " · artefacts"))}
-    for outcome in widget.outcomes:
+    for outcome in widget.results:
         density, artefacts = (viewer.layers[f"volume · {outcome.case}{end}"] for end in ("", " · artefacts"))
         np.testing.assert_array_equal(density.data, outcome.result.reconstruction)
         np.testing.assert_array_equal(artefacts.data, outcome.artefacts)
@@ -104,7 +105,7 @@ def test_a_click_on_a_row_shows_its_case(open_widget, qtbot, volume):
     # Sorted, by numbers: a row is still its own case's.
     header = widget.table.horizontalHeader()
     qtbot.mouseClick(header.viewport(), LEFT, pos=_title(header, 1))
-    best_last = sorted(widget.outcomes, key=lambda outcome: outcome.psnr_db)
+    best_last = sorted(widget.results, key=lambda outcome: outcome.psnr_db)
     assert widget.table.cases() == [outcome.case for outcome in best_last]
     click_row(qtbot, widget.table, 4)
     assert shown(viewer)[0] == best_last[-1].case
@@ -120,7 +121,7 @@ def _title(header, column):
 
 
 def test_a_second_run_updates_in_place(open_widget, qtbot, volume):
-    viewer, widget = open_widget(volume, "population")
+    viewer, widget = open_widget(volume, "growth")
     run(qtbot, widget)
     before, layer = names(viewer), viewer.layers["volume · saddle"]
     first = layer.data.copy()
@@ -131,8 +132,8 @@ def test_a_second_run_updates_in_place(open_widget, qtbot, volume):
     assert viewer.layers["volume · saddle"] is layer
     assert not np.array_equal(layer.data, first)
     np.testing.assert_array_equal(layer.translate, (1, 2, 3))
-    assert widget.table.cases() == list(cases("population"))
-    assert shown(viewer) == [list(cases("population"))[-1]]
+    assert widget.table.cases() == list(cases("growth"))
+    assert shown(viewer) == [list(cases("growth"))[-1]]
     # Another study comes beside it, and hides it.
     fill(widget, study="support")
     run(qtbot, widget)
@@ -153,18 +154,18 @@ def test_stop_keeps_the_finished_cases(open_widget, qtbot):
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
     done = widget.table.cases()
-    assert done == [outcome.case for outcome in widget.outcomes] == list(cases("support"))[: len(done)]
+    assert done == [outcome.case for outcome in widget.results] == list(cases("support"))[: len(done)]
     assert 1 <= len(done) < 5
     assert len(names(viewer)) == 1 + 2 * len(done)
     assert widget.status.value == f"Stopped: {len(done)} of 5 cases finished."
-    assert all(outcome.result.message != "Stopped." for outcome in widget.outcomes)
+    assert all(outcome.result.message != "Stopped." for outcome in widget.results)
     fill(widget, gaussians=20, iterations=3)
     run(qtbot, widget)
     assert widget.table.rowCount() == 5
 
 
 def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, volume, statuses):
-    viewer, widget = open_widget(np.ones((8, 8, 8)), "population")
+    viewer, widget = open_widget(np.ones((8, 8, 8)), "growth")
     said = statuses(viewer)
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
@@ -192,22 +193,22 @@ def test_no_layer(open_widget, qtbot):
 @pytest.mark.filterwarnings("ignore:.*please report it")
 def test_what_nobody_foresaw_is_said_and_keeps_the_finished_cases(open_widget, qtbot, volume, monkeypatch):
     def broken(*args, **settings):
-        for at in study_steps(*args, **settings):
-            if at.index == 1:
+        for step in ablate_steps(*args, **settings):
+            if step.index == 1:
                 raise RuntimeError("no such luck")
-            yield at
+            yield step
 
-    study_steps = job.study_steps
-    monkeypatch.setattr(job, "study_steps", broken)
-    _, widget = open_widget(volume, "population")
+    ablate_steps = job.ablate_steps
+    monkeypatch.setattr(job, "ablate_steps", broken)
+    _, widget = open_widget(volume, "growth")
     run(qtbot, widget)
     assert "please report it: no such luck" in widget.status.value
-    assert widget.table.cases() == [next(iter(cases("population")))]
+    assert widget.table.cases() == [next(iter(cases("growth")))]
     assert widget.save.enabled
 
 
 def test_fits_and_studies_leave_each_others_layers_alone(open_widget, qtbot, volume):
-    viewer, compare = open_widget(volume, "population")
+    viewer, compare = open_widget(volume, "growth")
     _, fit = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Fit Gaussians")
     fill(fit, gaussians=25, iterations=2)
     run(qtbot, compare)  # one of its cases is "residual", as one of the layers of a fit
@@ -223,7 +224,7 @@ def test_fits_and_studies_leave_each_others_layers_alone(open_widget, qtbot, vol
 
 
 def test_the_table_is_saved_and_copied(open_widget, qtbot, volume, tmp_path, monkeypatch):
-    _, widget = open_widget(volume, "population")
+    _, widget = open_widget(volume, "growth")
     assert not widget.save.enabled
     assert not widget.copy.enabled
     run(qtbot, widget)
@@ -237,31 +238,31 @@ def test_the_table_is_saved_and_copied(open_widget, qtbot, volume, tmp_path, mon
     for _ in range(4):
         click(qtbot, widget.save)
     assert {path.name for path in tmp_path.iterdir()} == {"mine.md", "mine.csv", "a.b.md"}
-    assert (tmp_path / "mine.md").read_text(encoding="utf-8") == as_markdown(widget.outcomes)
+    assert (tmp_path / "mine.md").read_text(encoding="utf-8") == to_markdown(widget.results)
     text = (tmp_path / "mine.csv").read_text(encoding="utf-8")
-    assert text == as_csv(widget.outcomes)
-    assert [row["case"] for row in csv.DictReader(text.splitlines())] == list(cases("population"))
+    assert text == to_csv(widget.results)
+    assert [row["case"] for row in csv.DictReader(text.splitlines())] == list(cases("growth"))
     assert "a.b.md" in widget.status.value
     click(qtbot, widget.copy)
-    assert QApplication.clipboard().text() == as_markdown(widget.outcomes)
+    assert QApplication.clipboard().text() == to_markdown(widget.results)
     widget.save_table(tmp_path / "missing" / "x.csv")
     assert "missing" in widget.status.value
 
 
 def test_the_gaussians_of_a_case_are_in_its_layer(open_widget, qtbot, volume, tmp_path):
-    viewer, widget = open_widget(volume, "population", scale=(1, 2, 3), units=("mm", "mm", "mm"))
+    viewer, widget = open_widget(volume, "growth", scale=(1, 2, 3), units=("mm", "mm", "mm"))
     run(qtbot, widget)
     gaussians = gaussians_of(viewer.layers["volume · mcmc"].metadata)
     gaussians.save(tmp_path / "mcmc.safetensors")
     again = GaussianVolume.load(tmp_path / "mcmc.safetensors")
     np.testing.assert_allclose(again.sample(), viewer.layers["volume · mcmc"].data, atol=1e-5)
     np.testing.assert_allclose(again.grid.affine, np.diag([1, 2, 3, 1]))
-    assert viewer.layers["volume · mcmc"].metadata[METADATA_KEY]["settings"]["population"] == "mcmc"
+    assert viewer.layers["volume · mcmc"].metadata[METADATA_KEY]["settings"]["growth"] == "mcmc"
 
 
 def test_of_a_series_one_time_point(open_widget, qtbot, volume):
     series = np.stack([volume, 2 * volume + 1])
-    viewer, widget = open_widget(series, "population", scale=(10, 1, 2, 3), translate=(4, 0, 0, 1))
+    viewer, widget = open_widget(series, "growth", scale=(10, 1, 2, 3), translate=(4, 0, 0, 1))
     qtbot.waitUntil(lambda: widget.time_point.visible)
     assert list(widget.time_point.choices) == [0, 1]
     widget.time_point.value = 1
@@ -298,7 +299,7 @@ def test_studies_are_explained_and_settings_remembered(open_widget, make_napari_
     assert len(tips) == 4
     assert widget.study.tooltip in tips
     assert widget.study.tooltip in widget.status.value
-    fill(widget, study="population", solver="adam", iterations=2)
+    fill(widget, study="growth", solver="adam", iterations=2)
     run(qtbot, widget)
     second = CompareWidget(make_napari_viewer())
     qtbot.addWidget(second.native)

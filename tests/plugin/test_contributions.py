@@ -21,7 +21,7 @@ from napari_gsvolume.plugin.layers.projections import scan_of
 from napari_gsvolume.plugin.readers import gaussian_reader, nifti_reader
 from napari_gsvolume.plugin.writers import WriteError
 from napari_gsvolume.tomography.projections import project, write_projections
-from napari_gsvolume.tomography.scan import orbit
+from napari_gsvolume.tomography.scan import circular_scan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
 
@@ -84,7 +84,7 @@ class TestManifest:
 
     def test_no_command_is_left_over_or_missing(self):
         contributions = PluginManifest.from_distribution(PLUGIN).contributions
-        offered = ("widgets", "readers", "writers", "sample_data")
+        offered = ("widgets", "readers", "writers", "sample_data", "keybindings")
         used = {entry.command for kind in offered for entry in getattr(contributions, kind) or []}
         assert used == {command.id for command in contributions.commands}
 
@@ -166,7 +166,7 @@ class TestReadingNifti:
 
     def test_a_stack_of_projections_has_the_geometry_beside_it(self, viewer, tmp_path):
         volume = np.random.default_rng(0).random((5, 8, 7)).astype(np.float32)
-        stack = project(volume, orbit(volume.shape, 2.0, [0, 30, 60]))
+        stack = project(volume, circular_scan(volume.shape, 2.0, [0, 30, 60]))
         path = tmp_path / "P.nii.gz"
         write_projections(path, stack)
         [layer] = viewer.open(path, plugin=PLUGIN)
@@ -281,7 +281,7 @@ class TestGaussians:
 
     @pytest.mark.parametrize("most", [5, 5000], ids=["points", "surface"])
     def test_saved_small_and_opened_again(self, viewer, model, tmp_path, monkeypatch, most):
-        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", most)
+        monkeypatch.setattr(gaussian_layers, "most_ellipsoids", lambda: most)
         layer = Layer.create(*gaussian_layer("T1", model))
         [path] = layer.save(str(tmp_path / "mine.gsv"), plugin=PLUGIN)
         assert path.endswith("mine.gsv")
@@ -317,7 +317,7 @@ class TestGaussians:
         assert len(viewer.layers) == 0
 
     def test_saved_from_points_less_those_deleted(self, viewer, model, tmp_path, monkeypatch):
-        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", 5)
+        monkeypatch.setattr(gaussian_layers, "most_ellipsoids", lambda: 5)
         layer = Layer.create(*gaussian_layer("T1", model))
         assert isinstance(layer, Points)
         layer.selected_data = {0, 4}
@@ -329,7 +329,7 @@ class TestGaussians:
         assert fewer.metadata == model.metadata
 
     def test_none_left_are_saved_too(self, viewer, model, tmp_path, monkeypatch):
-        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", 5)
+        monkeypatch.setattr(gaussian_layers, "most_ellipsoids", lambda: 5)
         layer = Layer.create(*gaussian_layer("T1", model))
         layer.selected_data = set(range(9))
         layer.remove_selected()

@@ -10,10 +10,10 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog
 
 from helpers.clicking import LEFT, SLOW, click, run
-from napari_gsvolume import vessel_phantom
 from napari_gsvolume.grid import Grid
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
-from napari_gsvolume.super_resolution.training import SRTraining
+from napari_gsvolume.super_resolution.training import train_superresolution
 
 SHAPE = (8, 20, 24)
 BLOB = (slice(2, 6), slice(6, 12), slice(10, 18))
@@ -34,10 +34,9 @@ def volume():
 @pytest.fixture(scope="module")
 def sr_file(tmp_path_factory):
     """Return the file of a super-resolution that learnt for a few iterations."""
-    training = SRTraining([vessel_phantom(24)[0]], factor=2.0, channels=8, blocks=1, iterations=3)
-    *_, last = training.steps()
+    result = train_superresolution([vessel_phantom(24)[0]], factor=2.0, channels=8, blocks=1, iterations=3)
     path = tmp_path_factory.mktemp("models") / "sr.safetensors"
-    training.result(last).model.save(path)
+    result.model.save(path)
     return path
 
 
@@ -116,7 +115,7 @@ def circle_the_blob(widget):
 @pytest.mark.parametrize(("factory", "affine"), [("fine", AFFINE), ("coarse", TURNED)], ids=["plain", "askew"])
 def test_a_lasso_marks_the_voxels_of_samples(open_widget, qtbot, volume, factory, affine):
     viewer, widget = open_widget(volume, affine)
-    explained(qtbot, widget, f"planted_network:{factory}", k=2, normalise="none")
+    explained(qtbot, widget, f"helpers.planted_network:{factory}", k=2, normalise="none")
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.samples)
     circle_the_blob(widget)
@@ -127,7 +126,7 @@ def test_a_lasso_marks_the_voxels_of_samples(open_widget, qtbot, volume, factory
     np.testing.assert_array_equal(selected.data > 0, expected)
     for corner in ((0, 0, 0), (7, 19, 23)):
         np.testing.assert_allclose(selected.data_to_world(corner), source.data_to_world(corner))
-    assert f"{expected.sum() // (1 if factory == 'fine' else 4)} of" in widget.samples.said.text()
+    assert f"{expected.sum() // (1 if factory == 'fine' else 4)} of" in widget.samples.message.text()
     # Marked in the plot too, and only there.
     plot = widget.samples.plot
     cells = plot.marked.get_array()[..., 3].ravel() > 0
@@ -140,7 +139,7 @@ def test_a_lasso_marks_the_voxels_of_samples(open_widget, qtbot, volume, factory
 
 def test_voxels_mark_samples(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    explained(qtbot, widget, "planted_network:coarse", k=2)
+    explained(qtbot, widget, "helpers.planted_network:coarse", k=2)
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.samples)
     labels = viewer.add_labels(
@@ -151,14 +150,14 @@ def test_voxels_mark_samples(open_widget, qtbot, volume):
     labels.paint((3, 6, 8), 2)
     qtbot.wait(20)
     found = widget.samples.chosen
-    where = widget.explained.of.layers["body.0"].places
+    where = widget.explained.explanation.layers["body.0"].places
     painted = labels.data.reshape(8, 10, 2, 12, 2).max((2, 4))
     np.testing.assert_array_equal(found, painted[where.input, *where.index.T])
     assert set(found) == {0, 2}
-    assert "under 'mine'" in widget.samples.said.text()
+    assert "under 'mine'" in widget.samples.message.text()
     # The cursor over a voxel puts the ring around its sample.
     viewer.cursor.position = tuple(labels.data_to_world((3, 6, 9)))
-    d = widget.explained.of.layers["body.0"]
+    d = widget.explained.explanation.layers["body.0"]
     [sample] = np.flatnonzero((where.input == 3) & (where.index == (3, 4)).all(1))
     np.testing.assert_allclose(
         np.ravel(widget.samples.plot.cursor.get_data()), (d.scores * d.values)[sample, [0, d.k - 1]]
@@ -177,12 +176,12 @@ def test_voxels_mark_samples(open_widget, qtbot, volume):
 def test_selections_of_many_samples(open_widget, qtbot):
     rng = np.random.default_rng(0)
     viewer, widget = open_widget(rng.normal(size=(10, 100, 110)).astype(np.float32))
-    load(qtbot, widget, "planted_network:fine")
+    load(qtbot, widget, "helpers.planted_network:fine")
     widget.model.check(("body.1",))
     run(qtbot, widget)
     widget.tabs.setCurrentWidget(widget.samples)
     qtbot.wait(50)
-    d = widget.explained.of.layers["body.1"]
+    d = widget.explained.explanation.layers["body.1"]
     assert d.samples == 100_000
     samples = widget.samples
     for bound in (-0.5, 1.5):
@@ -194,7 +193,7 @@ def test_selections_of_many_samples(open_widget, qtbot):
 
 def test_maps_overlay_exactly(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume, TURNED)
-    explained(qtbot, widget, "planted_network:coarse", k=2, normalise="none")
+    explained(qtbot, widget, "helpers.planted_network:coarse", k=2, normalise="none")
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.maps)
     click(qtbot, widget.maps.map)
@@ -202,7 +201,7 @@ def test_maps_overlay_exactly(open_widget, qtbot, volume):
     source, layer = viewer.layers["T1"], viewer.layers["T1 · body.0 · concept 1"]
     low, high = layer.contrast_limits
     assert low == -high
-    d = widget.explained.of.layers["body.0"]
+    d = widget.explained.explanation.layers["body.0"]
     said = volume.reshape(8, 10, 2, 12, 2).mean((2, 4))[..., None] * [1, 0.5, -1] @ d.concepts[:, 0]
     np.testing.assert_allclose(layer.data, said.repeat(2, 1).repeat(2, 2), atol=1e-5)
     # The blob has the same place in the world in both.
@@ -226,7 +225,7 @@ def test_maps_overlay_exactly(open_widget, qtbot, volume):
 
 def test_patches_are_where_the_blob_is(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    explained(qtbot, widget, "planted_network:fine", k=1, normalise="none")
+    explained(qtbot, widget, "helpers.planted_network:fine", k=1, normalise="none")
     widget.layer.value = "body.0"
     widget.maps.size.value = 6
     click(qtbot, widget.maps.find)
@@ -256,7 +255,7 @@ def test_what_if_of_a_super_resolution(open_widget, qtbot, sr_file):
     viewer.dims.set_current_step(0, 3)
     explained(qtbot, widget, sr_file, k=3)
     assert "super-resolution" in widget.model.about.value
-    names = list(widget.explained.of.layers)
+    names = list(widget.explained.explanation.layers)
     assert "network.head" in names
     widget.layer.value = "network.head"
     widget.tabs.setCurrentWidget(widget.what_if)
@@ -291,12 +290,12 @@ def test_what_if_of_a_super_resolution(open_widget, qtbot, sr_file):
 
 def test_what_if_moves_the_output_by_what_is_added(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    explained(qtbot, widget, "planted_network:fine", k=1, normalise="none")
+    explained(qtbot, widget, "helpers.planted_network:fine", k=1, normalise="none")
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.what_if)
     widget.what_if.amount.value = 1.5
     settle(qtbot, widget)
-    d = widget.explained.of.layers["body.0"]
+    d = widget.explained.explanation.layers["body.0"]
     added = 1.5 * d.values[0] / np.sqrt(d.samples) * d.concepts[:, 0]  # before the ReLU
     index = viewer.dims.current_step[0]
     features = volume[index][..., None] * [1, 0.5, -1]
@@ -306,7 +305,7 @@ def test_what_if_moves_the_output_by_what_is_added(open_widget, qtbot, volume):
 
 def test_a_painted_concept(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
-    explained(qtbot, widget, "planted_network:fine", k=2, normalise="none")
+    explained(qtbot, widget, "helpers.planted_network:fine", k=2, normalise="none")
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.concepts)
     click(qtbot, widget.concepts.test)
@@ -321,7 +320,7 @@ def test_a_painted_concept(open_widget, qtbot, volume):
     labels.data = painted
     click(qtbot, widget.concepts.test)
     settle(qtbot, widget)
-    said = widget.concepts.said.text()
+    said = widget.concepts.message.text()
     assert "accuracy of 0.99" in said or "accuracy of 1.0" in said
     assert "TCAV score" in said
     assert "4 inputs are painted" in said
@@ -340,8 +339,8 @@ def test_two_images_are_groups(open_widget, qtbot, volume):
     viewer.add_image(other, name="T2", **grid_placement(Grid(SHAPE, AFFINE, ("mm",) * 3)))
     widget.image.value = viewer.layers["T1"]
     widget.more.value = [viewer.layers["T2"]]
-    explained(qtbot, widget, "planted_network:fine", k=2, normalise="none")
-    assert len(widget.explained.of.images.places) == 16
+    explained(qtbot, widget, "helpers.planted_network:fine", k=2, normalise="none")
+    assert len(widget.explained.explanation.images.places) == 16
     assert "T2" in widget.findings.text.toPlainText()
     widget.layer.value = "body.0"
     widget.tabs.setCurrentWidget(widget.samples)
@@ -355,7 +354,7 @@ def test_two_images_are_groups(open_widget, qtbot, volume):
 def test_the_report_is_written(open_widget, qtbot, volume, tmp_path, monkeypatch):
     _, widget = open_widget(volume)
     assert not widget.export.enabled
-    explained(qtbot, widget, "planted_network:fine", k=2)
+    explained(qtbot, widget, "helpers.planted_network:fine", k=2)
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path / "report"))
     click(qtbot, widget.export)
     settle(qtbot, widget)
@@ -370,9 +369,7 @@ def test_the_report_is_written(open_widget, qtbot, volume, tmp_path, monkeypatch
 
 def test_a_training_is_followed(open_widget, qtbot, tmp_path, monkeypatch):
     data = vessel_phantom(24)[0].astype(np.float32)
-    training = SRTraining([data], factor=2.0, channels=8, blocks=1, iterations=2)
-    *_, last = training.steps()
-    model = training.result(last).model
+    model = train_superresolution([data], factor=2.0, channels=8, blocks=1, iterations=2).model
     (tmp_path / "run").mkdir()
     for epoch in range(3):
         for p in model.scheme.parameters():
@@ -384,26 +381,26 @@ def test_a_training_is_followed(open_widget, qtbot, tmp_path, monkeypatch):
     click(qtbot, widget.findings.checkpoints)
     settle(qtbot, widget)
     assert "3 of 3" in widget.status.value
-    followed = widget.findings._followed
+    followed = widget.findings._training
     widget.findings.layer.value = "network.head"
     shown = widget.findings.plot.ranks.lines[-1]
     np.testing.assert_allclose(shown.get_xdata(), (0, 1, 2))
     np.testing.assert_allclose(shown.get_ydata(), followed.layers["network.head"].effective_ranks)
     # The table of it says the same.
-    from napari_gsvolume.explain.models.inputs import Volume, images_for
+    from napari_gsvolume.explain.models.inputs import Volume, prepare_images
     from napari_gsvolume.explain.models.loading import load_model
     from napari_gsvolume.explain.settings import TrackSettings
     from napari_gsvolume.explain.tracking.tracker import Tracker
 
     loaded = load_model(tmp_path / "run" / "epoch-0.safetensors")
     settings = TrackSettings(slices=4)
-    tracker = Tracker(loaded.model, None, images_for(loaded, [Volume.of("T1", data[:10])], settings), k=4)
+    tracker = Tracker(loaded.model, None, prepare_images(loaded, [Volume.of("T1", data[:10])], settings), k=4)
     for epoch in (0, 1):
         tracker.record(epoch)
     tracker.to_csv(tmp_path / "evolution.csv")
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(tmp_path / "evolution.csv"), ""))
     click(qtbot, widget.findings.table)
-    of, read = tracker.evolution("network.head"), widget.findings._followed.layers["network.head"]
+    of, read = tracker.evolution("network.head"), widget.findings._training.layers["network.head"]
     for name in ("epochs", "values", "shares", "to_first", "effective_ranks", "stable_ranks", "angles"):
         np.testing.assert_allclose(getattr(read, name), getattr(of, name), rtol=1e-6)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
@@ -414,7 +411,7 @@ def test_a_training_is_followed(open_widget, qtbot, tmp_path, monkeypatch):
 
 def test_only_what_is_checked_is_explained(open_widget, qtbot, volume):
     _, widget = open_widget(volume)
-    load(qtbot, widget, "planted_network:fine")
+    load(qtbot, widget, "helpers.planted_network:fine")
     tree = widget.model.tree
     body = tree.topLevelItem(0)
     assert [body.child(k).text(0) for k in range(2)] == ["0", "1"]
@@ -422,7 +419,7 @@ def test_only_what_is_checked_is_explained(open_widget, qtbot, volume):
     body.child(0).setCheckState(0, Qt.CheckState.Unchecked)
     body.child(1).setCheckState(0, Qt.CheckState.Checked)
     run(qtbot, widget)
-    assert list(widget.explained.of.layers) == ["body.1", "head"]
+    assert list(widget.explained.explanation.layers) == ["body.1", "head"]
     assert body.child(1).text(1) == "20 x 24 x 3"
     widget.model.check(())
     click(qtbot, widget.button)
@@ -437,14 +434,14 @@ def test_what_cannot_be_explained_is_said_in_a_sentence(open_widget, qtbot, volu
     for spec, words in (
         (tmp_path / "wrong.safetensors", "damaged"),
         (tmp_path / "missing.safetensors", "cannot be read"),
-        ("planted_network:nothing", "has no nothing"),
+        ("helpers.planted_network:nothing", "has no nothing"),
         ("no_such_module:f", "cannot be imported"),
         ("nonsense", "no model"),
     ):
         load(qtbot, widget, spec)
         one_sentence(widget.status.value, words)
         assert widget.model.loaded is None
-    load(qtbot, widget, "planted_network:broken")
+    load(qtbot, widget, "helpers.planted_network:broken")
     click(qtbot, widget.button)
     one_sentence(widget.status.value, "no image layer")
     viewer.add_image(np.zeros((20, 24, 3), np.uint8), rgb=True, name="colours")
@@ -458,7 +455,7 @@ def test_what_cannot_be_explained_is_said_in_a_sentence(open_widget, qtbot, volu
     bad = volume.copy()
     bad[0, 0, 0] = np.nan
     viewer.layers["T1"].data = bad
-    load(qtbot, widget, "planted_network:fine")
+    load(qtbot, widget, "helpers.planted_network:fine")
     run(qtbot, widget)
     one_sentence(widget.status.value, "T1", "NaN")
     # After all that it works.
@@ -470,7 +467,7 @@ def test_what_cannot_be_explained_is_said_in_a_sentence(open_widget, qtbot, volu
 @pytest.mark.parametrize("how", ["dock", "window"])
 def test_closing_stops_the_worker(open_widget, qtbot, volume, how):
     viewer, widget = open_widget(volume)
-    load(qtbot, widget, "planted_network:slow")
+    load(qtbot, widget, "helpers.planted_network:slow")
     widget.model.form.fields["size"].value = 8
     click(qtbot, widget.button)
     assert widget.button.text == "Stop"

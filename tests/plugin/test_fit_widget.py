@@ -10,9 +10,10 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 
 from helpers.clicking import SLOW, assert_ends, click, run
-from napari_gsvolume import FitSettings, GaussianVolume, vessel_phantom
+from napari_gsvolume import FitSettings, GaussianVolume
 from napari_gsvolume.devices import gpu_problem
 from napari_gsvolume.fitting.result import HistoryPoint
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.widgets.fit import widget as fit_module
 from napari_gsvolume.plugin.widgets.fit.widget import FitWidget
 from napari_gsvolume.plugin.widgets.shared.plots import HistoryPlot
@@ -287,11 +288,11 @@ def test_settings_are_remembered(open_widget, make_napari_viewer, qtbot, volume)
 
 def test_every_setting_has_a_place_and_a_readable_label(open_widget, qtbot, volume):
     _, widget = open_widget(volume)
-    assert [fold.text() for fold in widget.form.folds] == ["Objective", "Population and file", "Solver"]
+    assert [fold.text() for fold in widget.form.folds] == ["Objective", "Growth and file size", "Solver"]
     placed = [*widget.form.rows, *(row for group in widget.form._groups for row in group)]
     assert {id(row) for row in placed} == {id(row) for row in widget.form.fields.values()}
     assert len(placed) == len(FitSettings.model_fields)
-    assert widget.form.fields["lambda_sparsity"].label == "λ sparsity"
+    assert widget.form.fields["sparsity_weight"].label == "Sparsity weight"
     assert all("_" not in row.label for row in placed)
     for fold in widget.form.folds:
         fold.toggleButton().click()
@@ -303,11 +304,11 @@ def test_every_setting_has_a_place_and_a_readable_label(open_widget, qtbot, volu
 @pytest.mark.parametrize(("typed", "value"), [("0.00001", 1e-5), ("0.0025", 0.0025), ("2", 2.0)])
 def test_small_penalties_can_be_typed(open_widget, qtbot, volume, typed, value):
     _, widget = open_widget(volume)
-    box = widget.form.fields["lambda_smoothness"].native
+    box = widget.form.fields["smoothness_weight"].native
     box.selectAll()
     qtbot.keyClicks(box, typed)
     qtbot.keyClick(box, Qt.Key.Key_Return)
-    assert widget.form.settings().lambda_smoothness == pytest.approx(value, rel=1e-9)
+    assert widget.form.settings().smoothness_weight == pytest.approx(value, rel=1e-9)
     assert float(box.text()) == value
 
 
@@ -318,8 +319,8 @@ def test_the_plot_shows_the_terms_of_the_loss_where_there_are_several(open_widge
     assert widget.plot.isVisible()
     assert not widget.plot.terms.get_visible()
     assert widget.plot.axes.get_xlabel() == "seconds"
-    widget.form.fields["lambda_sparsity"].value = 1e-3
-    widget.form.fields["lambda_smoothness"].value = 1e-5
+    widget.form.fields["sparsity_weight"].value = 1e-3
+    widget.form.fields["smoothness_weight"].value = 1e-5
     run(qtbot, widget)
     plot, [result] = widget.plot, widget.results
     assert plot.terms.get_visible()
@@ -377,8 +378,16 @@ def test_the_size_of_a_file_is_told(open_widget, qtbot, volume, tmp_path, monkey
     _, widget = open_widget(volume)
     run(qtbot, widget)
     asked = []
-    answers = iter([("a", "Compact (*.gsv)"), ("b.v2", "Lossless (*.safetensors)"), ("c", "Splat viewers (*.ply)"),
-                    ("d", ""), ("e.PLY", "Compact (*.gsv)"), ("", "")])  # fmt: skip
+    answers = iter(
+        [
+            ("a", "Compact (*.gsv)"),
+            ("b.v2", "Lossless (*.safetensors)"),
+            ("c", "Splat viewers (*.ply)"),
+            ("d", ""),
+            ("e.PLY", "Compact (*.gsv)"),
+            ("", ""),
+        ]
+    )
 
     def ask(*args):
         asked.append(args[2:])

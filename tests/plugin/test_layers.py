@@ -37,10 +37,15 @@ PLACES = {
     "shear": {"scale": (3, 1, 2), "shear": (0.2, -0.1, 0.4), "translate": (1, 2, 3)},
     "affine": {"affine": OBLIQUE},
     "all": {
-        "scale": (3, 1, 2), "rotate": TURN, "shear": (0.2, -0.1, 0.4), "translate": (5, -2, 7), "affine": OBLIQUE,
-        "units": ("mm", "um", "nm"), "axis_labels": ("depth", "row", "column"),
+        "scale": (3, 1, 2),
+        "rotate": TURN,
+        "shear": (0.2, -0.1, 0.4),
+        "translate": (5, -2, 7),
+        "affine": OBLIQUE,
+        "units": ("mm", "um", "nm"),
+        "axis_labels": ("depth", "row", "column"),
     },
-}  # fmt: skip
+}
 
 GRIDS = {
     "2D": Grid((5, 6)),
@@ -246,7 +251,7 @@ class TestLayers:
 
     @pytest.mark.parametrize("ndim", [2, 3])
     def test_many_gaussians_are_points(self, monkeypatch, ndim):
-        monkeypatch.setattr(gaussian_layers, "MOST_ELLIPSOIDS", 6)
+        monkeypatch.setattr(gaussian_layers, "most_ellipsoids", lambda: 6)
         assert gaussian_layer("T1", gaussians(6, ndim))[2] == "surface"
         model = gaussians(7, ndim)
         layer = Layer.create(*gaussian_layer("T1", model))

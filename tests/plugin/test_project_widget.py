@@ -5,15 +5,17 @@ import pytest
 import torch
 
 from helpers.clicking import SLOW, click, fill, run
-from napari_gsvolume import GaussianVolume, Grid, vessel_phantom
+from napari_gsvolume import GaussianVolume, Grid
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import grid_placement
 from napari_gsvolume.plugin.layers.gaussians import gaussian_layer
 from napari_gsvolume.plugin.layers.projections import scan_of
-from napari_gsvolume.plugin.widgets.shared.camera import seen_along
+from napari_gsvolume.plugin.widgets.shared.camera import scan_along_view
 from napari_gsvolume.plugin.widgets.tomography.project import ProjectWidget
 from napari_gsvolume.tomography.beer_lambert import hounsfield_to_attenuation
+from napari_gsvolume.tomography.presets import c_arm_scan, spread_angles
 from napari_gsvolume.tomography.projections import project
-from napari_gsvolume.tomography.scan import c_arm, orbit, spread
+from napari_gsvolume.tomography.scan import circular_scan
 
 GRID = Grid((24, 22, 20), np.diag([2.0, 1.5, 1.0, 1]), ("mm",) * 3)
 
@@ -53,7 +55,7 @@ def test_a_stack_with_its_geometry(open_widget, qtbot, volume):
     viewer.dims.ndisplay = 3
     run(qtbot, widget)
     stack = viewer.layers["volume · X-rays"]
-    scan = orbit(GRID.shape, GRID.voxel_size, spread(4, 180))
+    scan = circular_scan(GRID.shape, GRID.voxel_size, spread_angles(4, 180))
     found = scan_of(stack.metadata)
     np.testing.assert_array_equal(found.sources, scan.sources)
     assert (found.shape, found.pixels) == (scan.shape, scan.pixels)
@@ -81,12 +83,12 @@ def test_a_second_run_updates_in_place(open_widget, qtbot, volume):
     assert len(viewer.layers) == 2
     assert viewer.layers["volume · X-rays"] is stack
     assert not np.array_equal(first, stack.data)
-    np.testing.assert_allclose(scan_of(stack.metadata).sources, orbit(GRID.shape, 1.0, [0, 15, 30, 45]).sources)
+    np.testing.assert_allclose(scan_of(stack.metadata).sources, circular_scan(GRID.shape, 1.0, [0, 15, 30, 45]).sources)
     fill(widget, path="C-arm")  # of other shape: another layer in its place, seen as well
     run(qtbot, widget)
     assert [layer.name for layer in viewer.layers] == ["volume", "volume · X-rays"]
     assert viewer.layers["volume · X-rays"].visible
-    same = c_arm(GRID.shape, GRID.voxel_size, spread(4, 200))
+    same = c_arm_scan(GRID.shape, GRID.voxel_size, spread_angles(4, 200))
     np.testing.assert_allclose(scan_of(viewer.layers["volume · X-rays"].metadata).sources, same.sources)
     fill(widget, path="biplane", mode="mip")
     run(qtbot, widget)
@@ -101,7 +103,7 @@ def test_gaussians_noise_and_detector(open_widget, qtbot, gaussians):
     assert [layer.name for layer in widget.image.choices] == ["volume · gaussians"]
     run(qtbot, widget)
     stack = viewer.layers["volume · gaussians · X-rays"]
-    scan = orbit(GRID.shape, GRID.voxel_size, spread(4, 180)).with_pixels(13)
+    scan = circular_scan(GRID.shape, GRID.voxel_size, spread_angles(4, 180)).with_pixels(13)
     clean = project(gaussians, scan).images
     assert stack.data.shape == clean.shape
     assert 0 < np.abs(stack.data - clean).max() < 0.2 * clean.max()
@@ -136,7 +138,7 @@ def test_the_current_view_is_what_the_canvas_shows(open_widget, qtbot, gaussians
     viewer.reset_view()
     if ndisplay == 3:
         camera.angles = (20, -50, 30)
-    image = project(gaussians, seen_along(viewer, GRID)).images[0]
+    image = project(gaussians, scan_along_view(viewer, GRID)).images[0]
     seen = np.array(np.unravel_index(image.argmax(), image.shape)) - (np.array(image.shape) - 1) / 2  # (v, u)
     blob = (gaussians.means[0].numpy() - (np.array(GRID.shape) - 1) / 2) * GRID.voxel_size
     if ndisplay == 2:
@@ -164,7 +166,7 @@ def test_following_the_camera(open_widget, qtbot, volume, gaussians, kind):
     qtbot.waitUntil(lambda: widget.live.picture is not first, timeout=SLOW)
     qtbot.waitUntil(lambda: not widget.live.busy, timeout=SLOW)
     source = volume if kind == "voxels" else gaussians
-    scan = seen_along(viewer, GRID, 160)
+    scan = scan_along_view(viewer, GRID, 160)
     np.testing.assert_allclose(widget.live.picture, project(source, scan).images[0], rtol=1e-5, atol=1e-5)
     fill(widget, mode="mip")
     qtbot.waitUntil(lambda: 0.5 < widget.live.picture.max() < 1.01, timeout=SLOW)
@@ -227,7 +229,7 @@ def test_one_time_point_of_a_series(open_widget, qtbot, volume):
     viewer.add_image(np.stack([volume, 2 * volume]), name="series")
     widget.time_point.value = 1
     run(qtbot, widget)
-    scan = orbit(GRID.shape, 1.0, spread(4, 180))
+    scan = circular_scan(GRID.shape, 1.0, spread_angles(4, 180))
     np.testing.assert_allclose(viewer.layers["series · X-rays"].data, project(2 * volume, scan).images, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The widgets that recover a volume, used as a person would: choose, click, watch, stop, save."""
+"""Reconstruction widgets, used as a person would: choose, click, watch, stop, save."""
 
 from dataclasses import replace
 
@@ -7,12 +7,14 @@ import pytest
 from napari.layers import Surface
 
 from helpers.clicking import SLOW, click, fill, run
-from napari_gsvolume import GaussianVolume, vessel_phantom
+from napari_gsvolume import GaussianVolume
 from napari_gsvolume.grid import Grid
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY
 from napari_gsvolume.plugin.layers.projections import projection_layer, scan_of
+from napari_gsvolume.tomography.presets import preset_scan, spread_angles
 from napari_gsvolume.tomography.projections import project
-from napari_gsvolume.tomography.scan import orbit, preset, spread
+from napari_gsvolume.tomography.scan import circular_scan
 
 SIDE = 24
 GRID = Grid((SIDE,) * 3, np.diag([2, 2, 2, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0))), ("mm",) * 3)
@@ -25,7 +27,7 @@ def volume():
 
 @pytest.fixture(scope="module")
 def projections(volume):
-    return project(volume, preset("circle", volume.shape, 2.0, views=6))
+    return project(volume, preset_scan("circle", volume.shape, 2.0, views=6))
 
 
 @pytest.fixture
@@ -64,10 +66,10 @@ def test_a_stack_with_geometry_becomes_a_volume_in_its_place(open_widget, qtbot,
     assert not any(row.visible for row in widget.orbit.rows)
     widget.truth.value = viewer.layers["true"]
     run(qtbot, widget)
-    result = widget.recovered
+    result = widget.result
     assert result.psnr_db > 17, widget.status.value
     assert f"{result.psnr_db:.2f} dB" in widget.status.value
-    made = viewer.layers["stack · recovered"]
+    made = viewer.layers["stack · reconstruction"]
     np.testing.assert_array_equal(made.data, result.reconstruction)
     assert tuple(made.contrast_limits) == tuple(viewer.layers["true"].contrast_limits)
     for layer in (made, viewer.layers["stack · gaussians"], viewer.layers["stack · centres"]):
@@ -75,16 +77,16 @@ def test_a_stack_with_geometry_becomes_a_volume_in_its_place(open_widget, qtbot,
         assert layer.units == viewer.layers["true"].units
     assert isinstance(viewer.layers["stack · gaussians"], Surface)
     # Measured = reprojected + residual, in the unit of the stack.
-    again, residual = viewer.layers["stack · reprojected"], viewer.layers["stack · projection residual"]
+    again, residual = viewer.layers["stack · reprojection"], viewer.layers["stack · projection residual"]
     np.testing.assert_allclose(again.data + residual.data, projections.images, atol=1e-4)
     np.testing.assert_allclose(again.data, project(result.reconstruction, projections.scan).images, atol=0.2)
     assert np.abs(residual.data).mean() < 0.6 * projections.images.mean()
     assert residual.contrast_limits[0] == -residual.contrast_limits[1]
     np.testing.assert_allclose(residual.data_to_world((1, 2, 3)), viewer.layers["stack"].data_to_world((1, 2, 3)))
     assert scan_of(again.metadata).to_dict() == projections.scan.to_dict()
-    # The plot has the misfit, falling, and the PSNR.
-    misfits = widget.plot.axes.lines[0].get_ydata()
-    assert misfits[-1] < misfits[0]
+    # The plot has the data fidelity, falling, and the PSNR.
+    fidelity = widget.plot.axes.lines[0].get_ydata()
+    assert fidelity[-1] < fidelity[0]
     assert widget.plot.quality.get_visible()
     assert made.metadata[METADATA_KEY]["metrics"]["psnr_db"] == pytest.approx(result.psnr_db)
     widget.save_results(tmp_path / "mine.safetensors")
@@ -94,14 +96,14 @@ def test_a_stack_with_geometry_becomes_a_volume_in_its_place(open_widget, qtbot,
 def test_a_second_run_updates_in_place(open_widget, qtbot, projections):
     viewer, widget = open_widget("Reconstruct", stack_of(projections))
     run(qtbot, widget)
-    before, layer = names(viewer), viewer.layers["stack · recovered"]
+    before, layer = names(viewer), viewer.layers["stack · reconstruction"]
     first = layer.data.copy()
     assert not widget.plot.quality.get_visible()
     widget.form.fields["prior"].value = "tv"
     widget.support.value = viewer.add_labels(np.pad(np.ones((20,) * 3, int), 2), name="inside")
     run(qtbot, widget)
     assert names(viewer) == before | {"inside"}
-    assert viewer.layers["stack · recovered"] is layer
+    assert viewer.layers["stack · reconstruction"] is layer
     assert not np.array_equal(layer.data, first)
 
 
@@ -110,7 +112,7 @@ def test_stop_keeps_what_there_is(open_widget, qtbot, projections):
     widget.form.fields["iterations"].value = 1000
     click(qtbot, widget.button)
     assert widget.button.text == "Stop"
-    qtbot.waitUntil(lambda: "stack · recovered" in names(viewer), timeout=SLOW)
+    qtbot.waitUntil(lambda: "stack · reconstruction" in names(viewer), timeout=SLOW)
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: not widget.running, timeout=SLOW)
     assert widget.button.text == "Run"
@@ -118,10 +120,10 @@ def test_stop_keeps_what_there_is(open_widget, qtbot, projections):
     assert {"stack · gaussians", "stack · centres"} < names(viewer)
 
 
-@pytest.mark.parametrize("how", ["from a file", "orbit, typed in"])
+@pytest.mark.parametrize("how", ["from a file", "circular scan"])
 def test_a_stack_without_geometry(open_widget, qtbot, volume, projections, tmp_path, how):
     _, widget = open_widget("Reconstruct", stack_of(projections, metadata={}))
-    assert widget.geometry.value == "orbit, typed in"
+    assert widget.geometry.value == "circular scan"
     widget.geometry.value = how
     qtbot.waitUntil(lambda: widget.file.visible == (how == "from a file"))
     if how == "from a file":
@@ -131,14 +133,14 @@ def test_a_stack_without_geometry(open_widget, qtbot, volume, projections, tmp_p
         for name, value in {"pixel_size": 2.0, "width": SIDE, "height": SIDE}.items():
             widget.orbit.fields[name].value = value
     run(qtbot, widget)
-    assert widget.recovered.reconstruction.shape == volume.shape
-    assert np.corrcoef(widget.recovered.reconstruction.ravel(), volume.ravel())[0, 1] > 0.8
+    assert widget.result.reconstruction.shape == volume.shape
+    assert np.corrcoef(widget.result.reconstruction.ravel(), volume.ravel())[0, 1] > 0.8
 
 
 def test_a_cone_that_is_typed_in(open_widget, qtbot, volume):
     geometry = {"source_to_axis": 150.0, "source_to_detector": 250.0}
-    scan = orbit(
-        (SIDE,) * 3, 2.0, spread(6, 360), "cone", pixels=(60, 50), pixel_size=(3, 3), offset=(-8, 0), **geometry
+    scan = circular_scan(
+        (SIDE,) * 3, 2.0, spread_angles(6, 360), "cone", pixels=(60, 50), pixel_size=(3, 3), offset=(-8, 0), **geometry
     )
     _, widget = open_widget("Reconstruct", stack_of(project(volume, scan), metadata={}))
     beam = widget.orbit.fields["beam"]
@@ -154,7 +156,7 @@ def test_a_cone_that_is_typed_in(open_widget, qtbot, volume):
     for name, value in geometry.items():
         widget.orbit.fields[name].value = value
     run(qtbot, widget)
-    assert np.corrcoef(widget.recovered.reconstruction.ravel(), volume.ravel())[0, 1] > 0.8
+    assert np.corrcoef(widget.result.reconstruction.ravel(), volume.ravel())[0, 1] > 0.8
 
 
 def test_at_the_voxels_of_another_layer(open_widget, qtbot, volume, projections):
@@ -163,7 +165,7 @@ def test_at_the_voxels_of_another_layer(open_widget, qtbot, volume, projections)
     viewer, widget = open_widget("Reconstruct", layer, stack_of(projections))
     widget.like.value = widget.truth.value = viewer.layers["coarse"]
     run(qtbot, widget)
-    made = viewer.layers["stack · recovered"]
+    made = viewer.layers["stack · reconstruction"]
     assert made.data.shape == coarse.shape
     np.testing.assert_array_equal(made.translate, (50, 0, 0))
 
@@ -194,7 +196,7 @@ def test_bad_input_gets_one_sentence_and_the_next_run_works(open_widget, qtbot, 
     assert names(viewer) == {"stack"}
     viewer.layers["stack"].data = projections.images
     run(qtbot, widget)
-    assert "stack · recovered" in names(viewer)
+    assert "stack · reconstruction" in names(viewer)
 
 
 def test_what_is_missing_is_said(open_widget, qtbot, volume, projections):
@@ -207,8 +209,12 @@ def test_what_is_missing_is_said(open_widget, qtbot, volume, projections):
         click(qtbot, widget.button)
         assert not widget.running
         assert words in widget.status.value
-    viewer.add_image(**dict(zip(("data", "metadata"), (stack_of(projections)[0], stack_of(projections)[1]["metadata"]),
-                                strict=True)), name="good")  # fmt: skip
+    viewer.add_image(
+        **dict(
+            zip(("data", "metadata"), (stack_of(projections)[0], stack_of(projections)[1]["metadata"]), strict=True)
+        ),
+        name="good",
+    )
     widget.image.value = viewer.layers["good"]
     assert widget.geometry.value == "of the layer"
     widget.truth.value = viewer.add_image(volume[1:], name="short")
@@ -234,30 +240,32 @@ def slices(open_widget, *layers, **values):
 def test_every_other_slice_along_an_axis(open_widget, qtbot, volume):
     viewer, widget = slices(open_widget, true(volume), known="every k-th", axis="y", every=2)
     run(qtbot, widget)
-    assert widget.recovered.psnr_db > 20  # the volume itself is compared with
-    made = viewer.layers["true · recovered"]
+    assert widget.result.psnr_db > 20  # the volume itself is compared with
+    made = viewer.layers["true · reconstruction"]
     np.testing.assert_allclose(made.data_to_world((1, 2, 3)), viewer.layers["true"].data_to_world((1, 2, 3)))
-    assert names(viewer) == {"true", "true · recovered", "true · gaussians", "true · centres"}
+    assert names(viewer) == {"true", "true · reconstruction", "true · gaussians", "true · centres"}
 
 
-def test_slices_of_nan_are_recovered(open_widget, qtbot, volume):
+def test_slices_of_nan_are_reconstructed(open_widget, qtbot, volume):
     holed = volume.copy()
     holed[:, :, 1::2] = np.nan
     viewer, widget = slices(open_widget, (holed, {"name": "holed", "contrast_limits": (0, 1)}), known="not NaN")
     assert not widget.slices.fields["axis"].visible
     run(qtbot, widget)
-    assert widget.recovered.psnr_db is None
-    made = viewer.layers["holed · recovered"].data
+    assert widget.result.psnr_db is None
+    made = viewer.layers["holed · reconstruction"].data
     assert np.sqrt(np.square(made - volume).mean()) < 0.1 * np.ptp(volume)
 
 
 def test_stacks_of_two_orientations_and_projections_together(open_widget, qtbot, volume, projections):
-    thick = volume.reshape(6, 4, SIDE, SIDE).mean(1), {
-        "name": "thick", "scale": (8, 2, 2), "translate": (8, -2, 7), "units": ("mm",) * 3
-    }  # fmt: skip
-    across = volume.reshape(SIDE, SIDE, 6, 4).mean(3), {
-        "name": "across", "scale": (2, 2, 8), "translate": (5, -2, 10), "units": ("mm",) * 3
-    }  # fmt: skip
+    thick = (
+        volume.reshape(6, 4, SIDE, SIDE).mean(1),
+        {"name": "thick", "scale": (8, 2, 2), "translate": (8, -2, 7), "units": ("mm",) * 3},
+    )
+    across = (
+        volume.reshape(SIDE, SIDE, 6, 4).mean(3),
+        {"name": "across", "scale": (2, 2, 8), "translate": (5, -2, 10), "units": ("mm",) * 3},
+    )
     viewer, widget = slices(open_widget, thick, across, stack_of(projections), known="whole stack", thickness=8.0)
     assert not widget.thicknesses[0].visible
     widget.image.value, widget.others[0].value = viewer.layers["thick"], viewer.layers["across"]
@@ -265,7 +273,7 @@ def test_stacks_of_two_orientations_and_projections_together(open_widget, qtbot,
     widget.thicknesses[0].value = 8.0
     widget.views.value = viewer.layers["stack"]
     run(qtbot, widget)
-    made = viewer.layers["thick · recovered"]
+    made = viewer.layers["thick · reconstruction"]
     assert made.data.shape == volume.shape
     np.testing.assert_allclose(made.data_to_world((0, 0, 0)), (5, -2, 7))
     assert np.corrcoef(made.data.ravel(), volume.ravel())[0, 1] > 0.9
@@ -280,8 +288,8 @@ def test_hounsfield_units(open_widget, qtbot, volume, projections):
     air = 1000 * volume - 1000, {"name": "air", "scale": (2, 2, 2)}
     viewer, widget = slices(open_widget, air, known="every k-th", every=2)
     run(qtbot, widget)
-    assert not widget.recovered.settings.non_negative  # slices say so
-    assert widget.recovered.psnr_db > 20
+    assert not widget.result.settings.non_negative  # slices say so
+    assert widget.result.psnr_db > 20
     water = replace(projections, images=projections.images * np.float32(0.0193))
     array, options = stack_of(water)
     _, reconstruct = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Reconstruct")
@@ -289,5 +297,5 @@ def test_hounsfield_units(open_widget, qtbot, volume, projections):
     reconstruct.image.value, reconstruct.truth.value = viewer.layers["stack"], viewer.layers["air"]
     reconstruct.hounsfield.value = True
     run(qtbot, reconstruct)
-    assert reconstruct.recovered.settings.non_negative
-    assert reconstruct.recovered.psnr_db > 17
+    assert reconstruct.result.settings.non_negative
+    assert reconstruct.result.psnr_db > 17

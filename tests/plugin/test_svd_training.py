@@ -1,4 +1,4 @@
-"""Training in the SVD widget, as a person would: train, watch, stop, save, load, apply, understand."""
+"""Training in the SVD widget, as a person would: train, watch, stop, save, load, apply, inspect."""
 
 import gc
 import time
@@ -10,28 +10,36 @@ import torch
 from qtpy.QtWidgets import QFileDialog
 
 from helpers.clicking import SLOW, click, run
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.grid import Grid
 from napari_gsvolume.io.nifti import write_nifti
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import anatomical_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
 from napari_gsvolume.plugin.widgets.shared.dims import index_at
+from napari_gsvolume.plugin.widgets.shared.worker import PreviewThrottle
 from napari_gsvolume.plugin.widgets.svd import training_worker
-from napari_gsvolume.plugin.widgets.svd import worker as svd_job
-from napari_gsvolume.plugin.widgets.svd.training_worker import Look, Previewer, TrainOrder, run_learning
+from napari_gsvolume.plugin.widgets.svd.training_worker import (
+    CurrentSlice,
+    Previewer,
+    TrainingRequest,
+    training_steps,
+)
+from napari_gsvolume.progress import Budget
 from napari_gsvolume.settings import validated
-from napari_gsvolume.super_resolution.bspline import spline
-from napari_gsvolume.super_resolution.data import Planes
+from napari_gsvolume.super_resolution import training
+from napari_gsvolume.super_resolution.bspline import upsample_bspline
+from napari_gsvolume.super_resolution.data import TrainingData
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.super_resolution.intensities import Intensities
-from napari_gsvolume.super_resolution.model import SRModel, superresolve
-from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.model import SRModel
+from napari_gsvolume.super_resolution.schemes import build_scheme
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
-from napari_gsvolume.super_resolution.training import SRTraining
+from napari_gsvolume.super_resolution.training import train_superresolution_steps
+from napari_gsvolume.super_resolution.upsampling import superresolve
 
 VOLUME = anatomical_phantom(40)[0][4:36:2, 2:38, 1:37].astype(np.float32)  # (16, 36, 36)
 AFFINE = np.diag([3.0, 1.5, 1.0, 1]) + np.pad([[5], [-2], [7]], ((0, 1), (3, 0)))
-SMALL = {"channels": 4, "blocks": 1, "batch": 2, "patch": 8, "time_limit": None, "iterations": 20}
+SMALL = {"channels": 4, "blocks": 1, "batch_size": 2, "patch_size": 8, "time_limit": None, "iterations": 20}
 NAMES = ["cubic B-spline", "B-spline + projection", "model", "best of rank 18"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +58,7 @@ def open_widget(make_napari_viewer, qtbot):
             viewer.dims.set_current_step(0, 3)
         _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "SVD")
         settle(qtbot, widget)
-        widget.tabs.setCurrentWidget(widget.learn)
+        widget.tabs.setCurrentWidget(widget.train)
         fill(widget, **SMALL | more)
         return viewer, widget
 
@@ -63,7 +71,7 @@ def settle(qtbot, widget):
 
 def fill(widget, **values):
     for name, value in values.items():
-        widget.learn.form.fields[name].value = value
+        widget.train.form.fields[name].value = value
 
 
 def one_sentence(text, *words):
@@ -79,7 +87,7 @@ def cells(table):
 
 def an_untrained(**more):
     """Return a model whose weights, those that begin at 0 too, are random."""
-    model = scheme(validated(TrainSRSettings, **SMALL | {"iterations": 5} | more))
+    model = build_scheme(validated(TrainSRSettings, **SMALL | {"iterations": 5} | more))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -89,10 +97,10 @@ def an_untrained(**more):
 
 def test_train_watch_save_load_apply_understand(open_widget, qtbot, tmp_path, monkeypatch):
     viewer, widget = open_widget()
-    learn, view = widget.learn, widget.learning
+    learn, view = widget.train, widget.training
     assert widget.button.text == "Train"
     assert not learn.save.enabled
-    assert not widget.understand.start.enabled
+    assert not widget.inspect.start.enabled
     run(qtbot, widget)
     # The figures, and what the model had to beat.
     model = learn.model
@@ -116,7 +124,7 @@ def test_train_watch_save_load_apply_understand(open_widget, qtbot, tmp_path, mo
     source, preview = viewer.layers["T1"], viewer.layers["T1 · preview"]
     assert preview.data.shape == (1, 72, 72)
     np.testing.assert_allclose(preview.data_to_world((0, -0.5, 71.5)), source.data_to_world((3, -0.5, 35.5)))
-    made_finer = superresolve(VOLUME, model, ensemble=False)
+    made_finer = superresolve(VOLUME, model, ensemble=False).volume
     np.testing.assert_allclose(preview.data[0], made_finer[3], atol=1e-3 * np.ptp(VOLUME))
     assert [layer.name for layer in widget.image.choices] == ["T1"]
     # A file, and back; the window that asks for its name is answered for.
@@ -130,28 +138,28 @@ def test_train_watch_save_load_apply_understand(open_widget, qtbot, tmp_path, mo
     assert cells(view.table) == table
     one_sentence(widget.status.value, "Loaded", f"{model.metrics['psnr_db']['model']:.2f} dB")
     # Finer is ready to use it.
-    widget.tabs.setCurrentWidget(widget.finer)
-    assert widget.button.text == "Make finer"
-    assert widget.form.fields["scheme"].value == "b"
+    widget.tabs.setCurrentWidget(widget.superresolve)
+    assert widget.button.text == "Super-resolve"
+    assert widget.form.fields["scheme"].value == "residual"
     widget.form.fields["ensemble"].value = False
     run(qtbot, widget)
-    finer = viewer.layers["T1 · finer"]
+    finer = viewer.layers["T1 · super-resolved"]
     np.testing.assert_allclose(finer.data, made_finer, atol=1e-3 * np.ptp(VOLUME))
     np.testing.assert_allclose(finer.data_to_world((0, -0.5, -0.5)), source.data_to_world((0, -0.5, -0.5)))
     about = finer.metadata[METADATA_KEY]
     assert about["model"]["metrics"] == model.metrics
     assert about["model"]["settings"]["channels"] == 4
     # Through-plane: the other planes are made finer, and averaged.
-    widget.form.fields["axes"].value = "through-plane"
+    widget.form.fields["upsample_axes"].value = "through-plane"
     run(qtbot, widget)
-    through = superresolve(VOLUME, model, axes="through-plane", ensemble=False)
-    np.testing.assert_allclose(viewer.layers["T1 · finer"].data, through, atol=1e-3 * np.ptp(VOLUME))
+    through = superresolve(VOLUME, model, upsample_axes="through-plane", ensemble=False).volume
+    np.testing.assert_allclose(viewer.layers["T1 · super-resolved"].data, through, atol=1e-3 * np.ptp(VOLUME))
     # Where each loss pulls, on the slice held out that is nearest.
-    widget.tabs.setCurrentWidget(widget.understand)
+    widget.tabs.setCurrentWidget(widget.inspect)
     assert not widget.button.visible
-    click(qtbot, widget.understand.start)
+    click(qtbot, widget.inspect.start)
     settle(qtbot, widget)
-    [held] = Planes([VOLUME], model.settings).held_out
+    [held] = TrainingData([VOLUME], model.settings).validation_sets
     k = held.slices[0]
     assert index_at(viewer, Grid(VOLUME.shape, AFFINE), 0) == k
     gradient, residual = viewer.layers["T1 · gradient of squared"], viewer.layers["T1 · model residual"]
@@ -165,29 +173,31 @@ def test_train_watch_save_load_apply_understand(open_widget, qtbot, tmp_path, mo
     np.testing.assert_allclose(
         Degradation.of_high((36, 36), (2, 2)).degrade(residual.data[0]), 0, atol=1e-3 * degraded.max()
     )
-    assert widget.understand.plot.panels["spectra"].get_visible()
-    one_sentence(widget.status.value, f"Slice {k} along z", "cubic B-spline", "projected", "model")
+    assert widget.inspect.plot.panels["spectra"].get_visible()
+    one_sentence(widget.status.value, f"Validation slice {k} along z", "cubic B-spline", "projection", "model")
 
 
 def test_scheme_a_shows_its_amplitudes_and_what_each_mode_adds(open_widget, qtbot):
-    viewer, widget = open_widget(scheme="a", patch=None, iterations=4, factor=1.5, learn_weights=True)
-    fields = widget.learn.form.fields
+    viewer, widget = open_widget(
+        scheme="singular-vectors", patch_size=None, iterations=4, factor=1.5, uncertainty_weighting=True
+    )
+    fields = widget.train.form.fields
     assert not fields["backbone"].visible
-    widget.learn.form.folds[0].expand(animate=False)
+    widget.train.form.folds[0].expand(animate=False)
     assert fields["orthogonality"].visible
-    assert not fields["lambda_perceptual"].visible
+    assert not fields["perceptual_weight"].visible
     run(qtbot, widget)
-    plot = widget.learning.plot
+    plot = widget.training.plot
     scaled, amplitudes = (line.get_ydata() for line in plot.panels["amplitudes"].lines)
     assert len(amplitudes) == 24
     np.testing.assert_allclose(amplitudes[:5], scaled[:5], rtol=0.2)
     labels = [line.get_label() for line in plot.panels["losses"].lines]
     assert [label.split()[-1] for label in labels] == ["squared", "consistency", "orthogonality"]
     assert viewer.layers["T1 · preview"].data.shape == (1, 54, 54)
-    widget.tabs.setCurrentWidget(widget.understand)
-    click(qtbot, widget.understand.start)
+    widget.tabs.setCurrentWidget(widget.inspect)
+    click(qtbot, widget.inspect.start)
     settle(qtbot, widget)
-    reached = widget.understand.plot.panels["reached"].lines[0].get_ydata()
+    reached = widget.inspect.plot.panels["cumulative"].lines[0].get_ydata()
     assert len(reached) == 24
     assert reached[0] < reached[-1] < 60
     assert "T1 · gradient of orthogonality" not in viewer.layers
@@ -195,9 +205,9 @@ def test_scheme_a_shows_its_amplitudes_and_what_each_mode_adds(open_widget, qtbo
     viewer.window.remove_dock_widget(widget.native)
     _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "SVD")
     settle(qtbot, widget)
-    fields = widget.learn.form.fields
-    assert (fields["scheme"].value, fields["factor"].value, fields["channels"].value) == ("a", 1.5, 4)
-    widget.tabs.setCurrentWidget(widget.learn)
+    fields = widget.train.form.fields
+    assert (fields["scheme"].value, fields["factor"].value, fields["channels"].value) == ("singular-vectors", 1.5, 4)
+    widget.tabs.setCurrentWidget(widget.train)
     assert not fields["backbone"].visible
     for name, field in fields.items():
         assert field.tooltip, name
@@ -205,14 +215,14 @@ def test_scheme_a_shows_its_amplitudes_and_what_each_mode_adds(open_widget, qtbo
 
 def slowly(monkeypatch):
     """Make each batch take a while."""
-    batches = Planes.batches
+    batches = TrainingData.batches
 
     def some(self, random):
         for batch in batches(self, random):
             time.sleep(0.05)
             yield batch
 
-    monkeypatch.setattr(Planes, "batches", some)
+    monkeypatch.setattr(TrainingData, "batches", some)
 
 
 def test_stop_keeps_the_best_model_and_the_preview_follows(open_widget, qtbot, monkeypatch):
@@ -220,7 +230,7 @@ def test_stop_keeps_the_best_model_and_the_preview_follows(open_widget, qtbot, m
     viewer, widget = open_widget(iterations=100_000)
     click(qtbot, widget.button)
     assert widget.button.text == "Stop"
-    assert not widget.learn.load.enabled
+    assert not widget.train.load.enabled
     qtbot.waitUntil(lambda: "T1 · preview" in viewer.layers, timeout=SLOW)
     preview = viewer.layers["T1 · preview"]
     limits = tuple(np.array(preview.contrast_limits) / 2)
@@ -235,24 +245,23 @@ def test_stop_keeps_the_best_model_and_the_preview_follows(open_widget, qtbot, m
     assert widget.button.visible
     click(qtbot, widget.button)
     settle(qtbot, widget)
-    assert widget.learn.model is not None
-    assert widget.learn.model.metrics["psnr_db"]["model"] >= widget.learn.model.metrics["psnr_db"][NAMES[1]] - 1e-6
+    assert widget.train.model is not None
+    assert widget.train.model.metrics["psnr_db"]["model"] >= widget.train.model.metrics["psnr_db"][NAMES[1]] - 1e-6
     assert "Stopped." in widget.status.value
     # Making finer is stopped without a layer.
-    widget.tabs.setCurrentWidget(widget.finer)
-    monkeypatch.setattr(svd_job, "_NEWS_EVERY", 0.01)
+    widget.tabs.setCurrentWidget(widget.superresolve)
     predict = SRModel.settings.fget
     monkeypatch.setattr(SRModel, "settings", property(lambda self: time.sleep(0.05) or predict(self)))
     click(qtbot, widget.button)
     click(qtbot, widget.button)
     settle(qtbot, widget)
     assert "Stopped" in widget.status.value
-    assert "T1 · finer" not in viewer.layers
+    assert "T1 · super-resolved" not in viewer.layers
 
 
 def test_what_cannot_be_learnt_or_used_is_said_in_a_sentence(open_widget, qtbot, tmp_path):
     viewer, widget = open_widget(None)
-    status, learn = widget.status, widget.learn
+    status, learn = widget.status, widget.train
 
     def refused(*words):
         settle(qtbot, widget)
@@ -276,19 +285,19 @@ def test_what_cannot_be_learnt_or_used_is_said_in_a_sentence(open_widget, qtbot,
         assert learn.model is None
         viewer.layers.remove(layer)
     viewer.add_image(VOLUME, name="T1")
-    fill(widget, rank=30, patch=None)
+    fill(widget, rank=30, patch_size=None)
     refused("rank", "17", "30")
     fill(widget, rank=None)
-    learn.itself.value = False
-    refused("nothing to learn from")
+    learn.use_image.value = False
+    refused("no training data")
     learn.folder.value = tmp_path
     refused("no NIfTI file")
     learn.folder.value = tmp_path / "nowhere"
     refused("no folder")
     # Models of something else.
-    widget.tabs.setCurrentWidget(widget.finer)
-    widget.form.fields["scheme"].value = "b"
-    refused("Scheme b needs a model")
+    widget.tabs.setCurrentWidget(widget.superresolve)
+    widget.form.fields["scheme"].value = "residual"
+    refused("scheme residual needs a model")
     an_untrained().save(tmp_path / "good.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"no model")
     learn.load_model(tmp_path / "bad.safetensors")
@@ -297,23 +306,23 @@ def test_what_cannot_be_learnt_or_used_is_said_in_a_sentence(open_widget, qtbot,
     one_sentence(status.value, "none.safetensors", "cannot be read")
     learn.load_model(tmp_path / "good.safetensors")
     assert "31.25 dB (+1.25)" in learn.about.value
-    assert "31.25 dB (+1.25)" in widget.finer.about.value
+    assert "31.25 dB (+1.25)" in widget.superresolve.about.value
     for field, value, word in (
         ("factor", 3.0, "factor 2"),
-        ("scheme", "a", "scheme b"),
+        ("scheme", "singular-vectors", "scheme residual"),
         ("degradation", "bicubic", "block-mean"),
     ):
         before = widget.form.fields[field].value
         widget.form.fields[field].value = value
         refused("This model was trained for", word)
         widget.form.fields[field].value = before
-    through = an_untrained(axes="through-plane")
+    through = an_untrained(upsample_axes="through-plane")
     through.save(tmp_path / "through.safetensors")
     learn.load_model(tmp_path / "through.safetensors")
-    assert widget.form.fields["axes"].value == "through-plane"
-    widget.form.fields["axes"].value = "in-plane"
+    assert widget.form.fields["upsample_axes"].value == "through-plane"
+    widget.form.fields["upsample_axes"].value = "in-plane"
     refused("through-plane")
-    assert "T1 · finer" not in viewer.layers
+    assert "T1 · super-resolved" not in viewer.layers
     # One that cannot be saved.
     learn.save_model(tmp_path / "model.pt")
     one_sentence(status.value, ".safetensors")
@@ -323,33 +332,33 @@ def test_what_cannot_be_learnt_or_used_is_said_in_a_sentence(open_widget, qtbot,
 
 def test_other_layers_and_a_folder(open_widget, qtbot, tmp_path, monkeypatch):
     viewer, widget = open_widget(iterations=2)
-    learn = widget.learn
+    learn = widget.train
     assert not learn.others.visible
     second = viewer.add_image(VOLUME[::-1].copy(), name="T2")
     viewer.add_image(VOLUME[3], name="flat")
     assert list(learn.others.choices) == [second]  # neither the chosen one nor one without slices
     write_nifti(tmp_path / "more.nii.gz", 2 * VOLUME, Grid(VOLUME.shape, AFFINE))
-    learnt = []
-    init = SRTraining.__init__
+    calls = []
 
-    def noted(self, volumes, sizes, **settings):
-        learnt.append((list(volumes), sizes))
-        init(self, volumes, sizes, **settings)
+    def noted(volumes, sizes, **options):
+        calls.append((list(volumes), sizes))
+        return train_superresolution_steps(volumes, sizes, **options)
 
-    monkeypatch.setattr(SRTraining, "__init__", noted)
+    monkeypatch.setattr(training_worker, "train_superresolution_steps", noted)
     learn.others.value = [second]
     learn.folder.value = tmp_path
-    learn.itself.value = False
+    learn.use_image.value = False
     run(qtbot, widget)
-    [(volumes, sizes)] = learnt
+    [(volumes, sizes)] = calls
     np.testing.assert_array_equal(volumes[0], second.data)
     np.testing.assert_allclose(volumes[1], 2 * VOLUME)
     np.testing.assert_allclose(sizes, [[1, 1, 1], [3, 1.5, 1]])
     # The preview is of the chosen one.
     np.testing.assert_allclose(
-        viewer.layers["T1 · preview"].data[0], superresolve(VOLUME, learn.model, ensemble=False)[3],
+        viewer.layers["T1 · preview"].data[0],
+        superresolve(VOLUME, learn.model, ensemble=False).volume[3],
         atol=1e-3 * np.ptp(VOLUME),
-    )  # fmt: skip
+    )
     write_nifti(tmp_path / "series.nii", np.zeros((2, 3, 4, 5), np.float32), Grid((3, 4, 5)), time_step=1.0)
     click(qtbot, widget.button)
     settle(qtbot, widget)
@@ -361,12 +370,12 @@ def test_closing_stops_a_training_and_nothing_of_it_stays(open_widget, qtbot, mo
     slowly(monkeypatch)
     alive = []
 
-    class Noted(SRTraining):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            alive.append(weakref.ref(self))
+    def noted(settings):
+        made = build_scheme(settings)
+        alive.append(weakref.ref(made))
+        return made
 
-    monkeypatch.setattr(training_worker, "SRTraining", Noted)
+    monkeypatch.setattr(training, "build_scheme", noted)
     viewer, widget = open_widget(iterations=100_000)
     click(qtbot, widget.button)
     qtbot.waitUntil(lambda: "iteration" in widget.status.value, timeout=SLOW)
@@ -390,51 +399,59 @@ def test_a_preview_of_finer_slices_lies_in_the_slice():
     grid = Grid(VOLUME.shape, AFFINE)
     source = training_worker.SourceVolume("T1", VOLUME, grid, {}, (0, 1))
     for factor in (2.0, 2.5):
-        model = an_untrained(axes="through-plane", factor=factor)
+        model = an_untrained(upsample_axes="through-plane", factor=factor)
         previewer = Previewer(source, model.settings)
         fine = grid.resampled((factor, 1, 1))
-        whole = superresolve(VOLUME, model, axes="through-plane", ensemble=False)
+        whole = superresolve(VOLUME, model, upsample_axes="through-plane", ensemble=False).volume
         for index in (0, 6, 15):
-            sight = previewer.of(model, index)
-            middles = sight.grid.affine[0, 3] + 3 * np.arange(len(sight.image)) / factor
+            preview = previewer.preview(model, index)
+            middles = preview.grid.affine[0, 3] + 3 * np.arange(len(preview.image)) / factor
             assert (np.abs(middles - (5 + 3 * index)) <= 1.5 + 1e-9).all()
-            assert sight.image.shape[1:] == VOLUME.shape[1:]
+            assert preview.image.shape[1:] == VOLUME.shape[1:]
             if factor == 2:
-                assert len(sight.image) == 2
-                np.testing.assert_allclose(sight.grid.affine, fine.slab(0, 2 * index, 2).affine, atol=1e-9)
+                assert len(preview.image) == 2
+                np.testing.assert_allclose(preview.grid.affine, fine.slab(0, 2 * index, 2).affine, atol=1e-9)
                 expected = whole[2 * index : 2 * index + 2]
-                assert psnr_between(expected, sight.image, np.ptp(VOLUME)) > 35
+                assert psnr_between(expected, preview.image, np.ptp(VOLUME)) > 35
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_preview_of_a_slice_is_what_the_volume_becomes(axis):
     """Also where neighbours are missing, with the volume's own intensities, along every axis."""
     grid = Grid(VOLUME.shape, AFFINE)
-    model = an_untrained(axis="zyx"[axis])
+    model = an_untrained(slice_axis="zyx"[axis])
     previewer = Previewer(training_worker.SourceVolume("T1", VOLUME, grid, {}, (0, 1)), model.settings)
     fine = grid.resampled([1 if k == axis else 2 for k in range(3)])
-    whole = superresolve(VOLUME, model, axis, ensemble=False)
+    whole = superresolve(VOLUME, model, slice_axis="zyx"[axis], ensemble=False).volume
     for index in (0, 7, VOLUME.shape[axis] - 1):
-        sight = previewer.of(model, index)
-        np.testing.assert_allclose(sight.image, whole.take([index], axis), atol=1e-3 * np.ptp(VOLUME))
-        assert sight.grid == fine.slab(axis, index)
+        preview = previewer.preview(model, index)
+        np.testing.assert_allclose(preview.image, whole.take([index], axis), atol=1e-3 * np.ptp(VOLUME))
+        assert preview.grid == fine.slab(axis, index)
 
 
 def test_nothing_is_sent_more_often_than_a_viewer_can_follow(monkeypatch):
     """Judgements, previews that the viewer has drawn the last of, and a few figures a second."""
     settings = validated(TrainSRSettings, **SMALL | {"iterations": 60})
     source = training_worker.SourceVolume("T1", VOLUME, Grid(VOLUME.shape), {}, (0, 1))
-    monkeypatch.setattr(training_worker, "run_in_background", lambda news: news)  # the priority of this thread stays
     began = time.perf_counter()
-    everything = list(run_learning(TrainOrder(source, settings), Look(3), training_worker.Pace(), lambda: False))
-    news = [one for one in everything if not isinstance(one, str)]
+    run = training_steps(TrainingRequest(source, settings), CurrentSlice(3), PreviewThrottle(), Budget())
+
+    outcome = None
+
+    def collect():
+        nonlocal outcome
+        outcome = yield from run
+
+    progress = list(collect())
+    assert progress.pop(0).training is None  # before the first validation
     seconds = time.perf_counter() - began
-    judged = [n for n in news if n.spectra is not None]
-    assert len(judged) == 21  # twenty, and before the first
-    assert len(news) <= len(judged) + 2 + seconds / 0.25
-    assert sum(n.sight is not None for n in news) == 2  # nobody has drawn the first; and the last
-    assert news[-1].trained is not None
+    validations = [one for one in progress if one.spectra is not None]
+    assert len(validations) == 21  # twenty, and before the first iteration
+    assert len(progress) <= len(validations) + 1 + seconds / 0.25
+    assert sum(one.preview is not None for one in progress) == 1  # nobody has drawn the first
+    assert outcome.preview is not None
+    assert outcome.trained.history == progress[-1].training.history
     np.testing.assert_allclose(
-        judged[0].spectra.spline[:3],
-        np.linalg.svd(spline(news[0].step.low, (2, 2)), compute_uv=False)[:3],
+        validations[0].spectra.spline[:3],
+        np.linalg.svd(upsample_bspline(progress[0].training.low, (2, 2)), compute_uv=False)[:3],
     )

@@ -1,4 +1,4 @@
-"""The SVD widget, used as a person would: move through slices, ranks and modes, look at all slices, make it finer."""
+"""The SVD widget, used as a person would: move through slices, ranks and modes, look at all slices, super-resolve."""
 
 import time
 
@@ -8,12 +8,13 @@ import pytest
 from qtpy.QtCore import QPoint
 
 from helpers.clicking import LEFT, SLOW, assert_ends, click, run
-from napari_gsvolume import memory, vessel_phantom
+from napari_gsvolume import memory
 from napari_gsvolume.grid import Grid
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, grid_placement
 from napari_gsvolume.plugin.widgets.svd import slice_matrix
-from napari_gsvolume.plugin.widgets.svd import worker as svd_job
-from napari_gsvolume.super_resolution.bspline import spline
+from napari_gsvolume.super_resolution import upsampling
+from napari_gsvolume.super_resolution.bspline import upsample_bspline
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.svd import decomposition
 from napari_gsvolume.svd.continuous_basis import ContinuousBasis
@@ -70,7 +71,7 @@ def test_the_rank_slider_moves_the_image_and_its_residual(open_widget, qtbot, vo
         widget.rank.value = rank
         image, residual = viewer.layers["T1 · rank"], viewer.layers["T1 · rank residual"]
         assert image.data.shape == (1, 16, 12)
-        np.testing.assert_allclose(image.data[0], found.truncated(rank), atol=1e-6)
+        np.testing.assert_allclose(image.data[0], found.truncate(rank), atol=1e-6)
         np.testing.assert_allclose(image.data + residual.data, volume[4:5], atol=1e-6)
         low, high = residual.contrast_limits
         assert low == -high
@@ -106,7 +107,7 @@ def test_layers_follow_the_viewer_and_keep_what_the_user_set(open_widget, qtbot,
     viewer.dims.set_current_step(0, 7)
     settle(qtbot, widget)
     assert viewer.layers["T1 · rank"] is image
-    np.testing.assert_allclose(image.data[0], decomposition.decompose(volume[7]).truncated(3), atol=1e-6)
+    np.testing.assert_allclose(image.data[0], decomposition.decompose(volume[7]).truncate(3), atol=1e-6)
     np.testing.assert_allclose(image.data_to_world((0, 0, 0)), viewer.layers["T1"].data_to_world((7, 0, 0)))
     assert tuple(image.contrast_limits) == (0.1, 0.4)
     assert viewer.dims.current_step[0] == 7
@@ -147,13 +148,13 @@ def test_all_slices_and_the_viewer_move_each_other(open_widget, qtbot, volume, a
         viewer.dims.set_current_step(axis, index)
         settle(qtbot, widget)
         assert heat.slice.get_xdata()[0] == index
-        np.testing.assert_allclose(widget.analysed.image, volume.take(index, axis))
+        np.testing.assert_allclose(widget.analysis.image, volume.take(index, axis))
     # A click moves the viewer.
     click_at(qtbot, heat, heat.axes, 3, 4)
     assert viewer.dims.current_step[axis] == 3
     settle(qtbot, widget)
     assert heat.slice.get_xdata()[0] == 3
-    assert widget.analysed.matrix.index == 3
+    assert widget.analysis.matrix.index == 3
 
 
 def test_the_threshold_is_offered(open_widget, qtbot, volume):
@@ -167,7 +168,7 @@ def test_the_threshold_is_offered(open_widget, qtbot, volume):
         click(qtbot, widget.use_threshold)
         assert widget.rank.value == (values > threshold).sum()
     np.testing.assert_allclose(
-        viewer.layers["T1 · rank"].data[0], decomposition.decompose(volume[4]).truncated(widget.rank.value), atol=1e-6
+        viewer.layers["T1 · rank"].data[0], decomposition.decompose(volume[4]).truncate(widget.rank.value), atol=1e-6
     )
 
 
@@ -186,12 +187,12 @@ def test_modes_as_functions_and_as_a_layer(open_widget, qtbot, volume):
         ("periodic", 3, 0),
         ("mirrored", 3, 1),
     ):
-        modes.basis.value, modes.order.value, modes.smoothing.value = kind, order, smoothing
-        assert modes.order.visible == (kind == "bspline")
+        modes.basis.value, modes.spline_degree.value, modes.smoothing.value = kind, order, smoothing
+        assert modes.spline_degree.visible == (kind == "bspline")
         for panel, vectors in zip(modes.plot.panels, (found.U, found.V), strict=True):
             samples, function = panel.lines[:2]
             np.testing.assert_allclose(samples.get_ydata(), vectors[:, 2], atol=1e-9)
-            basis = ContinuousBasis.fitted(vectors[:, 2:3], kind, order=order, smoothing=smoothing)
+            basis = ContinuousBasis.fit(vectors[:, 2:3], kind, order=order, smoothing=smoothing)
             np.testing.assert_allclose(function.get_ydata(), basis.evaluate(function.get_xdata())[:, 0], atol=1e-9)
             assert function.get_xdata()[0] == -0.5
     for _ in range(2):
@@ -207,11 +208,11 @@ def test_an_unfolding(open_widget, qtbot, volume, monkeypatch):
     widget.axis.value = 1
     widget.of.value = "unfolding"
     settle(qtbot, widget)
-    found = decomposition.decompose(decomposition.unfolding(volume, 1))
+    found = decomposition.decompose(decomposition.unfold(volume, 1))
     np.testing.assert_allclose(widget.plot.axes.lines[0].get_ydata(), found.values)
     widget.rank.value = 4
     image = viewer.layers["T1 · rank"]
-    folded = np.moveaxis(found.truncated(4).reshape(16, 10, 12), 0, 1)
+    folded = np.moveaxis(found.truncate(4).reshape(16, 10, 12), 0, 1)
     np.testing.assert_allclose(image.data, folded, atol=1e-5)
     np.testing.assert_allclose(image.data + viewer.layers["T1 · rank residual"].data, volume, atol=1e-6)
     assert len(widget.modes.plot.panels[1].images) == 1
@@ -231,20 +232,20 @@ def test_an_unfolding(open_widget, qtbot, volume, monkeypatch):
 @pytest.mark.parametrize("affine", [AFFINE, TURNED], ids=["plain", "askew"])
 @pytest.mark.parametrize("factor", [2.0, 2.5])
 @pytest.mark.parametrize("axes", ["in-plane", "through-plane"])
-def test_finer_lies_on_the_source_and_agrees_with_it(open_widget, qtbot, volume, affine, factor, axes):
+def test_super_resolved_lies_on_the_source_and_agrees_with_it(open_widget, qtbot, volume, affine, factor, axes):
     viewer, widget = open_widget(volume, affine)
     assert not widget.button.visible
-    widget.tabs.setCurrentWidget(widget.finer)
+    widget.tabs.setCurrentWidget(widget.superresolve)
     assert widget.button.visible
     fields = widget.form.fields
-    fields["factor"].value, fields["axes"].value = factor, axes
+    fields["factor"].value, fields["upsample_axes"].value = factor, axes
     assert fields["project"].value
     run(qtbot, widget)
     assert not widget.busy
-    source, finer = viewer.layers["T1"], viewer.layers["T1 · finer"]
+    source, finer = viewer.layers["T1"], viewer.layers["T1 · super-resolved"]
     f = np.array((1, factor, factor) if axes == "in-plane" else (factor, 1, 1))
     onto = Degradation.of_low(SHAPE, tuple(f))
-    np.testing.assert_allclose(finer.data, spline(volume, tuple(f), onto=onto), atol=1e-5)
+    np.testing.assert_allclose(finer.data, upsample_bspline(volume, tuple(f), onto=onto), atol=1e-5)
     assert np.abs(onto.degrade(finer.data) - volume).max() < 1e-5 * np.abs(volume).max()
     assert tuple(finer.contrast_limits) == tuple(source.contrast_limits)
     # Faces, not centres, are the same; where the factor does not divide, the first.
@@ -258,30 +259,30 @@ def test_finer_lies_on_the_source_and_agrees_with_it(open_widget, qtbot, volume,
     # Again: in place; without the projection it agrees less.
     fields["project"].value = False
     run(qtbot, widget)
-    assert viewer.layers["T1 · finer"] is finer
+    assert viewer.layers["T1 · super-resolved"] is finer
     assert len(viewer.layers) == 2
-    np.testing.assert_allclose(finer.data, spline(volume, tuple(f)), atol=1e-5)
-    assert "differs from the image by" in widget.status.value
+    np.testing.assert_allclose(finer.data, upsample_bspline(volume, tuple(f)), atol=1e-5)
+    assert "data consistency" in widget.status.value
 
 
 @pytest.mark.parametrize("of", ["slice", "unfolding"])
-def test_finer_at_the_rank(open_widget, qtbot, volume, of):
+def test_super_resolved_at_the_rank(open_widget, qtbot, volume, of):
     data = volume.copy()
     data[0] = 0.25  # as outside of a body
     viewer, widget = open_widget(data)
     widget.of.value = of
     settle(qtbot, widget)
     widget.rank.value = 3
-    widget.tabs.setCurrentWidget(widget.finer)
-    widget.finer.of.value = "the image at the rank"
+    widget.tabs.setCurrentWidget(widget.superresolve)
+    widget.superresolve.input.value = "image truncated to the rank"
     widget.form.fields["project"].value = False
     run(qtbot, widget)
     if of == "slice":
-        low = np.stack([data[0], *(decomposition.decompose(one).truncated(3) for one in data[1:])])
+        low = np.stack([data[0], *(decomposition.decompose(one).truncate(3) for one in data[1:])])
     else:
-        low = decomposition.decompose(decomposition.unfolding(data, 0)).truncated(3).reshape(SHAPE)
-    finer = viewer.layers["T1 · finer"]
-    np.testing.assert_allclose(finer.data, spline(low, (1, 2, 2)), atol=1e-5)
+        low = decomposition.decompose(decomposition.unfold(data, 0)).truncate(3).reshape(SHAPE)
+    finer = viewer.layers["T1 · super-resolved"]
+    np.testing.assert_allclose(finer.data, upsample_bspline(low, (1, 2, 2)), atol=1e-5)
     assert finer.metadata[METADATA_KEY]["rank"] == 3
     # Projected, it agrees with the image itself.
     widget.form.fields["project"].value = True
@@ -297,16 +298,16 @@ def test_flat_images_and_series(open_widget, qtbot, volume):
     assert image.data.shape == (16, 12)
     np.testing.assert_allclose(image.data_to_world((3, 4)), viewer.layers["T1"].data_to_world((3, 4)))
     assert not widget.slices.start.enabled
-    widget.tabs.setCurrentWidget(widget.finer)
+    widget.tabs.setCurrentWidget(widget.superresolve)
     run(qtbot, widget)
-    assert viewer.layers["T1 · finer"].data.shape == (32, 24)
+    assert viewer.layers["T1 · super-resolved"].data.shape == (32, 24)
     # A volume of a series.
     series = viewer.add_image(np.stack([volume, 2 * volume]), name="series")
     widget.image.value = series
     widget.time_point.value = 1
     viewer.dims.set_current_step(1, 6)
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, 2 * volume[6])
+    np.testing.assert_allclose(widget.analysis.image, 2 * volume[6])
     widget.rank.value = 4
     assert viewer.layers["series · rank"].data.shape == (1, 16, 12)
     assert image in viewer.layers
@@ -319,18 +320,18 @@ def test_the_panel_follows_where_the_viewer_is_turned(open_widget, qtbot, volume
     assert widget.axis.value == 2
     viewer.dims.set_current_step(2, 5)
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, volume[:, :, 5])
+    np.testing.assert_allclose(widget.analysis.image, volume[:, :, 5])
     assert viewer.layers["T1 · rank"].data.shape == (10, 16, 1)
     # What is hidden rests, and catches up.
-    before = widget.analysed
+    before = widget.analysis
     dock = widget.native.parent()
     dock.hide()
     viewer.dims.set_current_step(2, 7)
     qtbot.wait(100)
     assert not widget.busy
-    assert widget.analysed is before
+    assert widget.analysis is before
     dock.show()
-    qtbot.waitUntil(lambda: widget.analysed.matrix.index == 7, timeout=SLOW)
+    qtbot.waitUntil(lambda: widget.analysis.matrix.index == 7, timeout=SLOW)
 
 
 def test_a_level_of_a_lazy_pyramid(open_widget, qtbot, volume):
@@ -350,13 +351,13 @@ def test_a_level_of_a_lazy_pyramid(open_widget, qtbot, volume):
     loaded.clear()
     widget.level.value = 1
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, coarse[2])
+    np.testing.assert_allclose(widget.analysis.image, coarse[2])
     widget.rank.value = 2
     image = viewer.layers["T1 · rank"]
     np.testing.assert_allclose(image.data_to_world((0, 0, 0)), (4.5, 0.5, 0.5))
     widget.level.value = 0
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, volume[4])
+    np.testing.assert_allclose(widget.analysis.image, volume[4])
     assert len(loaded) <= 3  # and napari's own
     assert viewer.layers["T1 · rank"].data.shape == (1, 16, 12)
 
@@ -365,7 +366,7 @@ def test_other_data_are_decomposed_anew(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
     viewer.layers["T1"].data = volume[::-1].copy()
     settle(qtbot, widget)
-    np.testing.assert_allclose(widget.analysed.image, volume[5])
+    np.testing.assert_allclose(widget.analysis.image, volume[5])
 
 
 def test_large_images_have_their_first_modes_found(open_widget, qtbot, volume, monkeypatch):
@@ -373,7 +374,7 @@ def test_large_images_have_their_first_modes_found(open_widget, qtbot, volume, m
     monkeypatch.setattr(slice_matrix, "_MODES_OF_LARGE", 0.5)
     _, widget = open_widget(volume)
     full = decomposition.decompose(volume[4])
-    at = widget.analysed
+    at = widget.analysis
     assert (at.rank, widget.rank.max) == (6, 6)
     np.testing.assert_allclose(at.energy, decomposition.cumulative_energy(full.values)[:6])
     np.testing.assert_allclose(at.best_psnr, decomposition.best_psnr_db(full.values, (16, 12), np.ptp(volume[4]))[:6])
@@ -412,10 +413,10 @@ def test_what_cannot_be_decomposed_is_said_in_a_sentence(open_widget, qtbot, vol
     click(qtbot, widget.slices.start)
     settle(qtbot, widget)
     one_sentence(widget.status.value, "NaN")
-    widget.tabs.setCurrentWidget(widget.finer)
+    widget.tabs.setCurrentWidget(widget.superresolve)
     run(qtbot, widget)
     one_sentence(widget.status.value, "NaN")
-    assert "bad · finer" not in viewer.layers
+    assert "bad · super-resolved" not in viewer.layers
     viewer.layers.remove("bad")
     viewer.add_image(np.zeros((8, 9, 3), np.uint8), rgb=True, name="colours")
     settle(qtbot, widget)
@@ -441,15 +442,15 @@ def test_what_cannot_be_decomposed_is_said_in_a_sentence(open_widget, qtbot, vol
 
 def slowly(monkeypatch):
     """Make what is done to each slice take a while."""
-    values, finer = decomposition.each_spectrum, svd_job.spline
+    values, upsample = decomposition.iter_spectra, upsampling.upsample_bspline
 
     def each(volume, axis):
         for one in values(volume, axis):
             time.sleep(0.2)
             yield one
 
-    monkeypatch.setattr(svd_job.spectra, "each_spectrum", each)
-    monkeypatch.setattr(svd_job, "spline", lambda *args: time.sleep(0.2) or finer(*args))
+    monkeypatch.setattr(decomposition, "iter_spectra", each)
+    monkeypatch.setattr(upsampling, "upsample_bspline", lambda *args: time.sleep(0.2) or upsample(*args))
 
 
 def test_stop_keeps_the_slices_there_are(open_widget, qtbot, volume, monkeypatch):
@@ -461,13 +462,13 @@ def test_stop_keeps_the_slices_there_are(open_widget, qtbot, volume, monkeypatch
     settle(qtbot, widget)
     assert widget._spectra.done < 10
     assert np.isnan(widget._spectra.values[-1]).all()
-    widget.tabs.setCurrentWidget(widget.finer)
+    widget.tabs.setCurrentWidget(widget.superresolve)
     click(qtbot, widget.button)
-    qtbot.waitUntil(lambda: "finer" in widget.status.value, timeout=SLOW)
+    qtbot.waitUntil(lambda: "Super-resolving" in widget.status.value, timeout=SLOW)
     click(qtbot, widget.button)
     settle(qtbot, widget)
     assert "Stopped" in widget.status.value
-    assert "T1 · finer" not in viewer.layers
+    assert "T1 · super-resolved" not in viewer.layers
 
 
 @pytest.mark.parametrize("how", ["dock", "window"])

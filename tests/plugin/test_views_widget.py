@@ -10,19 +10,19 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog, QFileDialog
 
 from helpers.clicking import LEFT, SLOW, click, fill, run
-from napari_gsvolume import vessel_phantom
 from napari_gsvolume.grid import Grid
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import vessel_phantom
 from napari_gsvolume.plugin.layers.conversion import METADATA_KEY, SourceVolume, grid_placement
-from napari_gsvolume.plugin.widgets.shared.camera import camera_of
+from napari_gsvolume.plugin.widgets.shared.camera import viewer_camera
 from napari_gsvolume.plugin.widgets.views import worker
-from napari_gsvolume.plugin.widgets.views.worker import Part, Subject
+from napari_gsvolume.plugin.widgets.views.worker import SceneSource, SplatModel
 from napari_gsvolume.rendering.cameras import Cameras
 from napari_gsvolume.rendering.scene import Scene
 from napari_gsvolume.rendering.splats.ply import read_splats
-from napari_gsvolume.rendering.splats.training import train
-from napari_gsvolume.rendering.volume.dvr import render
-from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction, preset
+from napari_gsvolume.rendering.splats.training import train_splats
+from napari_gsvolume.rendering.volume.dvr import render_views
+from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction
 from napari_gsvolume.units import voxel_size_mm
 
 SIDE = 24
@@ -46,7 +46,9 @@ def open_widget(make_napari_viewer):
             viewer.add_image(data, name="CT", **grid_placement(GRID))
         viewer.dims.ndisplay = ndisplay
         _, widget = viewer.window.add_plugin_dock_widget("napari-gsvolume", "Views")
-        fill(widget, gaussians=200, views=6, size=32, sh_degree=1, time_limit=None, iterations=40, hold_out=2)
+        fill(
+            widget, gaussians=200, views=6, image_size=32, sh_degree=1, time_limit=None, iterations=40, held_out_views=2
+        )
         fill(widget, **values)
         widget.panel.pixels.value = 48
         widget.native.setFixedWidth(420)  # else a scroll bar would make the canvas narrower, and its pictures
@@ -81,7 +83,7 @@ def test_train_and_look_from_the_camera(open_widget, qtbot, volume, tmp_path):
     assert not widget.panel.visible
     assert widget.button.text == "Train"
     run(qtbot, widget)
-    part = widget.parts["CT"]
+    part = widget.models["CT"]
     assert f"{part.trained.psnr_db:.2f} dB" in widget.status.value
     assert "SSIM" in widget.status.value
     assert (widget.button.text, widget.progress.value) == ("Train", widget.progress.max)
@@ -100,9 +102,9 @@ def test_train_and_look_from_the_camera(open_widget, qtbot, volume, tmp_path):
     assert "hidden" in widget.status.value
     assert not view.visible
     assert entry(view)["parts"]["CT"]["metrics"]["psnr_db"] == part.trained.psnr_db
-    seen = camera_of(viewer, GRID, 48)
+    seen = viewer_camera(viewer, GRID, 48)
     np.testing.assert_allclose(entry(view)["camera"]["matrices"], seen.cameras.matrices)
-    again = seen.shown(part.seen_at(seen.cameras.pixel_mm).render(seen.cameras)[0].numpy())
+    again = seen.as_displayed(part.at_resolution(seen.cameras.pixel_size_mm).render(seen.cameras)[0].numpy())
     np.testing.assert_allclose(view.data / 255, again.clip(0, 1), atol=0.003)
     # The volume itself, and how far off the splats are.
     press(qtbot, widget, widget.dvr)
@@ -136,12 +138,12 @@ def test_train_and_look_from_the_camera(open_widget, qtbot, volume, tmp_path):
 def test_a_second_run_updates_in_place(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
     run(qtbot, widget)
-    first = widget.parts["CT"]
+    first = widget.models["CT"]
     viewer.layers["CT"].contrast_limits = (0.3, 0.9)
     fill(widget, iterations=10)
     run(qtbot, widget)
-    assert list(widget.parts) == ["CT"]
-    assert widget.parts["CT"] is not first
+    assert list(widget.models) == ["CT"]
+    assert widget.models["CT"] is not first
     assert len(viewer.layers) == 1
 
 
@@ -153,10 +155,12 @@ def test_each_interval_is_a_part(open_widget, qtbot, volume):
         assert "is no interval" in widget.status.value
     widget.intervals.value = "thin wall 0.2 0.5; core 0.5 2"
     run(qtbot, widget)
-    assert list(widget.parts) == ["CT · thin wall", "CT · core"]
-    wall, core = (widget.parts[f"CT · {name}"].subject for name in ("thin wall", "core"))
+    assert list(widget.models) == ["CT · thin wall", "CT · core"]
+    wall, core = (widget.models[f"CT · {name}"].scene_source for name in ("thin wall", "core"))
     at = [0.1, 0.4, 0.8]
-    opacities = [subject.scene().transfer.at(at)[:, 3] for subject in (wall, core, wall.beside(core))]
+    opacities = [
+        subject.load_scene().transfer_function.evaluate(at)[:, 3] for subject in (wall, core, wall.union(core))
+    ]
     np.testing.assert_array_equal(opacities[0] > 0, [False, True, False])
     np.testing.assert_array_equal(opacities[1] > 0, [False, False, True])
     np.testing.assert_allclose(opacities[2], opacities[0] + opacities[1])
@@ -169,8 +173,8 @@ def test_parts_that_are_shown_and_hidden(open_widget, qtbot, volume):
     qtbot.waitUntil(lambda: widget.each.visible)
     widget.each.value = "each label on its own"
     run(qtbot, widget)
-    assert list(widget.parts) == ["CT · label 1", "CT · label 7"]
-    assert [part.name for part in widget.panel.checked] == list(widget.parts)
+    assert list(widget.models) == ["CT · label 1", "CT · label 7"]
+    assert [part.name for part in widget.panel.checked] == list(widget.models)
     press(qtbot, widget, widget.panel.view)
     view = viewer.layers["CT · view"]
     both = view.data.astype(int)
@@ -179,15 +183,21 @@ def test_parts_that_are_shown_and_hidden(open_widget, qtbot, volume):
     one = view.data.astype(int)
     assert np.abs(both - one).max() > 20
     press(qtbot, widget, widget.panel.difference)
-    seen = camera_of(viewer, GRID, 48)
-    subject = widget.parts["CT · label 1"].subject
-    image = render(volume, GRID.voxel_size, seen.cameras, transfer=subject.look(volume), mask=labels() == 1)
+    seen = viewer_camera(viewer, GRID, 48)
+    subject = widget.models["CT · label 1"].scene_source
+    image = render_views(
+        volume,
+        GRID.voxel_size,
+        seen.cameras,
+        transfer_function=subject.make_transfer_function(volume),
+        mask=labels() == 1,
+    )
     np.testing.assert_allclose(
-        viewer.layers["CT · difference"].data, np.abs(one / 255 - seen.shown(image[0])).mean(-1), atol=0.005
+        viewer.layers["CT · difference"].data, np.abs(one / 255 - seen.as_displayed(image[0])).mean(-1), atol=0.005
     )
     widget.panel.check("CT · label 1", False)
     click(qtbot, widget.panel.view)
-    assert "No part is checked" in widget.status.value
+    assert "No model is checked" in widget.status.value
     widget.each.value = "all labels together"
     run(qtbot, widget)
     assert [part.name for part in widget.panel.checked] == ["CT · labels"]
@@ -202,7 +212,7 @@ def test_stop_keeps_what_there_is(open_widget, qtbot, volume):
     click(qtbot, widget.button)
     wait(qtbot, widget)
     assert "Stopped" in widget.status.value
-    assert len(widget.parts["CT"].splats) > 0
+    assert len(widget.models["CT"].splats) > 0
     assert widget.panel.view.enabled
 
 
@@ -252,7 +262,7 @@ def test_pictures_are_what_the_canvas_shows(make_napari_viewer, ndisplay, flippe
         camera.angles, camera.perspective = (20, -50, 30), perspective
     canvas = viewer.window._qt_viewer.canvas
     canvas.on_draw(None)
-    seen = camera_of(viewer, GRID, 300)
+    seen = viewer_camera(viewer, GRID, 300)
     assert seen.cameras.orthographic == (ndisplay == 2 or not perspective)
     node = canvas.layer_to_visual[layer].node
     point = np.array([3.0, 15.0, 5.0])
@@ -266,7 +276,7 @@ def test_pictures_are_what_the_canvas_shows(make_napari_viewer, ndisplay, flippe
     u, v = (x, y) if seen.cameras.orthographic else (x / z, y / z)
     found = np.array([K[0, 0] * u + K[0, 2], K[1, 1] * v + K[1, 2]])
     if seen.mirrored:
-        found[0] = seen.cameras.size[1] - found[0]
+        found[0] = seen.cameras.image_size[1] - found[0]
     factor = 300 / max(viewer.canvas.size)
     assert node is not None
     np.testing.assert_allclose(found, place * factor, atol=1.0)
@@ -292,67 +302,73 @@ def test_flat_pictures_lie_where_the_canvas_shows_them(open_widget, qtbot, volum
     assert viewer.layers["CT · DVR"].rgb
 
 
-def test_colours_of_the_layer(open_widget, qtbot, volume):
+def test_colors_of_the_layer(open_widget, qtbot, volume):
     viewer, widget = open_widget(volume)
     layer = viewer.layers["CT"]
     layer.colormap, layer.contrast_limits, layer.gamma = "magma", (0.1, 0.7), 1.5
-    found = widget.colours.look()(volume)
+    found = widget.transfer_panel.factory()(volume)
     expected = TransferFunction.from_colormap(layer.colormap.map(np.linspace(0, 1, 256)), (0.1, 0.7), 1.5)
     for x in (0.05, 0.3, 0.6, 0.9):
-        np.testing.assert_allclose(found.at(x), expected.at(x))
-    widget.colours.fold.expand()
-    before = widget.colours.editor.transfer
+        np.testing.assert_allclose(found.evaluate(x), expected.evaluate(x))
+    widget.transfer_panel.fold.expand()
+    before = widget.transfer_panel.editor.transfer_function
     assert len(before.values) <= 16
     layer.contrast_limits = (0.2, 0.8)
-    after = widget.colours.editor.transfer
+    after = widget.transfer_panel.editor.transfer_function
     np.testing.assert_allclose((after.values[0], after.values[-1]), (0.2, 0.8))
-    widget.colours.choice.value = "mr"
-    assert widget.colours.shading.value
-    np.testing.assert_allclose(widget.colours.editor.transfer.values, preset("mr", volume).values)
+    widget.transfer_panel.choice.value = "mr"
+    assert widget.transfer_panel.shading.value
+    np.testing.assert_allclose(
+        widget.transfer_panel.editor.transfer_function.values, TransferFunction.from_preset("mr", volume).values
+    )
 
 
 def test_the_editor(open_widget, qtbot, volume, tmp_path, monkeypatch):
     _, widget = open_widget(volume)
-    colours, editor = widget.colours, widget.colours.editor
-    colours.choice.value = "mr"
-    colours.fold.expand(animate=False)
+    panel, editor = widget.transfer_panel, widget.transfer_panel.editor
+    panel.choice.value = "mr"
+    panel.fold.expand(animate=False)
     qtbot.waitUntil(lambda: editor.isVisible() and editor.visibleRegion().boundingRect().height() > 100)
-    at = lambda k: editor.place(editor.transfer.values[k], editor.transfer.opacities[k]).toPoint()  # noqa: E731
+
+    def at(k):
+        curve = editor.transfer_function
+        return editor.to_position(curve.values[k], curve.opacities[k]).toPoint()
+
     # Drag.
-    values = editor.transfer.values.copy()
-    start, target = at(1), editor.place(values[1], 0.9).toPoint()
+    values = editor.transfer_function.values.copy()
+    start, target = at(1), editor.to_position(values[1], 0.9).toPoint()
     qtbot.mousePress(editor, LEFT, pos=start)
     drag(editor, target)
     qtbot.mouseRelease(editor, LEFT, pos=target)
-    assert colours.choice.value == "edited"
-    assert editor.transfer.opacities[1] == pytest.approx(0.9, abs=0.02)
-    assert colours.look()(volume) is editor.transfer
+    assert panel.choice.value == "edited"
+    assert editor.transfer_function.opacities[1] == pytest.approx(0.9, abs=0.02)
+    assert panel.factory()(volume) is editor.transfer_function
     # It stays between its neighbours.
     qtbot.mousePress(editor, LEFT, pos=at(1))
     drag(editor, QPoint(editor.width(), target.y()))
     qtbot.mouseRelease(editor, LEFT, pos=target)
-    assert editor.transfer.values[1] == editor.transfer.values[2]
+    assert editor.transfer_function.values[1] == editor.transfer_function.values[2]
     editor.move_point(1, float(values[1]), 0.9)
     # Add, choose its colour, remove by key and by a right click.
-    new = editor.place((values[2] + values[3]) / 2, 0.1).toPoint()
+    new = editor.to_position((values[2] + values[3]) / 2, 0.1).toPoint()
     qtbot.mouseDClick(editor, LEFT, pos=new)
-    assert len(editor.transfer.values) == 5
+    assert len(editor.transfer_function.values) == 5
     assert editor.selected == 3
     monkeypatch.setattr(QColorDialog, "getColor", lambda *_: QColor(255, 0, 0))
     qtbot.mouseDClick(editor, LEFT, Qt.KeyboardModifier.ControlModifier, at(3))
-    np.testing.assert_allclose(editor.transfer.colours[3], (1, 0, 0), atol=1e-4)
-    colours.save_to(tmp_path / "mine")
+    np.testing.assert_allclose(editor.transfer_function.colors[3], (1, 0, 0), atol=1e-4)
+    panel.save_to(tmp_path / "mine")
     qtbot.keyClick(editor, Qt.Key.Key_Delete)
-    assert len(editor.transfer.values) == 4
+    assert len(editor.transfer_function.values) == 4
     qtbot.mouseClick(editor, Qt.MouseButton.RightButton, pos=at(0))
-    assert len(editor.transfer.values) == 3
+    assert len(editor.transfer_function.values) == 3
     # The file has what was saved, and the shading.
-    colours.load_from(tmp_path / "mine.json")
-    assert len(editor.transfer.values) == 5
-    assert editor.transfer.shading
-    widget.colours.choice.value = "from a file"
-    widget.colours.file.value = tmp_path / "mine.json"
-    np.testing.assert_allclose(colours.look()(volume).colours[3], (1, 0, 0), atol=1e-4)
+    panel.load_from(tmp_path / "mine.json")
+    assert len(editor.transfer_function.values) == 5
+    assert editor.transfer_function.shading
+    widget.transfer_panel.choice.value = "from a file"
+    widget.transfer_panel.file.value = tmp_path / "mine.json"
+    np.testing.assert_allclose(panel.factory()(volume).colors[3], (1, 0, 0), atol=1e-4)
     assert not editor.grab().isNull()
 
 
@@ -374,7 +390,7 @@ def test_files(open_widget, qtbot, volume, tmp_path, monkeypatch):
     run(qtbot, widget)
     widget.panel.save_as(tmp_path / "model")
     assert "Saved model.ply" in widget.status.value
-    part = widget.parts["CT"]
+    part = widget.models["CT"]
     np.testing.assert_array_equal(read_splats(tmp_path / "model.ply").means, part.splats.means)
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(tmp_path / "model.ply"), ""))
     click(qtbot, widget.open_file)
@@ -402,9 +418,9 @@ def test_models_of_two_volumes(open_widget, qtbot, volume):
     widget.image.value = viewer.add_image(np.stack([np.zeros_like(volume), volume]), name="series")
     widget.time_point.value = 1
     run(qtbot, widget)
-    assert list(widget.parts) == ["CT", "series"]
+    assert list(widget.models) == ["CT", "series"]
     assert [part.name for part in widget.panel.checked] == ["series"]
-    np.testing.assert_array_equal(widget.parts["series"].subject.scene().volume, volume)
+    np.testing.assert_array_equal(widget.models["series"].scene_source.load_scene().volume, volume)
     widget.panel.check("CT")
     click(qtbot, widget.panel.difference)
     assert "several volumes" in widget.status.value
@@ -441,13 +457,13 @@ def test_bad_input_gets_one_sentence(open_widget, qtbot, volume, tmp_path):
         text = widget.status.value
         assert all(word in text for word in words), text
         assert text.endswith(".")
-        assert not widget.parts
+        assert not widget.models
 
     said("no image layer")
     click(qtbot, widget.dvr)
     assert "no image layer" in widget.status.value
     widget.image.value = viewer.add_image(np.ones((5, 6)), name="flat")
-    said("'flat' is flat")
+    said("'flat' has two dimensions")
     widget.image.value = viewer.add_image(np.ones((5, 6, 7, 3), np.uint8), rgb=True, name="colours")
     said("'colours' is an RGB image")
     holes = volume.copy()
@@ -455,18 +471,18 @@ def test_bad_input_gets_one_sentence(open_widget, qtbot, volume, tmp_path):
     widget.image.value = viewer.add_image(holes, name="holes", contrast_limits=(0, 1))
     said("NaN")
     widget.image.value = viewer.add_image(volume, name="good")
-    widget.colours.choice.value = "ct-bone"
+    widget.transfer_panel.choice.value = "ct-bone"
     said("ct-bone", "HU")
-    widget.colours.choice.value = "from a file"
+    widget.transfer_panel.choice.value = "from a file"
     said("Choose a file")
     (tmp_path / "damaged.json").write_text("{")
-    widget.colours.file.value = tmp_path / "damaged.json"
+    widget.transfer_panel.file.value = tmp_path / "damaged.json"
     said("damaged.json is not JSON")
     clear = TransferFunction(np.array([0.0, 1]), np.ones((2, 3)), np.zeros(2))
     (tmp_path / "clear.json").write_text(json.dumps(clear.to_dict()))
-    widget.colours.file.value = tmp_path / "clear.json"
+    widget.transfer_panel.file.value = tmp_path / "clear.json"
     said("transparent")
-    widget.colours.choice.value = "gray"
+    widget.transfer_panel.choice.value = "gray"
     widget.part.value = viewer.add_labels(np.ones((4, 4, 4), int), name="few")
     said("'few'", "4 x 4 x 4")
     widget.part.value = viewer.add_labels(np.zeros(volume.shape, int), name="none")
@@ -476,24 +492,26 @@ def test_bad_input_gets_one_sentence(open_widget, qtbot, volume, tmp_path):
 def test_from_closer_the_blur_of_the_training_stays(volume):
     """Else splats were thin and dark where pixels are smaller than those they were trained with."""
     voxel_size = voxel_size_mm(GRID)
-    scene = Scene(volume, voxel_size, preset("mr", volume))
-    trained = train(scene, gaussians=300, views=8, size=32, sh_degree=0, iterations=150, hold_out=2)
+    scene = Scene(volume, voxel_size, TransferFunction.from_preset("mr", volume))
+    trained = train_splats(scene, gaussians=300, views=8, image_size=32, sh_degree=0, iterations=150, held_out_views=2)
     source = SourceVolume("CT", volume, GRID, {}, (0, 1))
-    part = Part("CT", trained.splats, source, Subject(source, lambda _: scene.transfer), trained)
-    near, far = scene.held_out(2, 96), scene.held_out(2, 32)
-    pixels = [cameras.pixel_mm for cameras in (near, far)]
-    assert part.seen_at(pixels[1]) is part.splats
-    true = np.stack(list(scene.images(near)))
-    plain, filled = (psnr_between(true, s.render(near).numpy(), 1) for s in (part.splats, part.seen_at(pixels[0])))
+    part = SplatModel("CT", trained.splats, source, SceneSource(source, lambda _: scene.transfer_function), trained)
+    near, far = scene.held_out_cameras(2, 96), scene.held_out_cameras(2, 32)
+    pixels = [cameras.pixel_size_mm for cameras in (near, far)]
+    assert part.at_resolution(pixels[1]) is part.splats
+    true = np.stack(list(scene.reference_images(near)))
+    plain, filled = (
+        psnr_between(true, s.render(near).numpy(), 1) for s in (part.splats, part.at_resolution(pixels[0]))
+    )
     assert filled > plain + 1
-    assert Part("file", trained.splats, source).seen_at(pixels[0]) is trained.splats
+    assert SplatModel("file", trained.splats, source).at_resolution(pixels[0]) is trained.splats
 
 
 def test_cameras_of_a_turntable_see_the_same_ball(open_widget, volume):
     viewer, _ = open_widget(volume)
     viewer.scene.camera.angles = (20, 60, 10)
-    seen = camera_of(viewer, GRID, 32)
-    turned = seen.turning(4)
+    seen = viewer_camera(viewer, GRID, 32)
+    turned = seen.orbit(4)
     assert isinstance(turned.cameras, Cameras)
     np.testing.assert_allclose(turned.cameras.matrices[0], seen.cameras.matrices[0])
     np.testing.assert_allclose(turned.cameras.matrices[2, 2, :3], -seen.cameras.matrices[0, 2, :3], atol=1e-9)

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_gsvolume.rendering.cameras import Cameras, around, fibonacci, images_of, looking, radius_of, turntable
+from napari_gsvolume.errors import InputError
+from napari_gsvolume.rendering.cameras import (
+    Camera,
+    Cameras,
+    bounding_radius,
+    fibonacci_directions,
+    load_images,
+    look_at_cameras,
+    orbit_cameras,
+    turntable_directions,
+)
 
 
 def seen(cameras, point):
@@ -18,7 +28,7 @@ def seen(cameras, point):
 
 @pytest.mark.parametrize("orthographic", [False, True])
 def test_the_middle_is_in_the_middle_and_up_is_up(orthographic):
-    cameras = around(turntable(5, 20), 50.0, (40, 60), orthographic=orthographic)
+    cameras = orbit_cameras(turntable_directions(5, 20), 50.0, (40, 60), orthographic=orthographic)
     np.testing.assert_allclose(seen(cameras, (0, 0, 0)), np.tile((30, 20), (5, 1)), atol=1e-9)
     above = seen(cameras, (0, 0, 10))
     assert (above[:, 1] < 20).all()
@@ -26,15 +36,15 @@ def test_the_middle_is_in_the_middle_and_up_is_up(orthographic):
 
 
 def test_a_turntable_begins_in_front_and_right_is_right():
-    [front] = around(turntable(4), 50.0)[:1]
+    [front] = orbit_cameras(turntable_directions(4), 50.0)[:1]
     np.testing.assert_allclose(front.directions[0], (0, 1, 0), atol=1e-12)
     assert seen(front, (10, 0, 0))[0, 0] > 128
 
 
 @pytest.mark.parametrize("orthographic", [False, True])
 def test_the_whole_ball_is_seen(orthographic):
-    cameras = around(fibonacci(20), 30.0, (50, 70), orthographic=orthographic)
-    for point in 30 * fibonacci(200):
+    cameras = orbit_cameras(fibonacci_directions(20), 30.0, (50, 70), orthographic=orthographic)
+    for point in 30 * fibonacci_directions(200):
         u, v = seen(cameras, point).T
         assert (u > 9.9).all()
         assert (u < 60.1).all()
@@ -43,7 +53,7 @@ def test_the_whole_ball_is_seen(orthographic):
 
 
 def test_directions_are_even():
-    ways = fibonacci(500)
+    ways = fibonacci_directions(500)
     np.testing.assert_allclose(np.linalg.norm(ways, axis=1), 1)
     np.testing.assert_allclose(ways.mean(0), 0, atol=0.01)
     cosines = ways @ ways.T - 2 * np.eye(500)
@@ -53,7 +63,7 @@ def test_directions_are_even():
 
 @given(st.lists(st.floats(-100, 100), min_size=3, max_size=3).filter(lambda p: np.linalg.norm(p) > 1e-3))
 def test_any_position_gives_a_rotation(position):
-    camera = looking([position], (20, 30), 25.0)
+    camera = look_at_cameras([position], (20, 30), 25.0)
     np.testing.assert_allclose(camera.positions[0], position, atol=1e-6)
     np.testing.assert_allclose(camera.directions[0], -np.array(position) / np.linalg.norm(position), atol=1e-6)
     np.testing.assert_allclose(seen(camera, (0, 0, 0)), [(15, 10)], atol=1e-6)
@@ -61,40 +71,40 @@ def test_any_position_gives_a_rotation(position):
 
 @pytest.mark.parametrize("up", [(0, 0, 1), (0, 1, 0), (3, 0, 0)])
 def test_looking_along_what_is_up(up):
-    camera = looking([np.array(up) * 7.0], (10, 10), 5.0, up=up)
+    camera = look_at_cameras([np.array(up) * 7.0], (10, 10), 5.0, up=up)
     assert np.isfinite(camera.matrices).all()
 
 
 def test_other_sizes_see_the_same():
-    camera = around(fibonacci(1), 20.0, (40, 60))
-    large = camera.resized((80, 200))
+    camera = orbit_cameras(fibonacci_directions(1), 20.0, (40, 60))
+    large = camera.with_image_size((80, 200))
     middle, there = seen(camera, (3, 4, 5))[0] - (30, 20), seen(large, (3, 4, 5))[0] - (100, 40)
     np.testing.assert_allclose(there, 2 * middle)
 
 
 def test_there_and_back(tmp_path):
-    cameras = around(fibonacci(3), 20.0, (12, 18), orthographic=True)
+    cameras = orbit_cameras(fibonacci_directions(3), 20.0, (12, 18), orthographic=True)
     images = np.random.default_rng(0).random((3, 12, 18, 3)).astype(np.float32)
     cameras.save(tmp_path / "V.npz", images)
     again = Cameras.load(tmp_path / "V.npz")
     np.testing.assert_array_equal(again.matrices, cameras.matrices)
     np.testing.assert_array_equal(again.intrinsics, cameras.intrinsics)
-    assert (again.size, again.orthographic) == ((12, 18), True)
-    np.testing.assert_array_equal(images_of(tmp_path / "V.npz"), images)
+    assert (again.image_size, again.orthographic) == ((12, 18), True)
+    np.testing.assert_array_equal(load_images(tmp_path / "V.npz"), images)
     cameras.save(tmp_path / "V.npz")
-    assert images_of(tmp_path / "V.npz") is None
+    assert load_images(tmp_path / "V.npz") is None
     np.savez(tmp_path / "W.npz", cameras=cameras.matrices, intrinsics=cameras.intrinsics, images=images)
-    assert Cameras.load(tmp_path / "W.npz").size == (12, 18)
+    assert Cameras.load(tmp_path / "W.npz").image_size == (12, 18)
 
 
 def test_some_of_them():
-    cameras = around(fibonacci(5), 20.0)
+    cameras = orbit_cameras(fibonacci_directions(5), 20.0)
     assert [len(cameras[k]) for k in (2, slice(1, 4), np.array([0, 4]))] == [1, 3, 2]
     np.testing.assert_array_equal(np.concatenate([c.matrices for c in cameras]), cameras.matrices)
 
 
 def test_what_is_refused(refused):
-    good = around(fibonacci(2), 20.0)
+    good = orbit_cameras(fibonacci_directions(2), 20.0)
     with refused(ValueError, "(V, 4, 4)"):
         Cameras(good.matrices[:, :3], good.intrinsics, (4, 4))
     with refused(ValueError, "rotation"):
@@ -108,4 +118,22 @@ def test_what_is_refused(refused):
 
 
 def test_the_radius_is_half_of_the_diagonal():
-    assert radius_of((4, 3, 2), (1, 1, 0)) == pytest.approx(2.5)
+    assert bounding_radius((4, 3, 2), (1, 1, 0)) == pytest.approx(2.5)
+
+
+class TestCamera:
+    def test_looks_at_the_target(self):
+        camera = Camera.look_at((30.0, -100.0, 20.0), (3.0, 4.0, 5.0), image_size=(32, 48))
+        inside = camera.matrices[0] @ [3.0, 4.0, 5.0, 1.0]
+        distance = np.linalg.norm(np.subtract((30.0, -100.0, 20.0), (3.0, 4.0, 5.0)))
+        np.testing.assert_allclose(inside, [0, 0, distance, 1], atol=1e-9)
+        assert len(camera) == 1
+
+    def test_parallel_rays_show_as_much_at_the_target(self):
+        both = [Camera.look_at((0.0, -50.0, 0.0), orthographic=flat) for flat in (False, True)]
+        np.testing.assert_allclose(both[1].pixel_size_mm, both[0].pixel_size_mm)
+
+    def test_several_are_refused(self, refused):
+        cameras = orbit_cameras(fibonacci_directions(3), 50.0)
+        with refused(InputError, "3", "Cameras"):
+            Camera(cameras.matrices, cameras.intrinsics, cameras.image_size)

@@ -21,7 +21,7 @@ from napari_gsvolume.rendering.splats.ply import read_splats, write_splats
 
 Refused = Callable[..., AbstractContextManager[Any]]
 
-TENSORS = ("means", "log_scales", "quaternions", "logits", "sh")
+TENSORS = ("means", "log_scales", "quaternions", "opacity_logits", "sh")
 LETTERS = {"char": "b", "uchar": "B", "short": "h", "ushort": "H", "int": "i", "uint": "I", "float": "f", "double": "d"}
 
 
@@ -109,7 +109,7 @@ class TestWriting:
             expected |= {f"scale_{j}": splats.log_scales[i, j].item() for j in range(3)}
             expected |= {f"rot_{j}": splats.quaternions[i, j].item() for j in range(4)}
             expected |= {f"f_dc_{c}": splats.sh[i, 0, c].item() for c in range(3)}
-            expected |= {"opacity": splats.logits[i].item()}
+            expected |= {"opacity": splats.opacity_logits[i].item()}
             for c in range(3):
                 for k in range(1, K):
                     expected[f"f_rest_{c * (K - 1) + k - 1}"] = splats.sh[i, k, c].item()
@@ -193,7 +193,7 @@ class TestThereAndBack:
         write_splats(path, splats)
         found = read_splats(path)
         assert bits(found) == bits(splats)
-        assert found.degree == degree
+        assert found.sh_degree == degree
 
     def test_what_is_read_is_in_memory_of_its_own(self, path: Path) -> None:
         write_splats(path, some())
@@ -210,10 +210,10 @@ class TestThereAndBack:
         gaussians = GaussianVolume([[1, 2, 3], [4, 4, 4]], factors, [5, -1], Grid((9, 9, 9)))
         write_ply(path, gaussians)
         splats = read_splats(path)
-        assert splats.degree == 0
+        assert splats.sh_degree == 0
         torch.testing.assert_close(splats.means, torch.tensor([[3.0, 2, 1], [4, 4, 4]]))
         torch.testing.assert_close(splats.log_scales.exp().sort(1).values, torch.tensor([[1.0, 1, 2]] * 2))
-        torch.testing.assert_close(splats.logits.sigmoid(), torch.tensor([0.99, 0.2]))
+        torch.testing.assert_close(splats.opacity_logits.sigmoid(), torch.tensor([0.99, 0.2]))
         assert splats.sh.shape == (2, 1, 3)
         assert (splats.sh[1, 0] - splats.sh[1, 0, 0]).abs().max() > 0.5  # blue
 
@@ -226,7 +226,7 @@ class TestFilesOfOthers:
             "means": ["x", "y", "z"],
             "log_scales": ["scale_0", "scale_1", "scale_2"],
             "quaternions": ["rot_0", "rot_1", "rot_2", "rot_3"],
-            "logits": ["opacity"],
+            "opacity_logits": ["opacity"],
             "sh": ["f_dc_0", "f_dc_1", "f_dc_2"],
         }
         others = degree * (degree + 2)
@@ -365,17 +365,17 @@ class TestRefusals:
 
     def test_harmonics_with_a_gap(self, path: Path, refused: Refused) -> None:
         content = built(table()).replace(b"f_rest_4", b"f_rest_9")
-        self.check(path, content, refused, "lack f_rest_4")
+        self.check(path, content, refused, "missing f_rest_4")
 
     @pytest.mark.parametrize("name", [name for name in conventional(0) if not name.startswith("n")])
     def test_missing_properties(self, path: Path, name: str, refused: Refused) -> None:
         columns = table()
         del columns[name]
-        self.check(path, built(columns), refused, f"lack {name}.")
+        self.check(path, built(columns), refused, f"missing {name}.")
 
     def test_a_cloud_of_points(self, path: Path, refused: Refused) -> None:
         columns = {name: table()[name] for name in "xyz"}
-        self.check(path, built(columns), refused, "no splats", "f_dc_0", "opacity", "rot_3")
+        self.check(path, built(columns), refused, "not splats", "f_dc_0", "opacity", "rot_3")
 
     def test_two_of_one_name(self, path: Path, refused: Refused) -> None:
         content = built(table()).replace(b"property float ny\n", b"property float nx\n")

@@ -8,21 +8,22 @@ import torch
 from skimage.metrics import structural_similarity as skimage_ssim
 
 from helpers.pretended_device import DEVICE, OnCard, pretended
-from napari_gsvolume import anatomical_phantom
 from napari_gsvolume.devices import gpu_problem, gsplat_problem
-from napari_gsvolume.rendering.cameras import around, fibonacci
+from napari_gsvolume.phantoms import anatomical_phantom
+from napari_gsvolume.progress import Budget, finish
+from napari_gsvolume.rendering.cameras import fibonacci_directions, orbit_cameras
 from napari_gsvolume.rendering.scene import Scene
-from napari_gsvolume.rendering.settings import TrainSettings
+from napari_gsvolume.rendering.settings import SplatTrainingSettings
 from napari_gsvolume.rendering.splats import model as splats_module
 from napari_gsvolume.rendering.splats import reference
-from napari_gsvolume.rendering.splats.densification import renewed
-from napari_gsvolume.rendering.splats.initialization import contributions, seeds
+from napari_gsvolume.rendering.splats.densification import densify_and_prune
+from napari_gsvolume.rendering.splats.initialization import initialize_splats, pixel_contributions
 from napari_gsvolume.rendering.splats.losses import Penalties, image_loss, structural_similarity
 from napari_gsvolume.rendering.splats.model import Splats
-from napari_gsvolume.rendering.splats.training import Training, train
-from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction, preset
+from napari_gsvolume.rendering.splats.training import train_splats, train_splats_steps
+from napari_gsvolume.rendering.volume.transfer_functions import TransferFunction
 
-QUICK = {"gaussians": 600, "views": 12, "size": 48, "iterations": 150, "hold_out": 3}
+QUICK = {"gaussians": 600, "views": 12, "image_size": 48, "iterations": 150, "held_out_views": 3}
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,9 @@ def ball():
     z, y, x = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (16, 28, 28)), indexing="ij")
     distance = np.sqrt((2 * z) ** 2 + y**2 + x**2)
     volume = np.clip(9 - distance, 0, 1) + (distance < 4)
-    colours = [(0, 0, 0), (1, 0.2, 0.2), (1, 0.2, 0.2), (0, 0, 1)]
+    colors = [(0, 0, 0), (1, 0.2, 0.2), (1, 0.2, 0.2), (0, 0, 1)]
     return Scene(
-        volume, np.array([2.0, 1, 1]), TransferFunction([0.3, 0.7, 1.2, 1.8], colours, [0, 0.95, 0.95, 0.95], 1.0)
+        volume, np.array([2.0, 1, 1]), TransferFunction([0.3, 0.7, 1.2, 1.8], colors, [0, 0.95, 0.95, 0.95], 1.0)
     )
 
 
@@ -50,8 +51,8 @@ def some(n=40, seed=0, spread=10.0):
 
 class TestSeeds:
     def test_they_lie_on_what_is_seen(self, ball):
-        cameras = ball.cameras(8, 48)
-        first = seeds(ball, 400, cameras, 2, np.random.default_rng(0))
+        cameras = ball.orbit_cameras(8, 48)
+        first = initialize_splats(ball, 400, cameras, 2, np.random.default_rng(0))
         assert len(first) == 400
         assert first.sh.shape == (400, 9, 3)
         far = first.means.norm(dim=1)
@@ -62,30 +63,34 @@ class TestSeeds:
         assert (red > blue).all()
 
     def test_they_are_flat_on_surfaces(self, ball):
-        first = seeds(ball, 400, ball.cameras(8, 48), 0, np.random.default_rng(0))
-        thin = reference.rotations(first.quaternions)[:, :, 2]
+        first = initialize_splats(ball, 400, ball.orbit_cameras(8, 48), 0, np.random.default_rng(0))
+        thin = reference.rotation_matrices(first.quaternions)[:, :, 2]
         assert (thin * first.means / first.means.norm(dim=1, keepdim=True)).sum(1).abs().median() > 0.95
         assert (first.log_scales[:, 2] < first.log_scales[:, 0]).all()
 
     def test_a_mask_and_nothing_to_see(self, ball, refused):
         half = np.zeros(ball.volume.shape)
         half[:8] = 1
-        masked = Scene(ball.volume, ball.voxel_size, ball.transfer, mask=half)
-        first = seeds(masked, 100, ball.cameras(4, 48), 0, np.random.default_rng(0))
+        masked = Scene(ball.volume, ball.voxel_size, ball.transfer_function, mask=half)
+        first = initialize_splats(masked, 100, ball.orbit_cameras(4, 48), 0, np.random.default_rng(0))
         assert (first.means[:, 2] < 0.1).all()
         with refused(ValueError, "transparent"):
-            seeds(Scene(0 * ball.volume, ball.voxel_size, ball.transfer), 9, ball.cameras(2, 16), 0, None)
+            initialize_splats(
+                Scene(0 * ball.volume, ball.voxel_size, ball.transfer_function), 9, ball.orbit_cameras(2, 16), 0, None
+            )
 
     def test_contributions_are_sums_of_weights(self):
-        splats, cameras = some(), around(fibonacci(3), 15.0, (20, 24))
+        splats, cameras = some(), orbit_cameras(fibonacci_directions(3), 15.0, (20, 24))
         expected = torch.zeros(len(splats))
         for camera in cameras:
             leaf = torch.ones(len(splats), 3, requires_grad=True)
             means, covariances, depths = reference.project(splats.means, splats.log_scales, splats.quaternions, camera)
-            image, _ = reference.rasterise(means, covariances, depths, leaf, splats.logits.sigmoid(), camera.size)
+            image, _ = reference.rasterize(
+                means, covariances, depths, leaf, splats.opacity_logits.sigmoid(), camera.image_size
+            )
             image[:, :, 1].sum().backward()
             expected += leaf.grad[:, 1]
-        torch.testing.assert_close(contributions(splats, cameras), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(pixel_contributions(splats, cameras), expected, rtol=1e-3, atol=1e-3)
 
 
 class TestLosses:
@@ -99,36 +104,38 @@ class TestLosses:
     def test_terms(self):
         a, b = torch.rand(2, 20, 20, 3, generator=torch.Generator().manual_seed(0)).unbind(0)
         only = float((a - b).square().mean())
-        assert float(image_loss(a, b, TrainSettings(lambda_dssim=0))) == pytest.approx(only)
-        more = image_loss(a, b, TrainSettings(lambda_dssim=0.5, lambda_l1=2))
+        assert float(image_loss(a, b, SplatTrainingSettings(dssim_weight=0))) == pytest.approx(only)
+        more = image_loss(a, b, SplatTrainingSettings(dssim_weight=0.5, l1_weight=2))
         expected = only + 2 * float((a - b).abs().mean()) + 0.5 * (1 - float(structural_similarity(a, b)))
         assert float(more) == pytest.approx(expected, rel=1e-5)
 
     def test_overlap_is_the_integral(self):
         two = some(2, spread=2.0)
-        found = float(Penalties(TrainSettings(lambda_overlap=1), 1.0)(two))
+        found = float(Penalties(SplatTrainingSettings(overlap_weight=1), 1.0)(two))
         axis = torch.linspace(-12, 12, 97)
         points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).double()
-        S = reference.covariances(two.log_scales, two.quaternions).double()
+        S = reference.covariance_matrices(two.log_scales, two.quaternions).double()
         g = []
         for mean, covariance in zip(two.means.double(), S, strict=True):
             d = points - mean
             g.append(torch.exp(-((d @ torch.linalg.inv(covariance)) * d).sum(1) / 2))
         share = (g[0] * g[1]).sum() / (g[0].square().sum() * g[1].square().sum()).sqrt()
-        assert found == pytest.approx(float(share * two.logits.sigmoid().prod().sqrt()), rel=1e-3)
+        assert found == pytest.approx(float(share * two.opacity_logits.sigmoid().prod().sqrt()), rel=1e-3)
 
     def test_smoothness_and_sparsity(self):
         splats = some(5)
-        o, S = splats.logits.sigmoid(), reference.covariances(splats.log_scales, splats.quaternions)
+        o, S = splats.opacity_logits.sigmoid(), reference.covariance_matrices(splats.log_scales, splats.quaternions)
         traces = torch.linalg.inv(S).diagonal(dim1=1, dim2=2).sum(1)
-        assert float(Penalties(TrainSettings(lambda_sparsity=3), 1.0)(splats)) == pytest.approx(3 * float(o.mean()))
-        smooth = float(Penalties(TrainSettings(lambda_smoothness=1), 0.5)(splats))
+        assert float(Penalties(SplatTrainingSettings(sparsity_weight=3), 1.0)(splats)) == pytest.approx(
+            3 * float(o.mean())
+        )
+        smooth = float(Penalties(SplatTrainingSettings(smoothness_weight=1), 0.5)(splats))
         assert smooth == pytest.approx(float((o**2 * traces).mean()) / 8, rel=1e-4)
 
-    @pytest.mark.parametrize("name", ["lambda_sparsity", "lambda_overlap", "lambda_smoothness"])
+    @pytest.mark.parametrize("name", ["sparsity_weight", "overlap_weight", "smoothness_weight"])
     def test_penalties_lower_what_they_are_of(self, ball, name):
-        free, held = (train(ball, **QUICK, **{name: weight}) for weight in (0.0, 0.01))
-        measure = Penalties(TrainSettings(**{name: 1.0}), 1.0)
+        free, held = (train_splats(ball, **QUICK, **{name: weight}) for weight in (0.0, 0.01))
+        measure = Penalties(SplatTrainingSettings(**{name: 1.0}), 1.0)
         assert float(measure(held.splats)) < 0.9 * float(measure(free.splats))
 
 
@@ -137,9 +144,9 @@ class TestPopulation:
         splats = some(10)
         contributed = torch.ones(10)
         contributed[3] = 0
-        pulls = torch.zeros(10)
-        pulls[[5, 7]] = 1.0
-        new, kept = renewed(splats, pulls, contributed, 50, torch.Generator().manual_seed(0))
+        positional_gradients = torch.zeros(10)
+        positional_gradients[[5, 7]] = 1.0
+        new, kept = densify_and_prune(splats, positional_gradients, contributed, 50, torch.Generator().manual_seed(0))
         assert kept.tolist() == [0, 1, 2, 4, 6, 8, 9]
         assert len(new) == 7 + 4
         torch.testing.assert_close(new.means[:7], splats.means[kept])
@@ -150,10 +157,10 @@ class TestPopulation:
 
     def test_no_more_than_there_may_be(self):
         splats = some(10)
-        new, kept = renewed(splats, torch.ones(10), torch.ones(10), 11, torch.Generator().manual_seed(0))
+        new, kept = densify_and_prune(splats, torch.ones(10), torch.ones(10), 11, torch.Generator().manual_seed(0))
         assert len(new) == 11
         assert len(kept) == 9
-        new, kept = renewed(splats, torch.ones(10), torch.ones(10), 5, torch.Generator().manual_seed(0))
+        new, kept = densify_and_prune(splats, torch.ones(10), torch.ones(10), 5, torch.Generator().manual_seed(0))
         assert len(new) == len(kept) == 10
 
 
@@ -162,14 +169,14 @@ class TestOnAGPU:
 
     def test_views_penalties_and_population_stay_there(self, monkeypatch):
         with pretended(monkeypatch):
-            monkeypatch.setattr(splats_module, "_usable", lambda backend, device: "reference")
+            monkeypatch.setattr(splats_module, "_select_backend", lambda backend, device: "reference")
             there = some().to(DEVICE)
-            view = there.view(around(fibonacci(1), 15.0, (20, 24)))
-            loss = image_loss(view.image, torch.zeros(20, 24, 3).to(DEVICE), TrainSettings(lambda_l1=1))
-            weights = TrainSettings(lambda_sparsity=1, lambda_overlap=1, lambda_smoothness=1)
+            view = there.render_view(orbit_cameras(fibonacci_directions(1), 15.0, (20, 24)))
+            loss = image_loss(view.image, torch.zeros(20, 24, 3).to(DEVICE), SplatTrainingSettings(l1_weight=1))
+            weights = SplatTrainingSettings(sparsity_weight=1, overlap_weight=1, smoothness_weight=1)
             penalty = Penalties(weights, 1.0)(there)
-            pulls, seen = (torch.rand(40).to(DEVICE) for _ in range(2))
-            new, kept = renewed(there, pulls, seen, 50, torch.Generator().manual_seed(0))
+            positional_gradients, seen = (torch.rand(40).to(DEVICE) for _ in range(2))
+            new, kept = densify_and_prune(there, positional_gradients, seen, 50, torch.Generator().manual_seed(0))
             for tensor in (view.image, loss, penalty, new.means, new.sh, kept):
                 assert isinstance(tensor, OnCard)
             assert not isinstance(new.to("cpu").means, OnCard)
@@ -177,13 +184,13 @@ class TestOnAGPU:
     @pytest.mark.skipif(gsplat_problem() is None, reason="gsplat can be used here")
     def test_it_is_said_why_it_cannot_be_used(self, ball, refused):
         with refused(ValueError, gsplat_problem() if gpu_problem() is None else "'cuda' cannot be used"):
-            Training(ball, device="cuda")
-        assert Training(ball).device == "cpu"
+            train_splats_steps(ball, device="cuda")
+        assert splats_module.select_render_device("auto") == "cpu"
 
 
 class TestTraining:
     def test_a_ball_is_learnt(self, ball):
-        result = train(ball, **QUICK)
+        result = train_splats(ball, **QUICK)
         assert result.psnr_db > 28
         assert result.ssim > 0.93
         assert 100 < len(result.splats) <= 600
@@ -195,68 +202,80 @@ class TestTraining:
         assert {"psnr_db", "ssim", "n_gaussians", "fps", "history", "seconds"} <= set(report)
 
     def test_the_figures_are_those_of_other_views(self, ball):
-        training = Training(ball, **QUICK)
-        *_, last = training.steps()
-        result = training.result(last)
-        directions = ball.cameras(12, 48).directions @ training.judges.directions.T
+        result = train_splats(ball, **QUICK)
+        held_out = ball.held_out_cameras(3, 48)
+        directions = ball.orbit_cameras(12, 48).directions @ held_out.directions.T
         assert directions.max() < 0.99, "no view held out is among those learnt from"
-        images = np.stack([result.splats.render(c).numpy()[0] for c in training.judges])
-        references = np.stack(list(ball.images(training.judges)))
+        images = np.stack([result.splats.render(c).numpy()[0] for c in held_out])
+        references = np.stack(list(ball.reference_images(held_out)))
         assert result.psnr_db == pytest.approx(-10 * np.log10(np.square(images - references).mean()), abs=1e-3)
 
     def test_equal_seeds_give_equal_splats(self, ball):
         quick = QUICK | {"iterations": 110}
-        a, b, c = (train(ball, **quick, seed=seed).splats for seed in (1, 1, 2))
+        a, b, c = (train_splats(ball, **quick, seed=seed).splats for seed in (1, 1, 2))
         torch.testing.assert_close(a.means, b.means, rtol=0, atol=0)
         assert a.means.shape != c.means.shape or not torch.equal(a.means, c.means)
 
     def test_harmonics_learn_a_light_that_turns_with_the_camera(self, ball):
-        lit = Scene(ball.volume, ball.voxel_size, ball.transfer, shading=True)
-        plain, turning = (train(lit, **QUICK, sh_degree=degree).psnr_db for degree in (0, 3))
+        lit = Scene(ball.volume, ball.voxel_size, ball.transfer_function, shading=True)
+        plain, turning = (train_splats(lit, **QUICK, sh_degree=degree).psnr_db for degree in (0, 3))
         assert turning > plain + 0.3
 
     @pytest.mark.parametrize("more", [{"solver": "sgd"}, {"orthographic": True}, {"densify": False}])
     def test_other_ways(self, ball, more):
-        first = seeds(ball, 300, ball.cameras(8, 48), 0, np.random.default_rng(0))
-        training = Training(ball, **QUICK, **more)
-        *_, last = training.steps()
+        first = initialize_splats(ball, 300, ball.orbit_cameras(8, 48), 0, np.random.default_rng(0))
+        held_out = ball.held_out_cameras(3, 48, orthographic=more.get("orthographic", False))
         with torch.no_grad():
-            before = first.render(training.judges).numpy()
-        began = -10 * np.log10(np.square(before - torch.stack(training.held_out).numpy()).mean())
-        assert training.result(last).psnr_db > began + 1
+            before = first.render(held_out).numpy()
+        began = -10 * np.log10(np.square(before - np.stack(list(ball.reference_images(held_out)))).mean())
+        assert train_splats(ball, **QUICK, **more).psnr_db > began + 1
 
     def test_stopping(self, ball):
-        training, stop = Training(ball, **QUICK | {"iterations": 10_000}), []
-        for step in training.steps(lambda: bool(stop)):
-            if step.iteration == 20 and step.stage == "training":
+        stop = []
+        steps = train_splats_steps(ball, budget=Budget(stop=lambda: bool(stop)), **QUICK | {"iterations": 10_000})
+        taken = []
+        while True:
+            try:
+                taken.append(next(steps))
+            except StopIteration as end:
+                result = end.value
+                break
+            if taken[-1].iteration == 20 and taken[-1].stage == "training":
                 stop.append(True)
-        assert step.message == "Stopped."
-        assert step.iteration == 21
-        assert training.result(step).psnr_db > 10
-        early = Training(ball, **QUICK)
-        *_, last = early.steps(lambda: True)
-        assert last.splats is None
-        with pytest.raises(ValueError, match="no splats yet"):
-            early.result(last)
+        assert taken[-1].message == "Stopped."
+        assert taken[-1].iteration == 21
+        assert result.psnr_db > 10
+        fractions = [step.fraction for step in taken]
+        assert fractions == sorted(fractions)
+        assert [step.has_result for step in taken] == [step.stage == "training" for step in taken]
+        early = train_splats_steps(ball, budget=Budget(stop=lambda: True), **QUICK)
+        assert next(early).splats is None
+        with pytest.raises(ValueError, match="before there were any splats"):
+            finish(early)
+
+    def test_a_budget_limits_the_iterations_of_the_settings(self, ball):
+        result = finish(train_splats_steps(ball, budget=Budget(iterations=5), **QUICK))
+        assert result.history[-1].iteration == 5
+        assert result.message == "All iterations are done."
 
     def test_a_time_limit(self, ball):
-        result = train(ball, **QUICK | {"iterations": None}, time_limit=3)
+        result = train_splats(ball, **QUICK | {"iterations": None}, time_limit=3)
         assert result.message == "The time limit is reached."
         assert 2.5 < result.seconds < 6
 
     def test_a_phantom_by_presets(self):
         volume = anatomical_phantom(32)[0]
         for name in ("ct-bone", "gray"):
-            scene = Scene(volume, np.ones(3), preset(name, volume))
-            assert train(scene, **QUICK).psnr_db > 20
+            scene = Scene(volume, np.ones(3), TransferFunction.from_preset(name, volume))
+            assert train_splats(scene, **QUICK).psnr_db > 20
 
     def test_what_is_refused(self, ball, refused):
         with refused(MemoryError, "GiB are free"):
-            Training(ball, views=2000, hold_out=200, size=2048)
+            train_splats_steps(ball, views=2000, held_out_views=200, image_size=2048)
         with refused(ValueError, "sh_degree"):
-            Training(ball, sh_degree=4)
+            train_splats_steps(ball, sh_degree=4)
         with refused(ValueError, "transparent"):
-            train(Scene(0 * ball.volume, ball.voxel_size, ball.transfer), **QUICK)
+            train_splats(Scene(0 * ball.volume, ball.voxel_size, ball.transfer_function), **QUICK)
         holes = np.where(np.asarray(ball.volume) > 1.5, np.nan, ball.volume)
         with refused(ValueError, "NaN"):
-            train(Scene(holes, ball.voxel_size, ball.transfer), **QUICK)
+            train_splats(Scene(holes, ball.voxel_size, ball.transfer_function), **QUICK)

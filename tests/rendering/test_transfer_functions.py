@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_gsvolume.rendering.volume.transfer_functions import Preset, TransferFunction, intervals, preset, together
+from napari_gsvolume.rendering.volume.transfer_functions import (
+    Preset,
+    TransferFunction,
+    combine_intervals,
+    restrict_to_intervals,
+)
 
 TWO = TransferFunction([0, 10], [(1, 0, 0), (0, 0, 1)], [0.2, 0.6])
 CT = np.array([-1000.0, 40, 1500]).reshape(1, 1, 3)
@@ -20,13 +25,13 @@ def ramp() -> TransferFunction:
 
 class TestValues:
     def test_linear_in_between_and_constant_outside(self) -> None:
-        np.testing.assert_allclose(TWO.at([-5, 0, 2.5, 10, 99])[:, 3], [0.2, 0.2, 0.3, 0.6, 0.6])
-        np.testing.assert_allclose(TWO.at(2.5)[:3], [0.75, 0, 0.25])
-        np.testing.assert_allclose(TWO.table(0, 10, 5)[:, 3], [0.2, 0.3, 0.4, 0.5, 0.6])
+        np.testing.assert_allclose(TWO.evaluate([-5, 0, 2.5, 10, 99])[:, 3], [0.2, 0.2, 0.3, 0.6, 0.6])
+        np.testing.assert_allclose(TWO.evaluate(2.5)[:3], [0.75, 0, 0.25])
+        np.testing.assert_allclose(TWO.lookup_table(0, 10, 5)[:, 3], [0.2, 0.3, 0.4, 0.5, 0.6])
 
     def test_two_points_at_one_intensity_are_an_edge(self) -> None:
         edge = TransferFunction([0, 1, 1, 2], np.ones((4, 3)), [0.1, 0.1, 0.9, 0.9])
-        np.testing.assert_allclose(edge.at([0.999, 1, 1.001])[:, 3], [0.1, 0.9, 0.9])
+        np.testing.assert_allclose(edge.evaluate([0.999, 1, 1.001])[:, 3], [0.1, 0.9, 0.9])
 
     def test_extinction_of_a_layer_absorbs_its_opacity(self) -> None:
         w = ramp().extinction([0.0, 0.5, 1.0], 300.0)
@@ -41,7 +46,7 @@ class TestValues:
         for values in ([1, 0], [0, np.nan]):
             with refused(ValueError, "ascending"):
                 TransferFunction(values, np.zeros((2, 3)), [0, 1])
-        with refused(ValueError, "colours", "0 to 1"):
+        with refused(ValueError, "colors", "0 to 1"):
             TransferFunction([0], [(0, 0, 255)], [0])
         with refused(ValueError, "opacities", "0 to 1"):
             TransferFunction([0], [(0, 0, 0)], [np.nan])
@@ -52,64 +57,71 @@ class TestValues:
 class TestPresets:
     @pytest.mark.parametrize("name", [name for name in get_args(Preset) if name.startswith("ct")])
     def test_those_of_ct_hide_air_and_show_bone(self, name: Preset) -> None:
-        transfer = preset(name, CT)
-        air, bone = transfer.at([-1000, 1500])
+        transfer_function = TransferFunction.from_preset(name, CT)
+        air, bone = transfer_function.evaluate([-1000, 1500])
         assert air[3] == 0
         assert bone[3] > 0.9
         assert bone[:3].min() > 0.8
-        assert transfer.shading
+        assert transfer_function.shading
 
     def test_only_vessels_are_red_and_only_soft_tissue_is_shown_by_its_own(self) -> None:
-        opacities = {name: preset(name, CT).at(40)[3] for name in get_args(Preset) if name.startswith("ct")}
+        opacities = {
+            name: TransferFunction.from_preset(name, CT).evaluate(40)[3]
+            for name in get_args(Preset)
+            if name.startswith("ct")
+        }
         assert [name for name, opacity in opacities.items() if opacity] == ["ct-soft-tissue"]
-        vessel, bone = preset("ct-angio", CT).at(300), preset("ct-bone", CT).at(300)
+        vessel, bone = (
+            TransferFunction.from_preset("ct-angio", CT).evaluate(300),
+            TransferFunction.from_preset("ct-bone", CT).evaluate(300),
+        )
         assert vessel[0] > 3 * vessel[1]
         assert bone[0] < 2 * bone[1]
 
     def test_gray_ramps_between_percentiles(self) -> None:
-        transfer = preset("gray", np.arange(101.0).reshape(101, 1, 1))
-        np.testing.assert_allclose(transfer.values, [1, 99])
-        np.testing.assert_allclose(transfer.at(50)[:3], 0.5)
-        assert not transfer.shading
+        transfer_function = TransferFunction.from_preset("gray", np.arange(101.0).reshape(101, 1, 1))
+        np.testing.assert_allclose(transfer_function.values, [1, 99])
+        np.testing.assert_allclose(transfer_function.evaluate(50)[:3], 0.5)
+        assert not transfer_function.shading
 
     def test_mr_hides_the_air_around(self) -> None:
         volume = np.concatenate([np.zeros(3000), np.linspace(50, 150, 1000)]).reshape(10, 20, 20)
-        transfer = preset("mr", volume)
-        assert transfer.at(0)[3] == 0
-        assert 0 < transfer.at(100)[3] < transfer.at(150)[3]
+        transfer_function = TransferFunction.from_preset("mr", volume)
+        assert transfer_function.evaluate(0)[3] == 0
+        assert 0 < transfer_function.evaluate(100)[3] < transfer_function.evaluate(150)[3]
 
     @pytest.mark.parametrize("name", ["gray", "mr"])
     def test_one_intensity_alone(self, name: Preset) -> None:
-        transfer = preset(name, np.full((2, 2, 2), 7.0))
-        assert transfer.values[0] < 7 < transfer.values[-1]
+        transfer_function = TransferFunction.from_preset(name, np.full((2, 2, 2), 7.0))
+        assert transfer_function.values[0] < 7 < transfer_function.values[-1]
 
     def test_what_is_refused(self, refused) -> None:
         for name in ("ct-bone", "ct-soft-tissue", "ct-angio"):
             with refused(ValueError, name, "HU", "than 1."):
-                preset(name, np.linspace(0, 1, 8).reshape(2, 2, 2))
+                TransferFunction.from_preset(name, np.linspace(0, 1, 8).reshape(2, 2, 2))
         with refused(ValueError, "HU", "than 60."):
-            preset("ct-bone", np.full((2, 2, 2), 60.0))
+            TransferFunction.from_preset("ct-bone", np.full((2, 2, 2), 60.0))
         with refused(ValueError, "ct-skin", "ct-bone"):
-            preset("ct-skin", CT)  # type: ignore[arg-type]
+            TransferFunction.from_preset("ct-skin", CT)  # type: ignore[arg-type]
         for bad in (np.full((2, 2, 2), np.nan), np.zeros((0, 2, 2))):
             with refused(ValueError, "finite"):
-                preset("gray", bad)
+                TransferFunction.from_preset("gray", bad)
 
 
 class TestColormaps:
-    def test_colours_run_between_the_limits(self) -> None:
-        transfer = TransferFunction.from_colormap([(1, 0, 0), (0, 1, 0), (0, 0, 1)], (100, 300))
-        np.testing.assert_allclose(transfer.at([0, 100, 150, 200, 300, 400])[:, 0], [1, 1, 0.5, 0, 0, 0])
-        opacities = transfer.at([100, 200, 300])[:, 3]
+    def test_colors_run_between_the_limits(self) -> None:
+        transfer_function = TransferFunction.from_colormap([(1, 0, 0), (0, 1, 0), (0, 0, 1)], (100, 300))
+        np.testing.assert_allclose(transfer_function.evaluate([0, 100, 150, 200, 300, 400])[:, 0], [1, 1, 0.5, 0, 0, 0])
+        opacities = transfer_function.evaluate([100, 200, 300])[:, 3]
         np.testing.assert_allclose(opacities, opacities[2] * np.array([0, 0.5, 1]))
         assert opacities[2] > 0
 
     def test_gamma_and_alpha(self) -> None:
         plain = TransferFunction.from_colormap([(0, 0, 0, 0.5), (1, 1, 1, 0.5)], (0, 1), 2.0)
-        np.testing.assert_allclose(plain.at(0.5)[:3], 0.25)
+        np.testing.assert_allclose(plain.evaluate(0.5)[:3], 0.25)
         solid = TransferFunction.from_colormap([(0, 0, 0), (1, 1, 1)], (0, 1), 2.0)
-        np.testing.assert_allclose(plain.at(0.5)[3], solid.at(0.5)[3] / 2)
-        np.testing.assert_allclose(solid.at(0.5)[3], solid.at(1)[3] / 4)
+        np.testing.assert_allclose(plain.evaluate(0.5)[3], solid.evaluate(0.5)[3] / 2)
+        np.testing.assert_allclose(solid.evaluate(0.5)[3], solid.evaluate(1)[3] / 4)
 
     def test_what_is_refused(self, refused) -> None:
         with refused(ValueError, "(2, 2)"):
@@ -123,20 +135,20 @@ class TestColormaps:
 class TestIntervals:
     def test_each_is_the_whole_within_and_nothing_outside(self) -> None:
         whole = ramp()
-        parts = intervals(whole, {"low": (1, 4), "high": (4, 20)})
+        parts = restrict_to_intervals(whole, {"low": (1, 4), "high": (4, 20)})
         assert list(parts) == ["low", "high"]
         inside = np.array([1, 2, 3.999])
-        np.testing.assert_allclose(parts["low"].at(inside), whole.at(inside))
-        np.testing.assert_array_equal(parts["low"].at([0.0, 0.999, 4, 5])[:, 3], 0)
+        np.testing.assert_allclose(parts["low"].evaluate(inside), whole.evaluate(inside))
+        np.testing.assert_array_equal(parts["low"].evaluate([0.0, 0.999, 4, 5])[:, 3], 0)
         inside = np.array([4, 7, 10, 19.999])
-        np.testing.assert_allclose(parts["high"].at(inside), whole.at(inside))
-        np.testing.assert_array_equal(parts["high"].at([3.999, 20, 21])[:, 3], 0)
+        np.testing.assert_allclose(parts["high"].evaluate(inside), whole.evaluate(inside))
+        np.testing.assert_array_equal(parts["high"].evaluate([3.999, 20, 21])[:, 3], 0)
         assert (parts["low"].unit_mm, parts["low"].shading) == (whole.unit_mm, whole.shading)
 
     def test_what_is_refused(self, refused) -> None:
         for interval in ((3, 3), (0, np.inf)):
             with refused(ValueError, "bone", "ascending"):
-                intervals(ramp(), {"bone": interval})
+                restrict_to_intervals(ramp(), {"bone": interval})
 
 
 part = st.floats(0, 1)
@@ -150,10 +162,10 @@ class TestFiles:
         st.booleans(),
     )
     def test_there_and_back(self, points, unit_mm, shading) -> None:
-        values, colours, opacities = zip(*sorted(points), strict=True)
-        before = TransferFunction(values, colours, opacities, unit_mm, shading)
+        values, colors, opacities = zip(*sorted(points), strict=True)
+        before = TransferFunction(values, colors, opacities, unit_mm, shading)
         after = TransferFunction.from_dict(json.loads(json.dumps(before.to_dict())))
-        for name in ("values", "colours", "opacities", "unit_mm", "shading"):
+        for name in ("values", "colors", "opacities", "unit_mm", "shading"):
             np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 
     def test_save_and_load(self, tmp_path) -> None:
@@ -184,11 +196,11 @@ class TestFiles:
 
 def test_intervals_together_show_what_each_does(refused) -> None:
     ramp = TransferFunction([0, 100], [(1, 0, 0), (0, 0, 1)], [0.2, 0.8])
-    parts = intervals(ramp, {"high": (60, 90), "low": (10, 30), "next": (30, 40)})
-    both = together(list(parts.values()))
+    parts = restrict_to_intervals(ramp, {"high": (60, 90), "low": (10, 30), "next": (30, 40)})
+    both = combine_intervals(list(parts.values()))
     at = np.array([5, 10, 20, 29.9, 30, 39, 50, 60, 75, 89, 95])
-    expected = np.max([part.at(at)[:, 3] for part in parts.values()], 0)
-    np.testing.assert_allclose(both.at(at)[:, 3], expected)
-    np.testing.assert_allclose(both.at([20, 75])[:, :3], ramp.at([20, 75])[:, :3])
+    expected = np.max([part.evaluate(at)[:, 3] for part in parts.values()], 0)
+    np.testing.assert_allclose(both.evaluate(at)[:, 3], expected)
+    np.testing.assert_allclose(both.evaluate([20, 75])[:, :3], ramp.evaluate([20, 75])[:, :3])
     with refused(ValueError, "overlap"):
-        together([*parts.values(), *intervals(ramp, {"across": (35, 70)}).values()])
+        combine_intervals([*parts.values(), *restrict_to_intervals(ramp, {"across": (35, 70)}).values()])

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from napari_gsvolume import Grid, anatomical_phantom, vessel_phantom
+from napari_gsvolume import Grid
 from napari_gsvolume.metrics import psnr_between
-from napari_gsvolume.super_resolution.bspline import factors_of, interpolation, spline
+from napari_gsvolume.phantoms import anatomical_phantom, vessel_phantom
+from napari_gsvolume.super_resolution.bspline import interpolation_matrix, upsample_bspline, upsampling_factors
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.super_resolution.settings import DegradationKind
 from napari_gsvolume.svd.continuous_basis import fine_centres
@@ -83,7 +84,7 @@ class TestOperators:
         assert np.vdot(made.degrade(image), low) == pytest.approx(np.vdot(image, made.adjoint(low)), abs=1e-9)
         basis = np.eye(made.degrade(image).size).reshape(-1, *made.low)
         D = made.adjoint(basis).reshape(len(basis), -1)  # the dense matrix of the whole image
-        np.testing.assert_allclose(made.restored(low).ravel(), np.linalg.pinv(D) @ low.ravel(), atol=1e-9)
+        np.testing.assert_allclose(made.pseudo_inverse(low).ravel(), np.linalg.pinv(D) @ low.ravel(), atol=1e-9)
         np.testing.assert_allclose(made.degrade(image).ravel(), D @ image.ravel(), atol=1e-9)
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -132,7 +133,7 @@ class TestOperators:
             with refused(ValueError, "(8, 8)", str(image.shape)):
                 made.degrade(image)
         with refused(ValueError, "psf"):
-            Degradation.of_low((30,), (2,), "psf", 4.0).restored(np.ones(30))
+            Degradation.of_low((30,), (2,), "psf", 4.0).pseudo_inverse(np.ones(30))
 
 
 class TestProjection:
@@ -152,7 +153,7 @@ class TestProjection:
     def test_in_float32_on_a_phantom(self, kind, axes_factors) -> None:
         low = anatomical_phantom(24)[0]
         made = Degradation.of_low(low.shape, axes_factors, kind)
-        image = spline(low, axes_factors)
+        image = upsample_bspline(low, axes_factors)
         assert image.dtype == np.float32
         projected = made.project(image, low)
         assert np.abs(made.degrade(projected) - low).max() < 1e-5 * np.abs(low).max()
@@ -161,7 +162,7 @@ class TestProjection:
     def test_in_float32_with_the_widest_psf_that_is_taken(self) -> None:
         low = anatomical_phantom(24)[0]
         made = Degradation.of_low(low.shape, (1, 2, 2), "psf", 2.2)
-        assert np.abs(made.degrade(spline(low, (1, 2, 2), onto=made)) - low).max() < 1e-5 * np.abs(low).max()
+        assert np.abs(made.degrade(upsample_bspline(low, (1, 2, 2), onto=made)) - low).max() < 1e-5 * np.abs(low).max()
 
     def test_stacks_are_batches_of_slices(self) -> None:
         low, image = noise(0, 5, 6, 7), noise(1, 5, 12, 14)
@@ -184,9 +185,12 @@ class TestProjection:
     @pytest.mark.parametrize("axes", ["in-plane", "through-plane"])
     def test_it_adds_to_the_spline(self, phantom, axes) -> None:
         high = phantom(48)[0]
-        made = Degradation.of_high(high.shape, factors_of(2, 0, axes))
+        made = Degradation.of_high(high.shape, upsampling_factors(2, 0, axes))
         low, span = made.degrade(high), float(np.ptp(high))
-        before, after = (psnr_between(high, spline(low, factors_of(2, 0, axes), onto=p), span) for p in (None, made))
+        before, after = (
+            psnr_between(high, upsample_bspline(low, upsampling_factors(2, 0, axes), onto=p), span)
+            for p in (None, made)
+        )
         assert after > before + 0.1
 
 
@@ -197,7 +201,7 @@ class TestSpline:
         image = noise(seed, height, width)
         places = np.meshgrid(fine_centres(height, fy), fine_centres(width, fx), indexing="ij")
         expected = ndimage.map_coordinates(image, places, order=order, mode="reflect")
-        np.testing.assert_allclose(spline(image, (fy, fx), order), expected, atol=2e-6)
+        np.testing.assert_allclose(upsample_bspline(image, (fy, fx), order), expected, atol=2e-6)
 
     def test_it_reproduces_cubic_polynomials_of_the_world(self) -> None:
         grid = Grid((40, 44), [[0, 0.2, 5], [0.3, 0.05, -7], [0, 0, 1]])
@@ -207,41 +211,41 @@ class TestSpline:
             return 0.01 * x**3 - 0.02 * x * y**2 + y - 3
 
         for factor in (2, 1.5):
-            made = spline(cubic(grid), (factor, factor))
+            made = upsample_bspline(cubic(grid), (factor, factor))
             inside = tuple(slice(n // 3, -(n // 3)) for n in made.shape)
             np.testing.assert_allclose(made[inside], cubic(grid.resampled(factor))[inside], rtol=1e-4, atol=1e-4)
 
     def test_constants_and_batches_and_tensors(self) -> None:
-        np.testing.assert_allclose(spline(np.full((3, 4, 5), 7.0), (2, 1.5, 3)), 7)
+        np.testing.assert_allclose(upsample_bspline(np.full((3, 4, 5), 7.0), (2, 1.5, 3)), 7)
         stack = noise(0, 3, 6, 5)
-        made = spline(stack, (2, 1.5))
-        np.testing.assert_allclose(made[1], spline(stack[1], (2, 1.5)))
-        np.testing.assert_allclose(made, spline(stack, (1, 2, 1.5)))
-        np.testing.assert_allclose(spline(torch.from_numpy(stack), (2, 1.5)).numpy(), made)
-        assert spline(stack.astype(np.int16), (2, 2)).dtype == np.float32
+        made = upsample_bspline(stack, (2, 1.5))
+        np.testing.assert_allclose(made[1], upsample_bspline(stack[1], (2, 1.5)))
+        np.testing.assert_allclose(made, upsample_bspline(stack, (1, 2, 1.5)))
+        np.testing.assert_allclose(upsample_bspline(torch.from_numpy(stack), (2, 1.5)).numpy(), made)
+        assert upsample_bspline(stack.astype(np.int16), (2, 2)).dtype == np.float32
 
     def test_the_matrix_interpolates(self) -> None:
-        M = interpolation(7, 3)
+        M = interpolation_matrix(7, 3)
         assert M.shape == (21, 7)
         np.testing.assert_allclose(M[1::3], np.eye(7), atol=1e-12)  # with an odd factor old centres are new ones
         np.testing.assert_allclose(M.sum(1), 1)
 
     def test_factors_of_an_axis(self) -> None:
-        assert factors_of(2, 1, "in-plane") == (2, 1, 2)
-        assert factors_of(2, 1, "through-plane") == (1, 2, 1)
-        assert factors_of(3, 0, "in-plane", 2) == (3, 3)
+        assert upsampling_factors(2, 1, "in-plane") == (2, 1, 2)
+        assert upsampling_factors(2, 1, "through-plane") == (1, 2, 1)
+        assert upsampling_factors(3, 0, "in-plane", 2) == (3, 3)
 
     def test_what_is_refused(self, refused) -> None:
         with refused(ValueError, "NaN"):
-            spline(np.array([[0.0, np.nan]]), (2, 2))
+            upsample_bspline(np.array([[0.0, np.nan]]), (2, 2))
         with refused(ValueError, "NaN"):
-            spline(torch.tensor([[0.0, torch.inf]]), (2, 2))
+            upsample_bspline(torch.tensor([[0.0, torch.inf]]), (2, 2))
         with refused(ValueError, "1 or more"):
-            spline(np.zeros((3, 3)), (0.5, 2))
+            upsample_bspline(np.zeros((3, 3)), (0.5, 2))
         with refused(ValueError, "(3, 3)"):
-            spline(np.zeros((3, 3)), (2, 2, 2))
+            upsample_bspline(np.zeros((3, 3)), (2, 2, 2))
         with refused(ValueError, "1 to 5"):
-            spline(np.zeros((3, 3)), (2, 2), 0)
+            upsample_bspline(np.zeros((3, 3)), (2, 2), 0)
         for axis, axes in ((0, "through-plane"), (1, "in-plane")):
             with refused(ValueError, "two axes"):
-                factors_of(2, axis, axes, 2)
+                upsampling_factors(2, axis, axes, 2)

@@ -12,7 +12,7 @@ from helpers.super_resolving import settings, slices, stirred
 from napari_gsvolume.errors import FileFormatError
 from napari_gsvolume.super_resolution.losses import Discriminator, Losses
 from napari_gsvolume.super_resolution.perceptual import MonaiLoss, RandomFeatures, VGG16Features, perceptual_loss
-from napari_gsvolume.super_resolution.schemes import scheme
+from napari_gsvolume.super_resolution.schemes import build_scheme
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,8 +28,8 @@ def monai() -> None:
 
 class TestLosses:
     def test_terms(self) -> None:
-        everything = {f"lambda_{name}": 1.0 for name in ("squared", "absolute", "consistency", "orthogonality")}
-        made_of = stirred(scheme(settings(scheme="a", **everything)))
+        everything = {f"{name}_weight": 1.0 for name in ("l2", "l1", "consistency", "orthogonality")}
+        made_of = stirred(build_scheme(settings(scheme="singular-vectors", **everything)))
         low, target = slices(2, 1, 10, 12), slices(2, 20, 24, seed=1)
         prediction = made_of(low)
         terms = Losses(made_of).terms(prediction, low[:, 0], target)
@@ -47,16 +47,19 @@ class TestLosses:
         assert float(terms["orthogonality"].detach()) == pytest.approx(sum(off) / 2, rel=1e-4)
 
     def test_what_a_scheme_has_no_use_for(self) -> None:
-        more = {"lambda_perceptual": 1.0, "lambda_adversarial": 1.0}
-        assert set(Losses(scheme(settings(scheme="b", **more))).coefficients()) == {
-            "squared", "consistency", "perceptual", "adversarial",
-        }  # fmt: skip
-        assert "orthogonality" in Losses(scheme(settings(functions="decoders"))).coefficients()
-        qr = Losses(scheme(settings(scheme="a", orthogonality="qr", **more)))
+        more = {"perceptual_weight": 1.0, "adversarial_weight": 1.0}
+        assert set(Losses(build_scheme(settings(scheme="residual", **more))).coefficients()) == {
+            "squared",
+            "consistency",
+            "perceptual",
+            "adversarial",
+        }
+        assert "orthogonality" in Losses(build_scheme(settings(basis="learned"))).coefficients()
+        qr = Losses(build_scheme(settings(scheme="singular-vectors", orthogonality="qr", **more)))
         assert set(qr.coefficients()) == {"squared", "consistency"}
 
     def test_learned_weights(self) -> None:
-        losses = Losses(scheme(settings(learn_weights=True, lambda_squared=2.0)))
+        losses = Losses(build_scheme(settings(uncertainty_weighting=True, l2_weight=2.0)))
         with torch.no_grad():
             losses.balance["squared"].fill_(0.5)
         total = losses.total({"squared": torch.tensor(3.0), "consistency": torch.tensor(1.0)})
@@ -108,7 +111,7 @@ class TestLosses:
             perceptual_loss(str(path))
         name = "features.21.bias"
         for tensors, words in (
-            ({key: t for key, t in vgg16.items() if key != name}, f"lacks {name}"),
+            ({key: t for key, t in vgg16.items() if key != name}, f"{name} is missing"),
             (vgg16 | {name: torch.zeros(3)}, "(3,), not (512,)"),
             (vgg16 | {name: vgg16[name] * torch.nan}, "not finite"),
         ):
@@ -116,7 +119,7 @@ class TestLosses:
             with refused(FileFormatError, "VGG-16", words):
                 perceptual_loss(str(path))
         with refused(ValueError, "Perceptual", "VGG.pt"):
-            settings(perceptual="VGG.pt")
+            settings(perceptual_features="VGG.pt")
 
     def test_monai_without_its_weights(self, tmp_path, monkeypatch, refused, monai) -> None:
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

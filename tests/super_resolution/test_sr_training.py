@@ -1,4 +1,4 @@
-"""Learned super-resolution: what it learns from, and training."""
+"""Training of super-resolution models: training data, and training."""
 
 import json
 from itertools import islice
@@ -9,40 +9,62 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.super_resolving import QUICK, SMALL, VOLUME, settings
-from napari_gsvolume import vessel_phantom
 from napari_gsvolume.metrics import psnr_between
-from napari_gsvolume.super_resolution.bspline import spline
-from napari_gsvolume.super_resolution.data import Planes
+from napari_gsvolume.phantoms import vessel_phantom
+from napari_gsvolume.progress import Budget
+from napari_gsvolume.super_resolution.bspline import upsample_bspline
+from napari_gsvolume.super_resolution.data import TrainingData
 from napari_gsvolume.super_resolution.degradation import Degradation
 from napari_gsvolume.super_resolution.intensities import Intensities
 from napari_gsvolume.super_resolution.model import SRModel
-from napari_gsvolume.super_resolution.schemes import scheme
-from napari_gsvolume.super_resolution.training import SRTraining, train_sr
+from napari_gsvolume.super_resolution.schemes import build_scheme
+from napari_gsvolume.super_resolution.training import (
+    TrainingFailedError,
+    train_superresolution,
+    train_superresolution_steps,
+)
 from napari_gsvolume.svd.decomposition import best_psnr_db, decompose
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class TestPlanes:
+def run_all(training, at_step=lambda step: None):
+    """Return all steps of a training, and its result."""
+    steps = []
+    while True:
+        try:
+            steps.append(next(training))
+        except StopIteration as end:
+            return steps, end.value
+        at_step(steps[-1])
+
+
+class TestTrainingData:
     def test_pairs_are_degradations(self) -> None:
-        for more in ({}, {"factor": 1.5, "patch": 9}, {"axes": "through-plane"}, {"scheme": "a"}, {"rank": 4}):
+        for more in (
+            {},
+            {"factor": 1.5, "patch_size": 9},
+            {"upsample_axes": "through-plane"},
+            {"scheme": "singular-vectors"},
+            {"rank": 4},
+        ):
             s = settings(**more)
-            planes = Planes([VOLUME], s, [(1, 1, 1)])
+            planes = TrainingData([VOLUME], s, [(1, 1, 1)])
             for low, target, _ in islice(planes.batches(np.random.default_rng(0)), 8):
-                assert len(low) == s.batch
+                assert len(low) == s.batch_size
                 assert low.shape[1] == s.depth
                 again = Degradation.of_low(low.shape[2:], s.factors).degrade(target)
                 torch.testing.assert_close(again, low[:, s.depth // 2])
-                if s.side is not None:
-                    assert max(low.shape[2:]) <= round(s.side * s.factor)
+                if s.patch_side is not None:
+                    assert max(low.shape[2:]) <= round(s.patch_side * s.factor)
 
     def test_slices_held_out_are_not_learnt_from(self) -> None:
         """The intensity of a voxel tells its slice, and a patch is in one, whichever way it is cut."""
         volume = np.broadcast_to(np.arange(40.0)[:, None, None], (40, 36, 36)) + 0.0
         for size in ((1, 1, 1), (3, 1, 1)):
-            planes = Planes([volume], settings(hold_out=0.2, context=0), [size])
+            planes = TrainingData([volume], settings(validation_fraction=0.2, context=0), [size])
             line = Intensities.of(volume)
-            [held] = planes.held_out
+            [held] = planes.validation_sets
             out = np.unique(np.round(held.target.numpy() * line.scale + line.centre))
             np.testing.assert_array_equal(out, np.arange(16, 24))
             seen = set()
@@ -53,13 +75,13 @@ class TestPlanes:
 
     def test_neighbours_are_as_far_as_pixels_of_low_resolution(self) -> None:
         volume = np.broadcast_to(np.arange(40.0)[:, None, None], (40, 36, 36)) + 0.0
-        planes = Planes([volume], settings(factor=3, context=2, hold_out=0.1), [(3, 1, 1)])
-        low = planes.held_out[0].low[0] * Intensities.of(volume).scale
+        planes = TrainingData([volume], settings(factor=3, context=2, validation_fraction=0.1), [(3, 1, 1)])
+        low = planes.validation_sets[0].low[0] * Intensities.of(volume).scale
         np.testing.assert_allclose(np.diff(low.mean((1, 2)).numpy()), 3, rtol=1e-4)
 
     def test_neighbours_of_planes_across_slices_are_as_far_as_slices(self) -> None:
         volume = np.broadcast_to(np.arange(40.0)[None, :, None], (40, 40, 40)) + 0.0
-        planes = Planes([volume], settings(batch=1, patch=8, hold_out=0.1), [(1, 2, 2)])
+        planes = TrainingData([volume], settings(batch_size=1, patch_size=8, validation_fraction=0.1), [(1, 2, 2)])
         scale = Intensities.of(volume).scale
         steps = set()
         for low, _, seen in islice(planes.batches(np.random.default_rng(0)), 60):
@@ -69,17 +91,19 @@ class TestPlanes:
 
     def test_all_directions_where_voxels_are_cubes(self) -> None:
         counts = {
-            size: len(Planes([VOLUME], settings(), [size]).stacks) for size in ((1, 1, 1), (1.1, 1, 1), (2, 1, 1))
+            size: len(TrainingData([VOLUME], settings(), [size]).stacks) for size in ((1, 1, 1), (1.1, 1, 1), (2, 1, 1))
         }
         assert list(counts.values()) == [6, 6, 2]
-        assert len(Planes([VOLUME], settings()).stacks) == 2
-        assert len(Planes([VOLUME], settings(axes="through-plane"), [(1, 1, 1)]).stacks) == 2
+        assert len(TrainingData([VOLUME], settings()).stacks) == 2
+        assert len(TrainingData([VOLUME], settings(upsample_axes="through-plane"), [(1, 1, 1)]).stacks) == 2
 
-    @pytest.mark.parametrize("more", [{}, {"factor": 1.5, "patch": 9}, {"scheme": "a", "degradation": "bicubic"}])
+    @pytest.mark.parametrize(
+        "more", [{}, {"factor": 1.5, "patch_size": 9}, {"scheme": "singular-vectors", "degradation": "bicubic"}]
+    )
     def test_where_slices_are_close_predictions_are_compared_along_that_axis(self, more) -> None:
         s = settings(**more)
-        planes = Planes([VOLUME], s, [(1, s.factor, s.factor)])
-        made_of = scheme(s)
+        planes = TrainingData([VOLUME], s, [(1, s.factor, s.factor)])
+        made_of = build_scheme(s)
         kinds = set()
         for low, target, seen in islice(planes.batches(np.random.default_rng(0)), 20):
             kinds.add(None if seen is None else target.shape[1] > low.shape[2])
@@ -92,7 +116,7 @@ class TestPlanes:
             compared = seen.degrade(made_of(low).image)
             assert compared.shape == target.shape
             # What is compared is no worse than a spline along that axis alone, which is as good as can be untrained.
-            alone = spline(middle, sharp, onto=once)
+            alone = upsample_bspline(middle, sharp, onto=once)
             assert (compared - target).square().mean() < 1.1 * (alone - target).square().mean()
         assert kinds == {None, True, False}
 
@@ -100,26 +124,28 @@ class TestPlanes:
         large = np.random.default_rng(0).normal(size=(4, 420, 300)).astype(np.float32)
         for more, expected in (
             ({}, (32, 32)),
-            ({"patch": 20}, (20, 20)),
-            ({"scheme": "a"}, (32, 32)),
-            ({"functions": "decoders"}, (128, 128)),
+            ({"patch_size": 20}, (20, 20)),
+            ({"scheme": "singular-vectors"}, (32, 32)),
+            ({"basis": "learned"}, (128, 128)),
             ({"smoothing": 0.1}, (128, 128)),
-            ({"functions": "decoders"}, (128, 128)),
+            ({"basis": "learned"}, (128, 128)),
             ({"rank": 145}, (145, 145)),
-            ({"functions": "decoders", "factor": 3}, (128, 99)),
+            ({"basis": "learned", "factor": 3}, (128, 99)),
         ):
-            batches = Planes([large], settings(hold_out=0.25, **more)).batches(np.random.default_rng(0))
+            batches = TrainingData([large], settings(validation_fraction=0.25, **more)).batches(
+                np.random.default_rng(0)
+            )
             assert sorted(next(batches).low.shape[2:]) == sorted(expected)
 
     def test_units_do_not_matter(self) -> None:
-        a, b = (Planes([v], settings()).held_out[0].low for v in (VOLUME, VOLUME * 3 + 500))
+        a, b = (TrainingData([v], settings()).validation_sets[0].low for v in (VOLUME, VOLUME * 3 + 500))
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
     def test_signs(self) -> None:
         for signs in (False, True):
-            planes = Planes([VOLUME], settings(random_signs=signs, batch=1))
+            planes = TrainingData([VOLUME], settings(sign_flips=signs, batch_size=1))
             means = [float(high.mean()) for _, high, _ in islice(planes.batches(np.random.default_rng(0)), 40)]
-            dark = Planes([VOLUME], settings(batch=1)).stacks[0].planes.min()
+            dark = TrainingData([VOLUME], settings(batch_size=1)).stacks[0].planes.min()
             plain = min(float(h.min()) for _, h, _ in islice(planes.batches(np.random.default_rng(1)), 40))
             assert (plain < 1.5 * dark) == signs, means
 
@@ -139,11 +165,11 @@ class TestPlanes:
     )
     def test_what_is_refused(self, volume, more, words, refused) -> None:
         with refused(ValueError, words):
-            SRTraining([volume], **more)
+            train_superresolution_steps([volume], **more)
 
     def test_nothing_to_learn_from(self, refused) -> None:
         with refused(ValueError, "no volume"):
-            SRTraining([])
+            train_superresolution_steps([])
 
 
 class TestTraining:
@@ -151,33 +177,34 @@ class TestTraining:
         ("more", "gain"),
         [
             ({}, 0.4),
-            ({"scheme": "a"}, 0.7),
-            ({"scheme": "a", "orthogonality": "qr"}, 0.4),
-            ({"functions": "decoders"}, 0.4),
+            ({"scheme": "singular-vectors"}, 0.7),
+            ({"scheme": "singular-vectors", "orthogonality": "qr"}, 0.4),
+            ({"basis": "learned"}, 0.4),
             ({"factor": 1.5}, 0.4),
-            ({"axes": "through-plane", "context": 0}, 1.5),
+            ({"upsample_axes": "through-plane", "context": 0}, 1.5),
         ],
     )
     def test_it_learns_what_a_spline_lacks(self, more, gain) -> None:
-        quick = {"iterations": 150, "channels": 16, "blocks": 2, "batch": 4, "patch": 12}
-        result = train_sr([vessel_phantom(48, noise=0)[0]], [(1, 1, 1)], **quick | more)
+        quick = {"iterations": 150, "channels": 16, "blocks": 2, "batch_size": 4, "patch_size": 12}
+        result = train_superresolution([vessel_phantom(48, noise=0)[0]], [(1, 1, 1)], **quick | more)
         assert result.table["model"] > result.table["B-spline + projection"] + gain
         assert result.table["B-spline + projection"] > result.table["cubic B-spline"]
 
     def test_the_table(self) -> None:
-        training = SRTraining([VOLUME], **QUICK, rank=5)
-        *_, last = training.steps()
-        result = training.result(last)
-        [held] = training.planes.held_out
+        steps, result = run_all(train_superresolution_steps([VOLUME], **QUICK, rank=5))
+        last = steps[-1]
+        [held] = last.validation_sets
         low, target = held.low[:, 1].numpy(), held.target.numpy()
         line = Intensities.of(VOLUME)
         np.testing.assert_allclose(target * line.scale + line.centre, VOLUME[list(held.slices)][:, :36, :34], atol=0.02)
-        assert training.baselines() == {name: db for name, db in result.table.items() if name != "model"}
-        best = training.best().scheme.state_dict()
+        assert last.baselines == {name: db for name, db in result.table.items() if name != "model"}
+        best = last.best_model.scheme.state_dict()
         assert all(torch.equal(t, best[name]) for name, t in result.model.scheme.state_dict().items())
         span = float(np.ptp(target))
         degradation = Degradation.of_high(target.shape[1:], (2, 2))
-        plain, projected = (psnr_between(target, spline(low, (2, 2), onto=p), span) for p in (None, degradation))
+        plain, projected = (
+            psnr_between(target, upsample_bspline(low, (2, 2), onto=p), span) for p in (None, degradation)
+        )
         assert result.table["cubic B-spline"] == pytest.approx(plain, abs=1e-3)
         assert result.table["B-spline + projection"] == pytest.approx(projected, abs=1e-3)
         images = np.stack([result.model.scheme(one[None]).image[0].detach().numpy() for one in held.low])
@@ -190,42 +217,55 @@ class TestTraining:
         assert report["settings"]["rank"] == 5
         assert {"history", "seconds", "message", "parameters"} <= set(report)
 
-    @pytest.mark.parametrize("which", ["a", "b"])
+    @pytest.mark.parametrize("which", ["singular-vectors", "residual"])
     def test_equal_seeds_give_equal_models(self, which) -> None:
-        runs = [train_sr([VOLUME], **QUICK, scheme=which, seed=seed) for seed in (1, 1, 2)]
+        runs = [train_superresolution([VOLUME], **QUICK, scheme=which, seed=seed) for seed in (1, 1, 2)]
         first, again, other = (torch.cat([t.flatten() for t in r.model.scheme.state_dict().values()]) for r in runs)
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
         assert [p.psnr_db for p in runs[0].history] == [p.psnr_db for p in runs[1].history]
 
     def test_the_best_is_kept(self) -> None:
-        result = train_sr([VOLUME], **QUICK | {"iterations": 20}, learning_rate=3.0)
+        result = train_superresolution([VOLUME], **QUICK | {"iterations": 20}, learning_rate=3.0)
         reached = [point.psnr_db for point in result.history]
         assert reached[-1] < max(reached) - 1, "it was made to diverge"
         assert result.table["model"] == max(reached) >= result.table["B-spline + projection"] - 1e-6
 
     def test_stopping(self) -> None:
-        training = SRTraining([VOLUME], **QUICK | {"iterations": 10_000})
         stop = []
-        for step in training.steps(lambda: bool(stop)):
-            if step.iteration == 5:
-                stop.append(True)
+        budget = Budget(stop=lambda: bool(stop))
+        training = train_superresolution_steps([VOLUME], budget=budget, **QUICK | {"iterations": 10_000})
+        steps, result = run_all(training, lambda step: step.iteration == 5 and stop.append(True))
+        step = steps[-1]
         assert (step.message, step.iteration) == ("Stopped.", 6)
-        assert training.result(step).table["model"] == max(point.psnr_db for point in step.history)
-        training = SRTraining([VOLUME], **QUICK)
-        steps = training.steps()
-        step = next(steps)
-        steps.close()
-        assert training.result(step).model.settings.iterations == 6
+        assert result.table["model"] == max(point.psnr_db for point in step.history)
+        training = train_superresolution_steps([VOLUME], **QUICK)
+        next(training)
+        step = next(training)
+        training.close()
+        assert step.best_model.settings.iterations == 6
+
+    def test_an_error_keeps_the_best(self, monkeypatch) -> None:
+        batches = TrainingData.batches
+
+        def failing(self, random):
+            yield from islice(batches(self, random), 4)
+            raise MemoryError("no memory")
+
+        monkeypatch.setattr(TrainingData, "batches", failing)
+        with pytest.raises(TrainingFailedError, match=r"failed in iteration 5: no memory\.") as caught:
+            train_superresolution([VOLUME], **QUICK)
+        result = caught.value.result
+        assert result.history[-1].iteration == result.model.metrics["iterations"] == 4
+        assert result.table["model"] == max(point.psnr_db for point in result.history)
 
     def test_a_time_limit(self) -> None:
-        result = train_sr([VOLUME], **SMALL, time_limit=1.0)
+        result = train_superresolution([VOLUME], **SMALL, time_limit=1.0)
         assert result.message == "The time limit is reached."
         assert 0.9 < result.seconds < 10
 
     def test_what_is_shown(self) -> None:
-        training = SRTraining([VOLUME], **QUICK)
-        *_, step = training.steps()
+        *_, step = train_superresolution_steps([VOLUME], **QUICK)
         assert step.prediction.shape == step.target.shape == tuple(2 * n for n in step.low.shape)
         np.testing.assert_allclose(
             Degradation.of_low(step.low.shape, (2, 2)).degrade(step.prediction), step.low, atol=1e-5
@@ -233,19 +273,24 @@ class TestTraining:
         np.testing.assert_allclose(Degradation.of_low(step.low.shape, (2, 2)).degrade(step.target), step.low, atol=1e-5)
 
     @pytest.mark.parametrize(
-        "more", [{"lambda_perceptual": 0.1}, {"lambda_adversarial": 0.01}, {"learn_weights": True}]
+        "more", [{"perceptual_weight": 0.1}, {"adversarial_weight": 0.01}, {"uncertainty_weighting": True}]
     )
     def test_other_losses(self, more) -> None:
-        result = train_sr([VOLUME], **QUICK, patch=16, **more)
-        plain = train_sr([VOLUME], **QUICK, patch=16)
+        result = train_superresolution([VOLUME], **QUICK, patch_size=16, **more)
+        plain = train_superresolution([VOLUME], **QUICK, patch_size=16)
         assert np.isfinite(list(result.history[-1].losses.values())).all()
         assert set(result.history[-1].losses) == set(result.history[-1].coefficients)
         assert [p.psnr_db for p in result.history] != [p.psnr_db for p in plain.history]
 
     @pytest.mark.parametrize("learn", [False, True])
     def test_each_loss_of_scheme_a_has_its_coefficient(self, learn) -> None:
-        more = {"scheme": "a", "lambda_absolute": 0.5, "lambda_orthogonality": 0.01, "weighting": False}
-        result = train_sr([VOLUME], **QUICK, learn_weights=learn, **more)
+        more = {
+            "scheme": "singular-vectors",
+            "l1_weight": 0.5,
+            "orthogonality_weight": 0.01,
+            "frequency_weighting": False,
+        }
+        result = train_superresolution([VOLUME], **QUICK, uncertainty_weighting=learn, **more)
         first, last = (json.loads(json.dumps(result.report()["history"][k]["coefficients"])) for k in (0, -1))
         assert first == {"squared": 1.0, "absolute": 0.5, "consistency": 0.1, "orthogonality": 0.01}
         assert set(result.history[-1].losses) == set(last) == set(first)
@@ -254,16 +299,19 @@ class TestTraining:
     def test_a_perceptual_loss_of_given_weights(self, tmp_path, vgg16) -> None:
         path = tmp_path / "VGG.safetensors"
         save_file(vgg16, path)
-        quick = SMALL | {"iterations": 2, "patch": 8, "lambda_perceptual": 0.1}
-        result, plain = (train_sr([VOLUME], **quick, perceptual=kind) for kind in (str(path), "random"))
+        quick = SMALL | {"iterations": 2, "patch_size": 8, "perceptual_weight": 0.1}
+        result, plain = (
+            train_superresolution([VOLUME], **quick, perceptual_features=kind) for kind in (str(path), "random")
+        )
         assert result.history[-1].losses["perceptual"] != plain.history[-1].losses["perceptual"]
         assert not any("perceptual" in name for name in result.model.scheme.state_dict())
         result.model.save(tmp_path / "SR.safetensors")
         path.unlink()
-        assert SRModel.load(tmp_path / "SR.safetensors").settings.perceptual == str(path), "a model does without them"
+        assert SRModel.load(tmp_path / "SR.safetensors").settings.perceptual_features == str(path), (
+            "a model does without them"
+        )
 
     def test_several_volumes(self) -> None:
-        training = SRTraining([VOLUME, 5 * VOLUME[:, :30]], **QUICK)
-        *_, last = training.steps()
-        assert len(training.planes.held_out) == 2
-        assert training.result(last).table["model"] > 10
+        steps, result = run_all(train_superresolution_steps([VOLUME, 5 * VOLUME[:, :30]], **QUICK))
+        assert len(steps[-1].validation_sets) == 2
+        assert result.table["model"] > 10

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from napari_gsvolume import anatomical_phantom, vessel_phantom
 from napari_gsvolume.metrics import psnr_between
+from napari_gsvolume.phantoms import anatomical_phantom, vessel_phantom
 from napari_gsvolume.svd import decomposition
 
 VOLUME = anatomical_phantom(32)[0]
@@ -33,12 +33,12 @@ class TestDecompose:
         np.testing.assert_allclose(made.U.T @ made.U, np.eye(r), atol=1e-12)
         np.testing.assert_allclose(made.V.T @ made.V, np.eye(r), atol=1e-12)
         np.testing.assert_allclose(made.values, np.linalg.svd(matrix, compute_uv=False))
-        np.testing.assert_allclose(made.truncated(r), matrix, atol=1e-12)
+        np.testing.assert_allclose(made.truncate(r), matrix, atol=1e-12)
 
     def test_the_best_image_of_a_rank_is_the_sum_of_modes(self) -> None:
         made = decomposition.decompose(SLICE)
-        np.testing.assert_allclose(made.truncated(3), made.mode(0) + made.mode(1) + made.mode(2), atol=1e-9)
-        np.testing.assert_allclose(np.linalg.norm(SLICE - made.truncated(3), 2), made.values[3])
+        np.testing.assert_allclose(made.truncate(3), made.mode(0) + made.mode(1) + made.mode(2), atol=1e-9)
+        np.testing.assert_allclose(np.linalg.norm(SLICE - made.truncate(3), 2), made.values[3])
 
     def test_few_modes_are_the_first(self) -> None:
         few, all_ = decomposition.decompose(SLICE, 4), decomposition.decompose(SLICE)
@@ -52,7 +52,7 @@ class TestDecompose:
         exact, made = np.linalg.svd(matrix, compute_uv=False), decomposition.decompose(matrix, 4)
         np.testing.assert_allclose(made.values, exact[:4], rtol=1e-9)
         best = np.sqrt(np.square(exact[4:]).sum())
-        assert np.linalg.norm(matrix - made.truncated(4)) < (1 + 1e-6) * best
+        assert np.linalg.norm(matrix - made.truncate(4)) < (1 + 1e-6) * best
         torch.manual_seed(1)
         state = torch.get_rng_state()
         np.testing.assert_array_equal(decomposition.decompose(matrix, 4).U, made.U)  # the seed is its own
@@ -74,7 +74,7 @@ class TestDecompose:
             with refused(ValueError, "1 to 32", str(rank)):
                 decomposition.decompose(SLICE, rank)
             with refused(ValueError, "1 to 32", str(rank)):
-                decomposition.decompose(SLICE).truncated(rank)
+                decomposition.decompose(SLICE).truncate(rank)
         for k in (-1, 32):
             with refused(ValueError, "0 to 31"):
                 decomposition.decompose(SLICE).mode(k)
@@ -127,13 +127,13 @@ class TestVolumes:
     def test_an_unfolding_has_one_slice_a_row(self) -> None:
         volume = VOLUME[:4, :5, :6]
         for axis in range(3):
-            rows = decomposition.unfolding(volume, axis)
+            rows = decomposition.unfold(volume, axis)
             np.testing.assert_array_equal(rows[2], volume.take(2, axis).ravel())
             gram = np.tensordot(volume, volume, (others := [k for k in range(3) if k != axis], others))
             np.testing.assert_allclose(rows @ rows.T, gram, rtol=1e-4)
 
     def test_what_is_refused(self, refused) -> None:
-        for function in (decomposition.spectra, decomposition.unfolding):
+        for function in (decomposition.spectra, decomposition.unfold):
             with refused(ValueError, "three axes", "(32, 32)"):
                 function(SLICE, 0)
             with refused(ValueError, "0 to 2", "3"):
@@ -171,7 +171,7 @@ class TestMeasures:
         made, span = decomposition.decompose(SLICE), float(np.ptp(SLICE))
         ceiling = decomposition.best_psnr_db(made.values, made.shape, span)
         for rank in (1, 5, 31):
-            assert ceiling[rank - 1] == pytest.approx(psnr_between(SLICE, made.truncated(rank), span))
+            assert ceiling[rank - 1] == pytest.approx(psnr_between(SLICE, made.truncate(rank), span))
         assert ceiling[31] > 150
 
 
@@ -205,12 +205,12 @@ class TestThreshold:
 
     def test_it_denoises_a_phantom(self) -> None:
         clean = vessel_phantom(48, noise=0)[0].max(0).astype(np.float64)
-        clean = decomposition.decompose(clean).truncated(4)
+        clean = decomposition.decompose(clean).truncate(4)
         noisy = clean + 0.1 * noise(5, *clean.shape)
         made = decomposition.decompose(noisy)
         rank = int((made.values > decomposition.optimal_threshold(made.values, made.shape)).sum())
         assert 1 <= rank <= 4
-        assert psnr_between(clean, made.truncated(rank), 1) > psnr_between(clean, noisy, 1) + 3
+        assert psnr_between(clean, made.truncate(rank), 1) > psnr_between(clean, noisy, 1) + 3
 
     def test_one_for_each_slice(self) -> None:
         values = decomposition.spectra(VOLUME[:4, :20], 0)

@@ -11,9 +11,10 @@ from scipy.spatial.transform import Rotation
 from napari_gsvolume import GaussianVolume, Grid
 from napari_gsvolume.io.nifti import write_nifti
 from napari_gsvolume.tomography.beer_lambert import attenuation, hounsfield_to_attenuation, intensities
-from napari_gsvolume.tomography.noise import noise_variance, with_noise
+from napari_gsvolume.tomography.noise import add_noise, noise_variance
+from napari_gsvolume.tomography.presets import c_arm_scan, parallel_view, preset_scan, spread_angles
 from napari_gsvolume.tomography.projections import Projections, project, read_projections, write_projections
-from napari_gsvolume.tomography.scan import Scan, ScanError, along, c_arm, orbit, preset, spread
+from napari_gsvolume.tomography.scan import Scan, ScanError, circular_scan
 from napari_gsvolume.units import voxel_size_mm
 
 SHAPE, VOXEL = (20, 26, 24), np.array([1.5, 1.0, 0.8])
@@ -30,7 +31,7 @@ def some(background: float = 0.0, n: int = 10) -> GaussianVolume:
 
 
 def scan_of(beam: str = "parallel", views: int = 6) -> Scan:
-    return orbit(SHAPE, VOXEL, spread(views, 180) + 5, beam)
+    return circular_scan(SHAPE, VOXEL, spread_angles(views, 180) + 5, beam)
 
 
 class TestProject:
@@ -48,7 +49,9 @@ class TestProject:
         of_voxels = project(np.full(SHAPE, 2.0), scan).images
         # The voxels' box has soft edges, where the other's are sharp.
         assert np.linalg.norm(flat - of_voxels) < 0.05 * np.linalg.norm(of_voxels)
-        straight = project(some(2.0, n=0), orbit(SHAPE, VOXEL, [0, 90], pixels=(9, 9), pixel_size=(1, 1))).images
+        straight = project(
+            some(2.0, n=0), circular_scan(SHAPE, VOXEL, [0, 90], pixels=(9, 9), pixel_size=(1, 1))
+        ).images
         np.testing.assert_allclose(straight[0], 2 * SHAPE[1] * VOXEL[1], rtol=1e-6)
         np.testing.assert_allclose(straight[1], 2 * SHAPE[2] * VOXEL[2], rtol=1e-6)
 
@@ -67,7 +70,7 @@ class TestProject:
 
     def test_what_is_refused(self, refused) -> None:
         with refused(ValueError, "(20, 26, 24)", "(3, 4, 5)"):
-            project(some(), orbit((3, 4, 5), 1.0, [0]))
+            project(some(), circular_scan((3, 4, 5), 1.0, [0]))
         scan = scan_of()
         nu, nv = scan.pixels
         with refused(ValueError, "5 projections", "6 views"):
@@ -80,16 +83,18 @@ class TestProject:
 
 class TestPresets:
     def test_the_usual_scans(self) -> None:
-        assert len(preset("circle", SHAPE, VOXEL, views=9)) == 9
-        assert len(preset("biplane", SHAPE, VOXEL, beam="cone")) == 2
-        arc = preset("limited arc", SHAPE, VOXEL, views=4, arc=80)
+        assert len(preset_scan("circle", SHAPE, VOXEL, views=9)) == 9
+        assert len(preset_scan("biplane", SHAPE, VOXEL, beam="cone")) == 2
+        arc = preset_scan("limited arc", SHAPE, VOXEL, views=4, arc=80)
         for name in ("sources", "centres", "u", "v"):
-            np.testing.assert_array_equal(getattr(arc, name), getattr(orbit(SHAPE, VOXEL, [0, 20, 40, 60]), name))
-        assert preset("C-arm", SHAPE, VOXEL, views=5).beam == "cone"
+            np.testing.assert_array_equal(
+                getattr(arc, name), getattr(circular_scan(SHAPE, VOXEL, [0, 20, 40, 60]), name)
+            )
+        assert preset_scan("C-arm", SHAPE, VOXEL, views=5).beam == "cone"
 
     @pytest.mark.parametrize("voxel", [0.01, 1.0, 50.0])
     def test_a_c_arm_stays_outside_of_any_volume(self, voxel: float) -> None:
-        scan = c_arm(SHAPE, voxel, [0, 50])
+        scan = c_arm_scan(SHAPE, voxel, [0, 50])
         radius = np.hypot(*SHAPE[1:]) * voxel / 2
         assert np.linalg.norm(scan.sources, axis=1).min() > radius
         assert np.linalg.norm(scan.centres, axis=1).min() > radius
@@ -98,7 +103,7 @@ class TestPresets:
 
     def test_along_an_orbits_ray_is_that_view(self) -> None:
         view = scan_of(views=3).select([1])
-        same = along(
+        same = parallel_view(
             SHAPE, VOXEL, 7 * view.sources[0], view.u[0], [1, 0.1, 0.2], pixels=view.pixels, pixel_size=(0.8, 1.5)
         )
         np.testing.assert_allclose(same.u, view.u, atol=1e-12)
@@ -106,13 +111,13 @@ class TestPresets:
         np.testing.assert_allclose(same.sources, view.sources, atol=1e-12)
 
     def test_along_sees_all(self) -> None:
-        scan = along(SHAPE, VOXEL, [1, 2, -1], [0, 1, 3], [2, 1, 0])
+        scan = parallel_view(SHAPE, VOXEL, [1, 2, -1], [0, 1, 3], [2, 1, 0])
         stack = project(np.ones(SHAPE), scan).images
         assert stack.sum() * scan.u[0].dot(scan.u[0]) == pytest.approx(np.prod(SHAPE * VOXEL), rel=0.02)
 
     def test_in_a_plane(self, refused) -> None:
         with refused(ScanError, "three different directions"):
-            along(SHAPE, VOXEL, [1, 0, 0], [0, 1, 0], [1, 1, 0])
+            parallel_view(SHAPE, VOXEL, [1, 0, 0], [0, 1, 0], [1, 1, 0])
 
     def test_other_pixels_on_the_same_detector(self) -> None:
         scan = scan_of("cone").with_pixels(10, None)
@@ -152,7 +157,7 @@ class TestBeerLambert:
 class TestNoise:
     def test_photons(self) -> None:
         p = np.tile(np.linspace(0.0, 30.0, 6), (2, 4000, 1))
-        noisy = with_noise(p, photons=1e4, depth=3.0)
+        noisy = add_noise(p, photons=1e4, depth=3.0)
         variance = noise_variance(p, 1e4, depth=3.0)
         # Through the thickest, exp(-3) come; and the noise is in the unit of the line integrals.
         assert variance[0, 0, -1] == pytest.approx(100 / (1e4 * np.exp(-3)), rel=1e-5)
@@ -161,34 +166,34 @@ class TestNoise:
 
     def test_attenuation_is_not_scaled(self) -> None:
         p = np.full((1, 100, 100), 2.0)
-        noisy = with_noise(p, photons=1e3, depth=None)
+        noisy = add_noise(p, photons=1e3, depth=None)
         assert noisy.std() == pytest.approx(np.sqrt(np.exp(2) / 1e3), rel=0.1)
 
     def test_without_a_photon_left(self) -> None:
-        noisy = with_noise(np.full((1, 2, 2), 50.0), photons=100, depth=None)
+        noisy = add_noise(np.full((1, 2, 2), 50.0), photons=100, depth=None)
         np.testing.assert_allclose(noisy, np.log(100), rtol=1e-6)
         assert noise_variance(np.full((1, 2, 2), 50.0), 100, depth=None).max() == 1
 
     def test_gaussian_noise_and_seeds(self) -> None:
         zeros = np.zeros((1, 100, 100))
-        noisy = with_noise(zeros, sigma=3.0)
+        noisy = add_noise(zeros, sigma=3.0)
         assert noisy.std() == pytest.approx(3, rel=0.05)
-        np.testing.assert_array_equal(noisy, with_noise(zeros, sigma=3.0))
-        assert not np.array_equal(noisy, with_noise(zeros, sigma=3.0, seed=1))
-        np.testing.assert_array_equal(with_noise(zeros), zeros)
+        np.testing.assert_array_equal(noisy, add_noise(zeros, sigma=3.0))
+        assert not np.array_equal(noisy, add_noise(zeros, sigma=3.0, seed=1))
+        np.testing.assert_array_equal(add_noise(zeros), zeros)
 
     def test_what_is_refused(self, refused) -> None:
         ones = np.ones((1, 2, 2))
         with refused(ValueError, "photons", "-5"):
-            with_noise(ones, photons=-5)
+            add_noise(ones, photons=-5)
         with refused(ValueError, "deviation"):
-            with_noise(ones, sigma=0.0)
+            add_noise(ones, sigma=0.0)
         with refused(ValueError, "depth"):
-            with_noise(ones, photons=10, depth=-1.0)
+            add_noise(ones, photons=10, depth=-1.0)
         with refused(ValueError, "No line integral is positive"):
-            with_noise(-ones, photons=10)
+            add_noise(-ones, photons=10)
         with refused(ValueError, "too many"):
-            with_noise(-50 * ones, photons=10, depth=None)
+            add_noise(-50 * ones, photons=10, depth=None)
 
 
 class TestFiles:

@@ -13,23 +13,21 @@ from pydantic import ValidationError
 
 from ..settings import one_sentence
 from .progress import print_message
+from .sections import Application
 
 _EXIT_CODES = (
-    "Exit codes: 0 for success, a fit stopped with Ctrl-C included; 2 for wrong options or files that cannot be used; "
-    "1 for an unexpected failure (GSVOLUME_DEBUG=1 shows where); 130 for an abort."
+    "Exit codes: 0 success, also after the first Ctrl-C; 2 wrong options or unusable files; 1 unexpected failure "
+    "(GSVOLUME_DEBUG=1 prints the traceback); 130 aborted."
 )
 # Typer carries a copy of click, or imports it when older; in both this class has no name in Typer's own interface.
 _UsageError: Any = typer.BadParameter.__base__
-app = typer.Typer(
-    help="Represent volumes as sums of weighted 3D Gaussians.",
-    epilog=_EXIT_CODES,
-    add_completion=False,
-    rich_markup_mode=None,
-)
+
+
+app = Application(help="Represent volumes as sums of weighted 3D Gaussians.", epilog=_EXIT_CODES)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command line, that of the process if none is given; return the exit code, say errors in one sentence."""
+    """Run a command line (default: that of the process), print errors as one sentence, and return the exit code."""
     words = list(sys.argv[1:] if args is None else args) or ["--help"]
     try:
         code = typer.main.get_command(app)(args=words, prog_name="gsvolume", standalone_mode=False) or 0
@@ -53,7 +51,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def _sentence(error: Exception) -> str:
-    """Return one line that says what is wrong."""
+    """Return the error message as one line."""
     if "GSVOLUME_DEBUG" in os.environ:
         traceback.print_exception(error)
     if isinstance(error, ValidationError):

@@ -1,4 +1,4 @@
-"""The shell's commands about networks: ``gsvolume explain`` and ``gsvolume track``."""
+"""Commands about networks: ``gsvolume explain`` and ``gsvolume track``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from pydantic import BaseModel
 
 from ..errors import InputError
 from ..explain.settings import ExplainSettings, TrackSettings
+from ..progress import Budget
 from .app import app
 from .files import OutputFolder, select_volume
 from .options import JsonOption, QuietOption, RepeatableOptions, with_settings
-from .progress import StopSignal, progress_bar
+from .progress import StopSignal, run_steps
+from .sections import EXPLAIN
 
 if TYPE_CHECKING:
     from ..explain.explanation import Explanation
@@ -25,33 +27,33 @@ if TYPE_CHECKING:
     from ..io.nifti import NiftiImage
 
 _SHOWN = 12  # layers in the printed table
-_Out = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to; it is made.")]
+_Out = Annotated[Path, typer.Option(metavar="DIR", help="Output folder (created if missing).")]
 _Images = Annotated[
-    list[Path], typer.Option(metavar="IN.nii.gz [MORE...]", help="What the network is run on, .nii or .nii.gz.")
+    list[Path], typer.Option(metavar="IN.nii.gz [MORE...]", help="Images that the network is run on, .nii or .nii.gz.")
 ]
 _Layers = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME [MORE...]", help="Layers, or patterns such as 'body.*'; all with weights if not given."),
+    typer.Option(metavar="NAME [MORE...]", help="Layers, or patterns such as 'body.*'; all with weights by default."),
 ]
-_TimePoint = Annotated[int | None, typer.Option(help="Which volume of 4D images, from 0.")]
+_TimePoint = Annotated[int | None, typer.Option(help="Volume of 4D images, from 0.")]
 _Weights = Annotated[
-    Path | None, typer.Option(metavar="W.safetensors", help="Of a function's model: .safetensors, or .pt of weights.")
+    Path | None, typer.Option(metavar="W.safetensors", help="Weights for a model factory: .safetensors or .pt.")
 ]
 
 
 def _options(model: type[BaseModel]) -> Any:
-    """Return the decorator for all settings but layers, of which there may be several."""
+    """Return the decorator that adds all settings except the repeatable layers."""
     return with_settings(model, **{name: f.default for name, f in model.model_fields.items() if name != "layers"})
 
 
-@app.command(cls=RepeatableOptions)
+@app.command(cls=RepeatableOptions, rich_help_panel=EXPLAIN)
 @_options(ExplainSettings)
 def explain(
     model: Annotated[
         str,
         typer.Option(
             metavar="SR.safetensors|package.module:function",
-            help="A super-resolution of train-sr, or a function that returns a torch.nn.Module.",
+            help="Model of train-sr, or a model factory (callable that returns a torch.nn.Module).",
         ),
     ],
     images: _Images,
@@ -63,58 +65,48 @@ def explain(
     quiet: QuietOption = False,
     **settings: Any,
 ) -> None:
-    """Explain a network by the SVD of what it computes: a report, tables, and concept maps that overlay the images.
+    """Explain a network by the SVD of its activations: a report, tables, and concept maps that overlay the images.
 
-    Ctrl-C ends it and keeps what has been decomposed: the files are written. A second one aborts.
+    Ctrl-C stops it and writes the parts that are finished; a second one aborts.
     """
-    asked = ExplainSettings(layers=tuple(layers or ()), **settings)
+    chosen = ExplainSettings(layers=tuple(layers or ()), **settings)
     folder = OutputFolder(out, [*images, *([weights] if weights else []), Path(model)])
-    sources = _read(images, time_point)
-    from ..explain.concepts.concept_maps import concept_maps
+    sources = _read_images(images, time_point)
     from ..explain.explanation import explain_steps
     from ..explain.models.loading import load_model
-    from ..explain.report.html import report, view
-    from ..explain.report.tables import tables
+    from ..explain.report.html import draw_map_view, render_report
+    from ..explain.report.tables import build_tables
 
-    loaded = load_model(model, weights)
-    volumes = _volumes(sources)
+    loaded, volumes = load_model(model, weights), _volumes(sources)
     with StopSignal() as stop:
-        with progress_bar(quiet or json_) as show:
-            for step in explain_steps(loaded, volumes, asked, stop):
-                stop.begun = True
-                show(step.message, 0.6 * step.progress, "")
-            result = step.result
-            assert result is not None
-            if result.empty:
-                print("Stopped before anything was decomposed; nothing is written.")
-                return
-            folder.make()
-            views = []
-            for at in concept_maps(loaded.model, result.images, result.layers, asked.maps, seed=asked.seed):
-                for maps in at.maps:
-                    name = f"concepts/{volumes[maps.volume].name}/{_file_name(maps.layer)}.nii.gz"
-                    folder.nifti(name, maps.values, maps.grid, like=list(sources.values())[maps.volume])
-                    views.append(view(maps, result.images))
-                show("Mapping concepts", 0.6 + 0.4 * at.done / at.total, "")
-                if stop():
-                    break
-        for name, text in tables(result).items():
+        result = run_steps(explain_steps(loaded, volumes, chosen, budget=Budget(stop=stop)), stop, quiet or json_)
+        if result.is_empty:
+            print("Stopped before anything was decomposed; nothing is written.")
+            return
+        folder.make()
+        views = []
+        for maps in result.maps:
+            name = f"concepts/{volumes[maps.volume].name}/{_file_name(maps.layer)}.nii.gz"
+            folder.nifti(name, maps.values, maps.grid, like=list(sources.values())[maps.volume])
+            views.append(draw_map_view(maps))
+        for name, text in build_tables(result).items():
             folder.text(name, text)
-        folder.text("settings.json", _as_json(_facts(result)))
-        folder.text("report.html", report(result, views, folder.written))
+        folder.text("settings.json", _as_json(_metadata(result)))
+        folder.text("report.html", render_report(result, views, folder.written))
     if json_:
-        print(json.dumps(_facts(result), allow_nan=False))
+        print(json.dumps(_metadata(result), allow_nan=False))
     elif not quiet:
-        _tell(result, folder)
+        _print_result(result, folder)
 
 
-@app.command(cls=RepeatableOptions)
+@app.command(cls=RepeatableOptions, rich_help_panel=EXPLAIN)
 @_options(TrackSettings)
 def track(
     checkpoints: Annotated[
         list[str],
         typer.Option(
-            metavar="'run/*.safetensors'", help="Of one training: files, or a pattern, in their natural order."
+            metavar="'run/*.safetensors'",
+            help="Checkpoints of one training: files or a pattern, taken in natural order.",
         ),
     ],
     images: _Images,
@@ -123,7 +115,7 @@ def track(
         str | None,
         typer.Option(
             metavar="package.module:function",
-            help="What returns the network that the weights are of; not needed for checkpoints of super-resolutions.",
+            help="Model factory (callable that builds the network); not needed for super-resolution models.",
         ),
     ] = None,
     layers: _Layers = None,
@@ -132,54 +124,38 @@ def track(
     quiet: QuietOption = False,
     **settings: Any,
 ) -> None:
-    """Follow a network through the checkpoints of its training: a report, and a table of its components by epoch.
+    """Track a network through the checkpoints of its training: a report, and a table of its components by epoch.
 
-    Ctrl-C ends it and keeps the checkpoints that are done: the files are written. A second one aborts.
+    Ctrl-C stops it and writes the results of the checkpoints so far; a second one aborts.
     """
-    asked = TrackSettings(layers=tuple(layers or ()), **settings)
-    paths = _expanded(checkpoints)
+    chosen = TrackSettings(layers=tuple(layers or ()), **settings)
+    paths = _expand(checkpoints)
     folder = OutputFolder(out, [*images, *paths])
-    sources = _read(images, time_point)
-    from ..explain.models.inputs import images_for
-    from ..explain.models.loading import ExplainedModel, checkpoint_loader, load_model, named_layers
-    from ..explain.report.html import tracking_report
-    from ..explain.report.tables import findings
-    from ..explain.tracking.checkpoints import natural, track_checkpoints
+    sources = _read_images(images, time_point)
+    from ..explain.report.html import render_tracking_report
+    from ..explain.report.tables import findings_table
+    from ..explain.tracking.checkpoints import track_steps
 
-    paths = sorted(paths, key=natural)
-    loaded = None if model is None else load_model(model)
-    load = checkpoint_loader(loaded)
-    first = load_model(paths[0]) if loaded is None else ExplainedModel(load(paths[0]), loaded.name, sr=loaded.sr)
-    inputs = images_for(first, _volumes(sources), asked)
-    names = named_layers(first.model, asked.layers)
-    more = {"k": asked.k, "max_samples": max(asked.max_samples, 64 * len(inputs.places)), "seed": asked.seed}
-    done = []
     with StopSignal() as stop:
-        with progress_bar(quiet or json_) as show:
-            for step in track_checkpoints(paths, load, names, inputs, **more):  # type: ignore[arg-type]
-                stop.begun = True
-                done.append(step.path)
-                show(
-                    f"{step.path.name} as epoch {step.epoch:g}", step.done / step.total, f"{step.done} of {step.total}"
-                )
-                if stop():
-                    break
-        tracker = step.tracker
+        steps = track_steps(paths, _volumes(sources), chosen, model=model, budget=Budget(stop=stop))
+        result = run_steps(steps, stop, quiet or json_)
         folder.make()
-        tracker.to_csv(folder.path("evolution.csv"))
-        found = tracker.findings()
-        folder.text("findings.csv", findings(found))
-        folder.text("report.html", tracking_report(tracker, first, inputs, asked, done, folder.written))
+        result.tracker.to_csv(folder.path("evolution.csv"))
+        found = result.tracker.findings()
+        folder.text("findings.csv", findings_table(found))
+        folder.text("report.html", render_tracking_report(result, folder.written))
+    history = result.tracker.history
     if json_:
-        facts = {"epochs": sorted({r.epoch for r in tracker.history}), "findings": [f.sentence for f in found]}
-        print(json.dumps(facts, allow_nan=False))
+        summary = {"epochs": sorted({r.epoch for r in history}), "findings": [f.sentence for f in found]}
+        print(json.dumps(summary, allow_nan=False))
     elif not quiet:
-        print(f"{len(done)} of {len(paths)} checkpoints, {len({r.layer for r in tracker.history})} layers")
+        layer_count = len({r.layer for r in history})
+        print(f"{len(result.checkpoints)} of {result.total} checkpoints, {layer_count} layers")
         folder.tell([f.sentence for f in found])
 
 
-def _read(paths: Sequence[Path], time_point: int | None) -> dict[str, NiftiImage]:
-    """Return images by their names, each made one volume."""
+def _read_images(paths: Sequence[Path], time_point: int | None) -> dict[str, NiftiImage]:
+    """Read one volume of each image, by unique names."""
     from dataclasses import replace
 
     from ..io.nifti import read_nifti
@@ -201,8 +177,8 @@ def _volumes(sources: dict[str, NiftiImage]) -> list[Volume]:
     return [Volume.of(name, source.data, source.grid) for name, source in sources.items()]
 
 
-def _expanded(patterns: Sequence[str]) -> list[Path]:
-    """Return the files that patterns stand for: a quoted one is not the shell's to expand."""
+def _expand(patterns: Sequence[str]) -> list[Path]:
+    """Return the files that match patterns: quoted ones are not expanded by the shell."""
     paths: dict[Path, None] = {}
     for pattern in patterns:
         found = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
@@ -216,20 +192,20 @@ def _file_name(layer: str) -> str:
     return re.sub(r"[^\w.-]", "_", layer) or "model"
 
 
-def _facts(result: Explanation) -> dict[str, Any]:
-    """Return what an explanation came to, ready for JSON."""
+def _metadata(result: Explanation) -> dict[str, Any]:
+    """Return the summary of an explanation, ready for JSON."""
     from .. import __version__
-    from ..explain.explanation import layer_figures
+    from ..explain.explanation import layer_metrics
 
     return {
-        "model": result.loaded.name,
-        "kind": result.loaded.kind,
-        "weights": result.loaded.weights,
+        "model": result.model.name,
+        "kind": result.model.kind,
+        "weights": result.model.weights,
         "version": __version__,
         "settings": result.settings.model_dump(),
         "images": [volume.name for volume in result.images.volumes],
         "inputs": len(result.images.places),
-        "layers": {name: layer_figures(d) | {"values": d.values.tolist()} for name, d in result.layers.items()},
+        "layers": {name: layer_metrics(d) | {"values": d.values.tolist()} for name, d in result.layers.items()},
         "jacobians": [of.decomposition.values.tolist() for of in result.jacobians],
         "findings": [f.sentence for f in result.findings],
         "notes": list(result.notes),
@@ -237,18 +213,18 @@ def _facts(result: Explanation) -> dict[str, Any]:
     }
 
 
-def _as_json(facts: dict[str, Any]) -> str:
-    return json.dumps(facts, indent=2, allow_nan=False) + "\n"
+def _as_json(metadata: dict[str, Any]) -> str:
+    return json.dumps(metadata, indent=2, allow_nan=False) + "\n"
 
 
-def _tell(result: Explanation, folder: OutputFolder) -> None:
-    from ..explain.explanation import layer_figures
-    from ..explain.models.loading import named
+def _print_result(result: Explanation, folder: OutputFolder) -> None:
+    from ..explain.explanation import layer_metrics
+    from ..explain.models.outputs import layer_label
 
-    print(f"{result.loaded.name}: {len(result.images.places)} inputs, {result.seconds:.1f} s")
+    print(f"{result.model.name}: {len(result.images.places)} inputs, {result.seconds:.1f} s")
     for name, d in list(result.layers.items())[:_SHOWN]:
-        f = layer_figures(d)
-        print(f"  {named(name)}: {d.features} features, effective rank {f['effective_rank']:.2f}")
+        f = layer_metrics(d)
+        print(f"  {layer_label(name)}: {d.features} features, effective rank {f['effective_rank']:.2f}")
     if len(result.layers) > _SHOWN:
         print(f"  ... {len(result.layers) - _SHOWN} more layers in layers.csv")
     for of in result.jacobians:

@@ -1,4 +1,4 @@
-"""The shell command ``gsvolume``: what the Python interface does, one command for each call.
+"""Shell commands for Gaussians: fit, sample, convert, compare, inspect.
 
 torch, numba and nibabel are imported by the commands that need them, so that ``--help`` answers at once.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +18,11 @@ from rich.table import Table
 
 from ..errors import InputError
 from ..fitting.settings import FitSettings, Study
-from ..io.gaussians import EXPORTS
+from ..io.gaussians import EXPORT_SUFFIXES, GAUSSIAN_SUFFIXES
+from ..progress import Budget
 from .app import app
 from .files import check_outputs, file_sizes, print_files, print_summary, select_volume, write_report
 from .options import (
-    GAUSSIAN_SUFFIXES,
     IMAGE_SUFFIXES,
     REPORT_SUFFIXES,
     GaussianFile,
@@ -30,36 +30,48 @@ from .options import (
     parse_factors,
     with_settings,
 )
-from .progress import StopSignal, print_message, run_fit, show_study
+from .progress import StopSignal, print_message, run_steps
+from .sections import GAUSSIANS, GETTING_STARTED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..fitting import FitResult, FitStep
     from ..gaussians import GaussianVolume
 
-_BYTES_A_SAMPLE = 8  # 4 are measured (the float32); as many again keep the machine usable
+_BYTES_PER_SAMPLE = 8  # 4 are measured (the float32); as many again keep the machine usable
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 @with_settings()
 def fit(
-    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume, .nii or .nii.gz.")],
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="Volume, .nii or .nii.gz.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="M", help="Write the Gaussians: .gsv small, .safetensors without loss.")
+        Path | None,
+        typer.Option(metavar="M", help="Output file of the Gaussians: .gsv (small) or .safetensors (lossless)."),
     ] = None,
-    reconstruction: Annotated[Path | None, typer.Option(metavar="R.nii.gz", help="Write f at every voxel.")] = None,
-    residual: Annotated[Path | None, typer.Option(metavar="D.nii.gz", help="Write input - reconstruction.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="REP.json", help="Write figures and history.")] = None,
-    time_point: Annotated[int | None, typer.Option(help="Which volume of a 4D image to fit, from 0.")] = None,
+    reconstruction: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="R.nii.gz", help="Output file of the reconstruction (sum of the Gaussians at every voxel)."
+        ),
+    ] = None,
+    residual: Annotated[
+        Path | None, typer.Option(metavar="D.nii.gz", help="Output file of the residual (input - reconstruction).")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="REP.json", help="Output file of the figures and the history.")
+    ] = None,
+    time_point: Annotated[int | None, typer.Option(help="Time point of a 4D image, from 0.")] = None,
     json_: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors, and what --json asks for, only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors, and the output of --json.")] = False,
     **settings: Any,
 ) -> None:
     """Fit Gaussians to a volume.
 
-    Ctrl-C ends the fit and keeps what it has reached: the files are written. A second one aborts.
+    The first Ctrl-C stops the fit, keeps the current Gaussians and writes the files; a second one aborts.
     """
-    FitSettings(**settings)  # what is wrong with options is said before anything slow begins
+    FitSettings(**settings)  # wrong options are reported before anything slow begins
     images = {"reconstruction": (reconstruction, IMAGE_SUFFIXES), "residual": (residual, IMAGE_SUFFIXES)}
     outputs = check_outputs([image], out=(out, GAUSSIAN_SUFFIXES), report=(report, REPORT_SUFFIXES), **images)
     import numpy as np
@@ -71,11 +83,12 @@ def fit(
     source = read_nifti(image)
     volume = select_volume(source, image, time_point)
     with StopSignal() as stop:
-        result = run_fit(fit_steps(volume, grid=source.grid, stop=stop, **settings), stop, quiet)
+        steps = fit_steps(volume, grid=source.grid, budget=Budget(stop=stop), **settings)
+        result = run_steps(_announced(steps, quiet), stop, quiet)
         if out is not None:
             result.gaussians.save(out)
-            if out.suffix.lower() == ".gsv":  # what is reported, and reconstructed, is what the file holds
-                result = result.of_file(GaussianVolume.load(out), volume)
+            if out.suffix.lower() == ".gsv":  # report and reconstruction are those of the file
+                result = result.with_gaussians(GaussianVolume.load(out), volume)
         figures = result.report()
         if out is not None:
             figures |= file_sizes(out, volume.size)
@@ -94,12 +107,16 @@ def fit(
         print_summary(figures, outputs)
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 def sample(
     model: GaussianFile,
-    out: Annotated[Path, typer.Option(metavar="UP.nii.gz", help="The volume to write, float32.")],
-    scale: Annotated[str, typer.Option(metavar="S|Z,Y,X", help="Factor on the voxels along each axis.")] = "1",
-    like: Annotated[Path | None, typer.Option(metavar="OTHER.nii.gz", help="Sample at this image's voxels.")] = None,
+    out: Annotated[Path, typer.Option(metavar="UP.nii.gz", help="Output file of the sampled volume, float32.")],
+    scale: Annotated[
+        str, typer.Option(metavar="S|Z,Y,X", help="Factor on the number of voxels along each axis.")
+    ] = "1",
+    like: Annotated[
+        Path | None, typer.Option(metavar="OTHER.nii.gz", help="Image with the voxels to sample at.")
+    ] = None,
 ) -> None:
     """Sample Gaussians at any resolution, or at the voxels of another image of the same world."""
     if like is not None and scale != "1":
@@ -107,36 +124,39 @@ def sample(
     check_outputs([model] if like is None else [model, like], out=(out, IMAGE_SUFFIXES))
     from ..gaussians import GaussianVolume
     from ..io.nifti import read_nifti, write_nifti
-    from ..memory import require
+    from ..memory import require_memory
+    from ..units import are_same_units
 
     gaussians = GaussianVolume.load(model)
     other = None if like is None else read_nifti(like)
     grid = other.grid if other is not None else gaussians.grid.resampled(parse_factors(scale, gaussians.ndim))
-    if other is not None and not _same_units(grid.units, gaussians.grid.units):
+    if other is not None and not are_same_units(grid.units, gaussians.grid.units):
         raise InputError(
             f"{like} measures in {grid.units[0]}, the world of the Gaussians in {gaussians.grid.units[0]}."
         )
     shape = " x ".join(map(str, grid.shape))
-    require(math.prod(grid.shape) * _BYTES_A_SAMPLE, f"Sampling {shape} voxels takes", "ask for fewer voxels")
+    require_memory(math.prod(grid.shape) * _BYTES_PER_SAMPLE, f"Sampling {shape} voxels takes", "ask for fewer voxels")
     write_nifti(out, gaussians.sample(grid), grid, like=other)
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 @with_settings(gaussians=1000, time_limit=20.0, iterations=None, solver="gauss-newton", seed=0, device="auto")
 def ablate(
-    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume, .nii or .nii.gz.")],
-    study: Annotated[Study, typer.Option(help="What to vary.")],
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="Volume, .nii or .nii.gz.")],
+    study: Annotated[Study, typer.Option(help="Setting to vary.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="STEM", help="Write STEM.csv, STEM.md and STEM.png; 'ablation-STUDY' if not given."),
+        typer.Option(
+            metavar="STEM", help="Stem of the output files STEM.csv, STEM.md and STEM.png (default: ablation-STUDY)."
+        ),
     ] = None,
-    time_point: Annotated[int | None, typer.Option(help="Which volume of a 4D image to fit, from 0.")] = None,
+    time_point: Annotated[int | None, typer.Option(help="Time point of a 4D image, from 0.")] = None,
     **settings: Any,
 ) -> None:
     """Fit a volume in several ways and compare: one table (CSV, Markdown) and a plot.
 
-    The settings, the time limit too, are those of each case. Ctrl-C ends the study and keeps what it has.
+    All settings, such as the time limit, apply to each case. Ctrl-C ends the study and keeps the finished cases.
     """
     FitSettings(**settings)
     stem = out or Path(f"ablation-{study}")
@@ -148,31 +168,32 @@ def ablate(
     source = read_nifti(image)
     volume = select_volume(source, image, time_point)
     with StopSignal() as stop:
-        steps = ablation.study_steps(volume, study, grid=source.grid, stop=stop, **settings)
-        outcomes = [at.outcome for at in show_study(steps, stop) if at.outcome is not None]
-    if not outcomes:
+        steps = ablation.ablate_steps(volume, study, grid=source.grid, budget=Budget(stop=stop), **settings)
+        results = run_steps(steps, stop)
+    if not results:
         print_message("Stopped before the first case was finished; nothing is written.")
         return
-    table.write_text(ablation.as_csv(outcomes), encoding="utf-8")
-    page.write_text(ablation.as_markdown(outcomes), encoding="utf-8")
-    ablation.plot(outcomes, f"{image.name}: {study}").savefig(picture, dpi=120)
-    print(ablation.as_markdown(outcomes))
+    table.write_text(ablation.to_csv(results), encoding="utf-8")
+    page.write_text(ablation.to_markdown(results), encoding="utf-8")
+    ablation.plot(results, f"{image.name}: {study}").savefig(picture, dpi=120)
+    print(ablation.to_markdown(results))
     print_files(files)
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 def convert(
     model: GaussianFile,
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Its ending says what to write: .gsv, .safetensors, or .ply.")
+        Path,
+        typer.Argument(metavar="OUT", help="Output file; its suffix decides the format: .gsv, .safetensors, or .ply."),
     ],
 ) -> None:
-    """Write Gaussians to a file of another kind.
+    """Convert a file of Gaussians to another format.
 
-    .gsv is small and rounded; .safetensors without loss; .ply for viewers of 3D Gaussian splats, which show them by
-    opacity and cannot subtract.
+    .gsv is small and quantised, .safetensors is lossless, .ply is for viewers of 3D Gaussian splats: they blend by
+    opacity, and cannot show negative Gaussians as such.
     """
-    check_outputs([model], out=(out, (*GAUSSIAN_SUFFIXES, *EXPORTS)))
+    check_outputs([model], out=(out, (*GAUSSIAN_SUFFIXES, *EXPORT_SUFFIXES)))
     from ..gaussians import GaussianVolume
 
     gaussians = GaussianVolume.load(model)
@@ -180,9 +201,9 @@ def convert(
     print(f"{out}: {len(gaussians):,} Gaussians, {file_size(out.stat().st_size)}")
 
 
-@app.command()
+@app.command(rich_help_panel=GAUSSIANS)
 def info(model: GaussianFile, json_: JsonOption = False) -> None:
-    """Say what a file of Gaussians holds."""
+    """Show the metadata of a file of Gaussians."""
     from ..gaussians import GaussianVolume
 
     facts = _facts(GaussianVolume.load(model), model.stat().st_size)
@@ -195,15 +216,15 @@ def info(model: GaussianFile, json_: JsonOption = False) -> None:
     Console().print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=GETTING_STARTED)
 @with_settings(gaussians=2000, time_limit=30.0)
 def demo(
-    size: Annotated[int, typer.Option(help="Voxels along each axis of the generated volume.")] = 96,
-    png: Annotated[Path | None, typer.Option(metavar="PATH", help="Save a picture.")] = None,
-    window: Annotated[bool, typer.Option("--window/--no-window", help="Open napari where there is a display.")] = True,
+    size: Annotated[int, typer.Option(help="Number of voxels along each axis of the synthetic volume.")] = 96,
+    png: Annotated[Path | None, typer.Option(metavar="PATH", help="Output file of a picture.")] = None,
+    window: Annotated[bool, typer.Option("--window/--no-window", help="Open napari if there is a display.")] = True,
     **settings: Any,
 ) -> None:
-    """Fit Gaussians to a generated CT volume and show them in napari, or in gsvolume-demo.png without a display."""
+    """Fit Gaussians to a synthetic CT volume and show them in napari, or in gsvolume-demo.png without a display."""
     from ..plugin.demo import has_display, save_picture, show_in_napari
 
     window = window and has_display()
@@ -214,7 +235,7 @@ def demo(
 
     volume, grid = anatomical_phantom(size)
     with StopSignal() as stop:
-        result = run_fit(fit_steps(volume, grid=grid, stop=stop, **settings), stop)
+        result = run_steps(_announced(fit_steps(volume, grid=grid, budget=Budget(stop=stop), **settings)), stop)
     for path in pictures:
         save_picture(path, volume, grid, result)
     print_summary(result.report(), pictures)
@@ -222,9 +243,9 @@ def demo(
         show_in_napari(volume, grid, result)
 
 
-@app.command()
+@app.command(rich_help_panel=GETTING_STARTED)
 def devices() -> None:
-    """List what can be computed on here, and say why not on a GPU."""
+    """List compute devices (and why a GPU cannot be used)."""
     from ..devices import devices as listed
     from ..devices import gpu_problem, gsplat_problem
 
@@ -234,8 +255,17 @@ def devices() -> None:
         print(f"{what}: {problem or 'can be used.'}")
 
 
+def _announced(steps: Generator[FitStep, None, FitResult], quiet: bool = False) -> Generator[FitStep, None, FitResult]:
+    """Print the notes of a fit before its first step, and pass its steps on."""
+    first = next(steps)
+    for note in () if quiet else first.notes:
+        print_message(note)
+    yield first
+    return (yield from steps)
+
+
 def _facts(model: GaussianVolume, n_bytes: int) -> dict[str, Any]:
-    """Return what `info` tells, ready for JSON."""
+    """Return the output of `info`, ready for JSON."""
     import numpy as np
 
     def percentiles(W: NDArray[np.float64]) -> dict[str, float]:
@@ -265,11 +295,3 @@ def _readable(fact: Any) -> str:
     if isinstance(fact, list):
         return ", ".join(_readable(value) for value in fact)
     return f"{fact:.5g}" if isinstance(fact, float) else "-" if fact is None else str(fact)
-
-
-def _same_units(units: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether units are the same, however spelled; pixels go with anything."""
-    from pint import Unit
-
-    pairs = zip(units, others, strict=False)
-    return all("pixel" in pair or Unit(pair[0]) == Unit(pair[1]) for pair in pairs)

@@ -6,16 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..progress import Step
-
-if TYPE_CHECKING:
-    from ..ablation import StudyStep
-    from ..fitting import FitResult, FitStep
 
 ResultT = TypeVar("ResultT")
 
@@ -56,27 +52,6 @@ def run_steps(steps: Generator[Step, None, ResultT], stop: StopSignal, quiet: bo
             show(step.message, step.fraction, step.summary)
 
 
-def run_fit(steps: Iterator[FitStep], stop: StopSignal, quiet: bool = False) -> FitResult:
-    """Return the result of a fit, behind a progress bar where stderr is a terminal."""
-    step = next(steps)
-    for note in () if quiet else step.notes:
-        print_message(note)
-    with progress_bar(quiet) as show:
-        for step in steps:
-            stop.begun = True
-            show(step.message, step.progress, fit_figures(step))
-        return step.result()
-
-
-def show_study(steps: Iterator[StudyStep], stop: StopSignal) -> Iterator[StudyStep]:
-    """Pass a study's steps on, behind a progress bar where stderr is a terminal."""
-    with progress_bar() as show:
-        for at in steps:
-            stop.begun |= at.step.iteration > 0
-            show(f"{at.case} ({at.index + 1} of {at.count})", at.progress, fit_figures(at.step))
-            yield at
-
-
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, float, str], None]]:
     """Yield what moves a progress bar, drawn where stderr is a terminal."""
@@ -89,11 +64,6 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, float, str], No
             bar.update(task, description=text, completed=progress, figures=figures)
 
         yield show
-
-
-def fit_figures(step: FitStep) -> str:
-    """Return number of Gaussians, PSNR and time of a step, for the progress bar."""
-    return f"{step.n_gaussians:,} Gaussians  {step.psnr_db:.2f} dB  {step.seconds:.0f} s"
 
 
 def print_message(text: str) -> None:

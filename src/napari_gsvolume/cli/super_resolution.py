@@ -1,7 +1,8 @@
-"""The shell's commands about slices as matrices: ``gsvolume svd``, ``superresolve`` and ``train-sr``."""
+"""Commands of super-resolution: ``gsvolume superresolve`` and ``gsvolume train-sr``."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,141 +10,139 @@ import typer
 from rich.filesize import decimal as file_size
 
 from ..errors import InputError
+from ..progress import Budget, mapped
 from ..super_resolution.settings import SuperResolveSettings, TrainSRSettings
 from .app import app
 from .files import check_outputs, print_files, select_volume, write_report
 from .options import IMAGE_SUFFIXES, REPORT_SUFFIXES, TimePoint, with_settings
-from .progress import StopSignal, progress_bar
+from .progress import StopSignal, run_steps
+from .sections import SUPER_RESOLUTION
 
 if TYPE_CHECKING:
-    from ..explain.tracking.tracker import Tracker
-    from ..super_resolution.training import SRTraining, TrainedSR
+    from ..super_resolution.training import SRTrainingStep, TrainedSR
 
-_BYTES_A_VOXEL = 20  # at the peak of a projection: five float32 volumes of the finer size
-_SR_MODEL = (".safetensors",)
+_BYTES_PER_VOXEL = 20  # at the peak of a projection: five float32 volumes of the super-resolved size
+_MODEL_SUFFIXES = (".safetensors",)
 
 
-@app.command()
+@app.command(rich_help_panel=SUPER_RESOLUTION)
 @with_settings(SuperResolveSettings)
 def superresolve(
-    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume or image, .nii or .nii.gz.")],
-    out: Annotated[Path, typer.Option(metavar="HR.nii.gz", help="The finer one to write, float32.")],
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="Volume or image to super-resolve, .nii(.gz).")],
+    out: Annotated[Path, typer.Option(metavar="HR.nii.gz", help="Output: super-resolved volume, float32.")],
     model: Annotated[
-        Path | None, typer.Option(metavar="SR.safetensors", help="For the schemes a and b, as train-sr writes it.")
+        Path | None,
+        typer.Option(
+            metavar="SR.safetensors", help="Trained model, an output of train-sr, for the other schemes than spline."
+        ),
     ] = None,
     time_point: TimePoint = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     **settings: Any,
 ) -> None:
-    """Make a volume finer, in its slices or between them, over the same extent of the world."""
-    asked = SuperResolveSettings(**settings)
-    if (model is None) != (asked.scheme == "spline"):
+    """Super-resolve a volume, in its slices or across them, over the same extent of the world."""
+    s = SuperResolveSettings(**settings)
+    if (model is None) != (s.scheme == "spline"):
         raise InputError(
-            "A spline needs no --model; leave it out, or choose --scheme a or b."
+            "A spline needs no --model; omit it, or choose --scheme singular-vectors or residual."
             if model is not None
-            else f"--scheme {asked.scheme} needs a --model, which gsvolume train-sr makes."
+            else f"--scheme {s.scheme} needs a --model, which gsvolume train-sr writes."
         )
     check_outputs([image] if model is None else [image, model], out=(out, IMAGE_SUFFIXES))
-    import numpy as np
-
     from ..io.nifti import read_nifti, write_nifti
-    from ..memory import require
-    from ..super_resolution.bspline import factors_of, spline
-    from ..super_resolution.degradation import Degradation
+    from ..memory import require_memory
+    from ..super_resolution.bspline import upsampling_factors
+    from ..super_resolution.model import SRModel
+    from ..super_resolution.upsampling import superresolve_steps
 
     trained = None
     if model is not None:
-        from ..super_resolution.model import SRModel
-        from ..super_resolution.model import superresolve as by_model
-
         trained = SRModel.load(model)
-        trained.check(asked)
+        trained.check(s)
     source = read_nifti(image)
     volume = select_volume(source, image, time_point)
-    factors = factors_of(asked.factor, "zyx".index(asked.axis), asked.axes, volume.ndim)
+    factors = upsampling_factors(s.factor, "zyx".index(s.slice_axis), s.upsample_axes, volume.ndim)
     grid = source.grid.resampled(factors)
     shape = " x ".join(map(str, grid.shape))
-    require(grid.size * _BYTES_A_VOXEL, f"Making {shape} voxels takes", "use a smaller --factor or a smaller volume")
-    volume = volume.astype(np.float32)
-    degradation = Degradation.of_low(volume.shape, factors, asked.degradation, asked.fwhm)
-    if trained is None:
-        finer = spline(volume, factors, onto=degradation if asked.project else None)
-    else:
-        with progress_bar(quiet) as show:
-            finer = by_model(
-                volume, trained, "zyx".index(asked.axis), asked.axes, project=asked.project, ensemble=asked.ensemble,
-                tell=lambda part: show("Making slices finer", part, ""),
-            )  # fmt: skip
-    write_nifti(out, finer, grid, like=source)
+    needed = grid.size * _BYTES_PER_VOXEL
+    require_memory(needed, f"A result of {shape} voxels takes", "use a smaller --factor or volume")
+    # Ctrl-C aborts: there is no result before the end.
+    result = run_steps(superresolve_steps(volume, trained, **s.model_dump()), StopSignal(), quiet)
+    assert result is not None
+    write_nifti(out, result.volume, grid, like=source)
     if quiet:
         return
-    misfit = float(np.abs(degradation.degrade(finer) - volume).max()) / max(float(np.abs(volume).max()), 1e-30)
-    print(f"Degraded again ({asked.degradation}) it differs from the input by {misfit:.1e} of the largest intensity.")
+    print(
+        f"Data consistency ({s.degradation}): max deviation {result.deviation:.1e} of the degraded result from the "
+        "input, relative to the largest intensity."
+    )
     print(f"{out}: {shape} voxels, {file_size(out.stat().st_size)}")
 
 
-@app.command()
+@app.command(rich_help_panel=SUPER_RESOLUTION)
 @with_settings(TrainSRSettings)
 def train_sr(
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IN.nii.gz|FOLDER [MORE...]", help="Volumes to learn from, or folders of .nii(.gz)."),
+        typer.Argument(metavar="IN.nii.gz|FOLDER [MORE...]", help="Training volumes, or folders of .nii(.gz) files."),
     ],
-    out: Annotated[Path | None, typer.Option(metavar="SR.safetensors", help="The model to write.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="R.json", help="Write figures and history.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="SR.safetensors", help="Output: trained model.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="R.json", help="Output: figures and training history.")] = None,
     track: Annotated[
         Path | None,
-        typer.Option(metavar="T.csv", help="Follow the network's layers; write how their components change."),
+        typer.Option(metavar="T.csv", help="Output: table of the components of each layer during training."),
     ] = None,
     checkpoints: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the model each time it is judged, for gsvolume track.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Save a checkpoint to this folder at every validation, for gsvolume track."),
     ] = None,
     time_point: TimePoint = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     **settings: Any,
 ) -> None:
-    """Train a super-resolution on the slices of volumes: they are degraded, and what they lack is learnt.
+    """Train a super-resolution model on slices that are degraded synthetically.
 
-    Ctrl-C ends it and keeps the best model so far: the files are written. A second one aborts.
+    Ctrl-C ends the training and keeps the best model so far: the files are written. A second Ctrl-C aborts. Also if an
+    iteration fails, the best model so far is written.
     """
-    asked = TrainSRSettings(**settings)
-    images = _in_folders(images)
-    files = check_outputs(images, out=(out, _SR_MODEL), report=(report, REPORT_SUFFIXES), track=(track, (".csv",)))
-    from ..io.nifti import read_nifti
-    from ..super_resolution.data import checked_volume
-    from ..super_resolution.training import SRTraining
+    s = TrainSRSettings(**settings)
+    images = _expand_folders(images)
+    files = check_outputs(
+        images, out=(out, _MODEL_SUFFIXES), report=(report, REPORT_SUFFIXES), track=(track, (".csv",))
+    )
+    from ..super_resolution.training import TrainingFailedError, train_superresolution_steps
 
-    volumes, sizes = [], []
-    for path in images:
-        source = read_nifti(path)
-        volume = select_volume(source, path, time_point if source.data.ndim > 3 else None)
-        if volume.ndim != 3:
-            raise InputError(f"{path} is an image of two axes; a model is trained on volumes.")
-        try:
-            volumes.append(checked_volume(volume))
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from error
-        sizes.append(source.grid.voxel_size.tolist())
-    training = SRTraining(volumes, sizes, **asked.model_dump())
-    tracker = None
-    if track is not None:
-        from ..explain.tracking.tracker import Tracker
-
-        tracker = Tracker(training.scheme, None, [held.low for held in training.planes.held_out])
-    if checkpoints is not None:
-        checkpoints.mkdir(parents=True, exist_ok=True)
+    volumes, voxel_sizes = _load_volumes(images, time_point)
     with StopSignal() as stop:
-        result = _trained(training, stop, quiet, tracker, checkpoints)
+        steps = train_superresolution_steps(volumes, voxel_sizes, budget=Budget(stop=stop), **s.model_dump())
+        tracker = None
+        if track is not None:
+            from ..explain.tracking.checkpoints import track_training_steps
+            from ..explain.tracking.tracker import Tracker
+
+            first = next(steps)
+            tracker = Tracker(first.scheme, None, [validation.low for validation in first.validation_sets])
+            steps = track_training_steps(steps, tracker)
+        if checkpoints is not None:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            steps = _save_checkpoints(steps, checkpoints)
+        failure = None
+        try:
+            result = run_steps(steps, stop, quiet)
+        except TrainingFailedError as error:
+            result, failure = error.result, error
         if out is not None:
             result.model.save(out)
         if track is not None and tracker is not None:
             tracker.to_csv(track)
         if report is not None:
             write_report(report, result.report())
+    if failure is not None:
+        raise failure
     if quiet:
         return
     print(f"{result.message} {result.history[-1].iteration} iterations, {result.seconds:.1f} s")
-    print("PSNR of the slices held out, dB:")
+    print("PSNR of the validation set, dB:")
     for name, psnr in result.table.items():
         print(f"  {name}: {psnr:.2f}")
     for finding in [] if tracker is None else tracker.findings():
@@ -151,8 +150,8 @@ def train_sr(
     print_files(files)
 
 
-def _in_folders(paths: list[Path]) -> list[Path]:
-    """Return files as they are, and the images in folders, sorted by name, in their place."""
+def _expand_folders(paths: list[Path]) -> list[Path]:
+    """Return the paths, with each folder replaced by its images, sorted by name."""
     images: list[Path] = []
     for path in paths:
         found = [path]
@@ -161,27 +160,44 @@ def _in_folders(paths: list[Path]) -> list[Path]:
                 each for each in path.iterdir() if each.name.lower().endswith(IMAGE_SUFFIXES) and each.is_file()
             )
             if not found:
-                raise InputError(f"{path} holds no .nii or .nii.gz; name files, or another folder.")
+                raise InputError(f"{path} contains no .nii or .nii.gz file; name files, or another folder.")
         images += found
     return images
 
 
-def _trained(
-    training: SRTraining, stop: StopSignal, quiet: bool, tracker: Tracker | None, checkpoints: Path | None
-) -> TrainedSR:
+def _load_volumes(images: list[Path], time_point: int | None) -> tuple[list[Any], list[list[float]]]:
+    """Return the training volumes and their voxel sizes."""
+    from ..io.nifti import read_nifti
+    from ..super_resolution.data import check_training_volume
+
+    volumes, voxel_sizes = [], []
+    for path in images:
+        source = read_nifti(path)
+        volume = select_volume(source, path, time_point if source.data.ndim > 3 else None)
+        if volume.ndim != 3:
+            raise InputError(f"{path} is an image of two axes; training data are volumes.")
+        try:
+            volumes.append(check_training_volume(volume))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
+        voxel_sizes.append(source.grid.voxel_size.tolist())
+    return volumes, voxel_sizes
+
+
+def _save_checkpoints(
+    steps: Generator[SRTrainingStep, None, TrainedSR], folder: Path
+) -> Generator[SRTrainingStep, None, TrainedSR]:
+    """Pass on the steps and the result of a training, and save the model at each validation."""
     from ..super_resolution.model import SRModel
 
-    steps, written = training.steps(stop), 0
-    if tracker is not None:
-        from ..explain.tracking.checkpoints import tracked
+    saved = 0
 
-        steps = tracked(steps, tracker)
-    with progress_bar(quiet) as show:
-        for step in steps:
-            stop.begun = True
-            show(step.message, step.progress, f"{step.best_db:.2f} dB  {step.seconds:.0f} s")
-            if checkpoints is not None and len(step.history) > written:
-                written, last = len(step.history), step.history[-1]
-                now = SRModel(training.scheme, {"psnr_db": {"model": last.psnr_db}, "iterations": last.iteration})
-                now.save(checkpoints / f"iteration-{last.iteration}.safetensors")
-        return training.result(step)
+    def save(step: SRTrainingStep) -> SRTrainingStep:
+        nonlocal saved
+        if len(step.history) > saved:
+            saved, point = len(step.history), step.history[-1]
+            metrics = {"psnr_db": {"model": point.psnr_db}, "iterations": point.iteration}
+            SRModel(step.scheme, metrics).save(folder / f"iteration-{point.iteration}.safetensors")
+        return step
+
+    return mapped(steps, save)

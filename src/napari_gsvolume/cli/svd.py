@@ -1,45 +1,46 @@
-"""Command of the SVD of slices."""
+"""Command of the SVD of slices: ``gsvolume svd``."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import InputError
 from ..grid import Axis
-from ..super_resolution.settings import Of
 from .app import app
 from .files import select_volume
 from .options import JsonOption, TimePoint
 from .progress import progress_bar
+from .sections import SUPER_RESOLUTION
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LISTED = 10  # singular values in the printed list
+Matrices = Literal["slice", "slices", "unfolding"]
 
 
-@app.command()
+@app.command(rich_help_panel=SUPER_RESOLUTION)
 def svd(
-    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="The volume or image, .nii or .nii.gz.")],
-    axis: Annotated[Axis, typer.Option(help="Along which the slices are stacked.")] = "z",
+    image: Annotated[Path, typer.Argument(metavar="IN.nii.gz", help="Volume or image, .nii or .nii.gz.")],
+    axis: Annotated[Axis, typer.Option(help="Axis along which the slices are stacked.")] = "z",
     of: Annotated[
-        Of, typer.Option(help="One slice, all of them, or the matrix whose rows are the slices (an unfolding).")
+        Matrices, typer.Option(help="Matrices to decompose: one slice, all slices, or the unfolding (one row a slice).")
     ] = "slice",
     slice_: Annotated[
-        int | None, typer.Option("--slice", metavar="K", help="Which, from 0; the middle one else.")
+        int | None, typer.Option("--slice", metavar="K", help="Slice index, from 0; default: the middle slice.")
     ] = None,
-    rank: Annotated[int | None, typer.Option(metavar="R", help="What the best image of this rank has.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", help="Rank of which to print energy and best PSNR.")] = None,
     time_point: TimePoint = None,
     json_: JsonOption = False,
 ) -> None:
-    """Print singular values, their energy and ranks, and the optimal threshold against noise."""
+    """Print singular values of slices, their energy and ranks, and the optimal threshold for denoising."""
     if slice_ is not None and of != "slice":
-        raise InputError(f"--slice {slice_} is for --of slice; leave one of them out.")
+        raise InputError(f"--slice {slice_} needs --of slice; omit one of them.")
     import numpy as np
 
     from ..io.nifti import read_nifti
@@ -55,21 +56,21 @@ def svd(
     if of == "slices":
         slices = []
         with progress_bar(json_) as show:
-            for values in decomposition.each_spectrum(volume, along):
+            for values in decomposition.iter_spectra(volume, along):
                 slices.append(values)
                 show("Decomposing", len(slices) / count, f"{len(slices)} of {count}")
         facts = _facts_of_slices(np.stack(slices), volume, along, rank)
     else:
         k = count // 2 if slice_ is None else slice_
         if not 0 <= k < count:
-            raise InputError(f"--slice {slice_}: there are the slices 0 to {count - 1} along {axis}.")
-        matrix = volume.take(k, along) if of == "slice" else decomposition.unfolding(volume, along)
+            raise InputError(f"--slice {slice_}: the slices along {axis} are 0 to {count - 1}.")
+        matrix = volume.take(k, along) if of == "slice" else decomposition.unfold(volume, along)
         facts = ({"slice": k} if of == "slice" else {}) | _facts_of_matrix(matrix, rank)
     facts = {"of": of, "axis": axis} | facts
     if json_:
         print(json.dumps(facts, allow_nan=False))
     else:
-        _tell(facts)
+        _print_facts(facts)
 
 
 def _facts_of_matrix(matrix: NDArray[Any], rank: int | None) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _facts_of_matrix(matrix: NDArray[Any], rank: int | None) -> dict[str, Any]:
 
     from ..svd import decomposition
 
-    array = decomposition.checked_slice(matrix)
+    array = decomposition.check_slice(matrix)
     values = np.linalg.svd(array, compute_uv=False)
     energy, ceiling = (
         decomposition.cumulative_energy(values),
@@ -122,11 +123,11 @@ def _facts_of_slices(values: NDArray[Any], volume: NDArray[Any], along: int, ran
 
 def _check_rank(rank: int, largest: int) -> None:
     if not 1 <= rank <= largest:
-        raise InputError(f"--rank {rank}: the rank is 1 to {largest} here.")
+        raise InputError(f"--rank {rank}: the rank of this matrix is 1 to {largest}.")
 
 
-def _tell(facts: dict[str, Any]) -> None:
-    """Print the figures of one matrix; of many, the median slice and the extremes."""
+def _print_facts(facts: dict[str, Any]) -> None:
+    """Print the figures of one matrix, or median and extremes of all slices."""
     shape = " x ".join(map(str, facts["shape"]))
     if "count" in facts:
         print(f"{facts['count']} slices along {facts['axis']}, {shape}: median (least to most)")
@@ -149,7 +150,7 @@ def _tell(facts: dict[str, Any]) -> None:
     print(f"threshold (Gavish-Donoho): {facts['threshold']:.5g}, {facts['rank_above_threshold']} modes above it")
     if "at_rank" in facts:
         at = facts["at_rank"]
-        print(f"rank {at['rank']}: {100 * at['energy']:.4g} % of the energy, PSNR at most {at['best_psnr_db']:.2f} dB")
+        print(f"rank {at['rank']}: {100 * at['energy']:.4g} % of the energy, best PSNR {at['best_psnr_db']:.2f} dB")
 
 
 def _first(energy: list[float], part: float) -> int:

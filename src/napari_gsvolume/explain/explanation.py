@@ -1,47 +1,52 @@
-"""A model explained by images: the steps, and what they come to. Shell and widget use the same."""
+"""Explanation of a model on images: decompositions, concept maps and findings in one long run."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from ..progress import Budget, Step, finish, rescaled
+from ..settings import validated
 from ..svd.decomposition import effective_rank, stable_rank
+from .concepts.concept_maps import concept_map_steps
+from .concepts.grids import ConceptMaps
 from .decomposition.activations import activation_steps
 from .decomposition.attention import Attention, attention
 from .decomposition.components import Components
 from .decomposition.jacobian import jacobian
 from .decomposition.metrics import participation_ratio
-from .findings.attention_heads import heads_alike
+from .findings.attention_heads import find_similar_heads
 from .findings.finding import Finding, Thresholds
-from .findings.layer_detectors import collapse, dead_units, redundant_units
-from .findings.probe_inputs import ProbeInputs, covariance
-from .models.inputs import Images, Place, Volume, images_for
-from .models.loading import ExplainedModel, named_layers
+from .findings.layer_detectors import find_collapse, find_dead_units, find_redundant_units
+from .findings.probe_inputs import ProbeInputs, unit_covariance
+from .models.explained_model import ExplainedModel, Model
+from .models.inputs import Images, Place, Volume, as_volumes, prepare_images
 from .settings import ExplainSettings
 
-_ATTENDED = 16  # inputs whose attention is decomposed, at most
-_TOLERANCE, _PRODUCTS = 1e-3, 500  # of Jacobians: for pictures; `missed` says what is open
-_COMPARED = 4  # inputs by which heads are compared, at most
-_SAMPLES_AN_INPUT = 64  # of those that findings are made of, at least
+_ATTENTION_INPUTS = 16  # largest number of inputs for attention
+_TOLERANCE, _PRODUCTS = 1e-3, 500  # of Jacobians: enough for figures; `missed` bounds the error
+_COMPARED_INPUTS = 4  # largest number of inputs for the comparison of heads
+_SAMPLES_PER_INPUT = 64  # smallest number for findings
 _SAMPLES = 8192
-LAYER_FIGURES = ("features", "samples", "effective_rank", "stable_rank", "participation_ratio", "complete", "energy")
+LAYER_METRICS = ("features", "samples", "effective_rank", "stable_rank", "participation_ratio", "complete", "energy")
 
 
 @dataclass(frozen=True, eq=False)
-class JacobianOf:
-    """The Jacobian of a model at one input.
+class InputJacobian:
+    """Jacobian of a model at one input.
 
     Attributes
     ----------
     place : Place
-        Where that lies; ``decomposition.column(i)`` is a tensor (1, channels, *place.extent).
+        Location of the input; ``decomposition.column(i)`` is a tensor (1, channels, *place.extent).
     layer : str
-        What is differentiated; "" for the output.
+        Layer that is differentiated; "" for the output.
     decomposition : Components
     """
 
@@ -52,142 +57,124 @@ class JacobianOf:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a model was found to compute on images.
+    """Explanation of a model on images.
 
     Attributes
     ----------
-    loaded : ExplainedModel
+    model : ExplainedModel
     images : Images
     settings : ExplainSettings
     layers : dict of str to Components
-        Of activations, by layer.
-    jacobians : tuple of JacobianOf
+        Activations by layer.
+    jacobians : tuple of InputJacobian
     attention : Attention, or None
     attended : tuple of Place
-        The inputs that `attention` is of.
+        Inputs of `attention`.
+    maps : tuple of ConceptMaps
+        Maps of the first ``settings.maps`` concepts, by layer and volume.
     findings : tuple of Finding
     notes : tuple of str
-        What was left out, and why.
+        Parts that were left out, and why.
     seconds : float
     """
 
-    loaded: ExplainedModel
+    model: ExplainedModel
     images: Images
     settings: ExplainSettings
     layers: dict[str, Components] = field(default_factory=dict)
-    jacobians: tuple[JacobianOf, ...] = ()
+    jacobians: tuple[InputJacobian, ...] = ()
     attention: Attention | None = None
     attended: tuple[Place, ...] = ()
+    maps: tuple[ConceptMaps, ...] = ()
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
-    def empty(self) -> bool:
-        """Whether nothing has been decomposed."""
+    def is_empty(self) -> bool:
+        """True if nothing has been decomposed."""
         return not (self.layers or self.jacobians or self.attention)
 
 
 @dataclass(frozen=True, eq=False)
-class ExplainStep:
-    """How far an explanation is.
+class ExplainStep(Step):
+    """Step of an explanation.
 
     Attributes
     ----------
-    progress : float
-        0 to 1.
-    message : str
-    result : Explanation, or None
-        With the last step.
+    decomposed : int
+        Number of layers and Jacobians that are decomposed.
     """
 
-    progress: float
-    message: str
-    result: Explanation | None = None
+    decomposed: int = 0
+
+    @property
+    def has_result(self) -> bool:
+        """True once something is decomposed."""
+        return self.decomposed > 0
 
 
-def explain(loaded: ExplainedModel, volumes: Sequence[Volume], settings: ExplainSettings | None = None) -> Explanation:
-    """Explain a model by images; see `explain_steps`."""
-    for step in explain_steps(loaded, volumes, settings):
-        last = step
-    assert last.result is not None
-    return last.result
-
-
-def explain_steps(
-    loaded: ExplainedModel,
-    volumes: Sequence[Volume],
-    settings: ExplainSettings | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[ExplainStep]:
-    """Yield the steps of explaining a model by images; the last one has the result.
+def explain(
+    model: Model, images: Sequence[Volume | ArrayLike], settings: ExplainSettings | None = None, **options: Any
+) -> Explanation:
+    """Explain a model on images by the singular value decomposition of its activations, Jacobian and attention.
 
     Parameters
     ----------
-    loaded : ExplainedModel
-    volumes : sequence of Volume
+    model : nn.Module or ExplainedModel
+        A network, or the result of `load_model`.
+    images : sequence of Volume or array_like, (Z, Y, X) or (Y, X)
+        Images that the model is run on.
     settings : ExplainSettings, optional
-    stop : callable
-        Asked after each step: whether to end with what there is.
+        Settings; or give them as keywords, as in ``explain(model, images, k=4)``.
+
+    Returns
+    -------
+    Explanation
 
     Raises
     ------
-    ValueError
-        If the model cannot be called with what is made of the images, there is no such layer, nothing of what is asked
-        for in the model, or what it gives is not finite.
+    InputError
+        If the model cannot be called with inputs made of the images, there is no such layer, the model has none of the
+        requested parts, or returns values that are not finite.
+
+    See Also
+    --------
+    explain_steps : The same as a long run.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from napari_gsvolume import explain
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU())
+    >>> volume = np.random.default_rng(0).normal(size=(4, 8, 8))
+    >>> found = explain.explain(network, [volume], k=2, maps=1)
+    >>> found.layers["0"].concepts.shape, found.maps[0].values.shape
+    ((4, 2), (1, 4, 8, 8))
     """
-    s = settings or ExplainSettings()
-    began = time.perf_counter()
-    names = named_layers(loaded.model, s.layers)
-    yield ExplainStep(0.0, "Looking at what the model takes")
-    images = images_for(loaded, volumes, s)
-    parts = _parts(s)
-    layers: dict[str, Components] = {}
-    jacobians: list[JacobianOf] = []
-    heads: Attention | None = None
-    attended: list[Place] = []
-    findings: list[Finding] = []
-    notes: list[str] = []
-    for number, part in enumerate(parts):
-        if stop():
-            notes.append("Stopped before it was finished.")
-            break
-        share = 1 / len(parts)
-        if part == "activations":
-            for progress, message, reached in _activations(loaded, images, s, names, stop):
-                yield ExplainStep((number + progress) * share, message)
-                layers, findings = reached[0], list(reached[1])
-        elif part == "jacobian":
-            for progress, one in _jacobians(loaded, images, s, names, stop):
-                jacobians += [] if one is None else [one]
-                yield ExplainStep((number + progress) * share, "Multiplying by the Jacobian")
-        else:
-            yield ExplainStep(number * share, "Watching the heads")
-            attended = images.some(_ATTENDED)
-            try:
-                inputs = images.of(attended)
-                heads = attention(loaded.model, inputs, s.k, layers=names, seed=s.seed)
-            except ValueError as error:
-                if s.what != "all":
-                    raise
-                attended = []
-                notes.append(f"Attention is left out: {error}")
-            else:
-                few = images.of(attended[:: math.ceil(len(attended) / _COMPARED)])
-                findings += heads_alike(loaded.model, few, names, Thresholds(), seed=s.seed)
-    notes += [f"The layer {name} gives 0 for all of these images." for name, d in layers.items() if not d.k]
-    result = Explanation(
-        loaded, images, s, layers, tuple(jacobians), heads, tuple(attended), tuple(findings), tuple(notes),
-        time.perf_counter() - began,
-    )  # fmt: skip
-    yield ExplainStep(1.0, "Done", result)
+    return finish(explain_steps(model, images, validated(ExplainSettings, **options) if settings is None else settings))
 
 
-def layer_figures(decomposition: Components) -> dict[str, float]:
-    """Return the figures of a layer by the names in `LAYER_FIGURES`.
+def explain_steps(
+    model: Model,
+    images: Sequence[Volume | ArrayLike],
+    settings: ExplainSettings | None = None,
+    *,
+    budget: Budget | None = None,
+) -> Generator[Step, None, Explanation]:
+    """Explain a model as a long run: decompositions, findings and concept maps; see `explain`.
 
-    Ranks are of all values that are known; ``complete`` says whether these are all. ``energy`` is that of the modes
-    that were asked for together.
+    A run that is stopped returns the parts that are finished.
+    """
+    explained, s, limits = ExplainedModel.of(model), settings or ExplainSettings(), budget or Budget()
+    return _Run(explained, as_volumes(images), s, limits).steps()
+
+
+def layer_metrics(decomposition: Components) -> dict[str, float]:
+    """Return the metrics of a layer by the names in `LAYER_METRICS`.
+
+    Ranks use all known values; ``complete`` is True if these are all. ``energy`` is that of the requested modes.
     """
     d = decomposition
     return {
@@ -201,74 +188,137 @@ def layer_figures(decomposition: Components) -> dict[str, float]:
     }
 
 
-def by_input(decomposition: Components, inputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation of the coordinates of each input's samples, (inputs, k); NaN where none is."""
+def input_statistics(decomposition: Components, inputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation of the coordinates of the samples of each input, (inputs, k); NaN without."""
     d = decomposition
     assert d.places is not None
-    whose, coordinates = d.places.input, d.scores * d.values
-    told = whose >= 0
-    count = np.bincount(whose[told], minlength=inputs).astype(float)[:, None]
+    owners, coordinates = d.places.input, d.scores * d.values
+    known = owners >= 0
+    count = np.bincount(owners[known], minlength=inputs).astype(float)[:, None]
     count[count == 0] = np.nan
     means, squares = np.zeros((inputs, d.k)), np.zeros((inputs, d.k))
-    np.add.at(means, whose[told], coordinates[told])
+    np.add.at(means, owners[known], coordinates[known])
     means /= count
-    np.add.at(squares, whose[told], np.square(coordinates[told] - np.nan_to_num(means)[whose[told]]))
+    np.add.at(squares, owners[known], np.square(coordinates[known] - np.nan_to_num(means)[owners[known]]))
     return means, np.sqrt(squares / count)
 
 
-def _parts(s: ExplainSettings) -> list[str]:
-    return ["activations", "jacobian", "attention"] if s.what == "all" else [s.what]
+class _Run:
+    """One explanation, while it is made."""
 
+    def __init__(
+        self, explained: ExplainedModel, volumes: list[Volume], settings: ExplainSettings, budget: Budget
+    ) -> None:
+        self.explained, self.volumes, self.s, self.budget = explained, volumes, settings, budget
+        self.names = explained.match(settings.layers)
+        self.layers: dict[str, Components] = {}
+        self.jacobians: list[InputJacobian] = []
+        self.attention: Attention | None = None
+        self.attended: list[Place] = []
+        self.maps: tuple[ConceptMaps, ...] = ()
+        self.findings: list[Finding] = []
+        self.notes: list[str] = []
 
-def _activations(
-    loaded: ExplainedModel, images: Images, s: ExplainSettings, names: list[str] | None, stop: Callable[[], bool]
-) -> Iterator[tuple[float, str, tuple[dict[str, Components], list[Finding]]]]:
-    """Yield how far the decomposition of activations is, and what there is of it."""
-    batches = len(images.batches)
-    more = {"centre": s.centre, "max_samples": s.max_samples, "seed": s.seed}
-    layers: dict[str, Components] = {}
-    for step in activation_steps(loaded.model, images, names, s.k, **more):  # type: ignore[arg-type]
-        layers = step.result or {}
-        yield min(0.7, 0.7 * step.batch / batches), step.message, (layers, [])
-    if stop():
-        return
-    yield 0.7, "Looking for what is wrong", (layers, [])
-    samples = max(_SAMPLES, _SAMPLES_AN_INPUT * len(images.places))
-    found: list[Finding] = []
-    thresholds = Thresholds()
-    for name, d in ProbeInputs(images).decomposed(loaded.model, list(layers), max_samples=samples, seed=s.seed).items():
-        here = collapse(name, d.spectrum, d.features, thresholds, total=d.total)
-        units = None if here else covariance(d)  # of a layer that has collapsed, all units are alike
-        if units is not None:
-            here += dead_units(name, np.sqrt(np.clip(np.diag(units), 0, None)), thresholds)
-            here += redundant_units(name, units, thresholds)
-        found += here
-    yield 1.0, "Looked at the layers", (layers, found)
+    def steps(self) -> Generator[Step, None, Explanation]:
+        began, s = time.perf_counter(), self.s
+        yield self._step(0.0, "Preparing the inputs")
+        self.images = prepare_images(self.explained, self.volumes, s)
+        kinds = ["activations", "jacobian", "attention"] if s.what == "all" else [s.what]
+        parts = {"activations": self._activations, "jacobian": self._jacobians, "attention": self._attention}
+        end = 0.6 if s.maps and "activations" in kinds else 1.0
+        for number, kind in enumerate(kinds):
+            if not self.budget.stop():
+                share = end / len(kinds)
+                yield from rescaled(parts[kind](), number * share, (number + 1) * share)
+        if end < 1 and self.layers and not self.budget.stop():
+            steps = concept_map_steps(self.explained, self.images, self.layers, s.maps, seed=s.seed, budget=self.budget)
+            self.maps = yield from rescaled(steps, end, 1.0)
+        if self.budget.stop():
+            self.notes.append("Stopped before it was finished.")
+        self.notes += [f"The layer {name} is 0 for all of these images." for name, d in self.layers.items() if not d.k]
+        yield self._step(1.0, "Done")
+        return Explanation(
+            self.explained,
+            self.images,
+            s,
+            self.layers,
+            tuple(self.jacobians),
+            self.attention,
+            tuple(self.attended),
+            self.maps,
+            tuple(self.findings),
+            tuple(self.notes),
+            time.perf_counter() - began,
+        )
 
+    def _step(self, fraction: float, message: str) -> ExplainStep:
+        return ExplainStep(fraction, message, len(self.layers) + len(self.jacobians) + (self.attention is not None))
 
-def _jacobians(
-    loaded: ExplainedModel, images: Images, s: ExplainSettings, names: list[str] | None, stop: Callable[[], bool]
-) -> Iterator[tuple[float, JacobianOf | None]]:
-    """Yield the Jacobians at the middle input of each volume, of the output, or of the layers that were asked for."""
-    volumes = sorted({place.volume for place in images.places})
-    layers: list[str | None] = [None] if names is None else list(names)
-    total, done = len(volumes) * len(layers), 0
-    yield 0.0, None
-    for volume in volumes:
-        place = images.middle(volume, s.patch)
-        if not images.accepted(loaded.model, place):  # networks of one size
-            place = images.middle(volume)
-        for layer in layers:
-            if stop():
-                return
-            d = jacobian(
-                loaded.model,
-                images.input(place),
-                s.k,
-                layer=layer,
-                seed=s.seed,
-                tolerance=_TOLERANCE,
-                products=_PRODUCTS,
-            )
-            done += 1
-            yield done / total, JacobianOf(place, layer or "", d)
+    def _activations(self) -> Generator[Step, None, None]:
+        s = self.s
+        steps = activation_steps(
+            self.explained,
+            self.images,
+            self.names,
+            s.k,
+            centre=s.centre,
+            max_samples=s.max_samples,
+            seed=s.seed,
+            budget=self.budget,
+        )
+        self.layers = yield from rescaled(steps, 0.0, 0.7)
+        if self.budget.stop():
+            return
+        yield self._step(0.7, "Checking for dead, redundant and collapsed units")
+        samples = max(_SAMPLES, _SAMPLES_PER_INPUT * len(self.images.places))
+        probe, thresholds = ProbeInputs(self.images), Thresholds()
+        found = probe.decompose(self.explained, list(self.layers), max_samples=samples, seed=s.seed)
+        for name, d in found.items():
+            collapsed = find_collapse(name, d.spectrum, d.features, thresholds, total=d.total)
+            self.findings += collapsed
+            units = None if collapsed else unit_covariance(d)  # the units of a collapsed layer are all redundant
+            if units is not None:
+                self.findings += find_dead_units(name, np.sqrt(np.clip(np.diag(units), 0, None)), thresholds)
+                self.findings += find_redundant_units(name, units, thresholds)
+        yield self._step(1.0, "Checked the layers")
+
+    def _jacobians(self) -> Generator[Step, None, None]:
+        """Decompose the Jacobian at the middle input of each volume, of the output or of the requested layers."""
+        volumes = sorted({place.volume for place in self.images.places})
+        layers: list[str | None] = [None] if self.names is None else list(self.names)
+        total = len(volumes) * len(layers)
+        yield self._step(0.0, "Decomposing the Jacobian")
+        for volume in volumes:
+            place = self.images.middle(volume, self.s.patch)
+            if not self.explained.accepts(self.images.input(place)):  # networks with a fixed input size
+                place = self.images.middle(volume)
+            for layer in layers:
+                if self.budget.stop():
+                    return
+                d = jacobian(
+                    self.explained,
+                    self.images.input(place),
+                    self.s.k,
+                    layer=layer,
+                    seed=self.s.seed,
+                    tolerance=_TOLERANCE,
+                    products=_PRODUCTS,
+                )
+                self.jacobians.append(InputJacobian(place, layer or "", d))
+                yield self._step(len(self.jacobians) / total, "Decomposing the Jacobian")
+
+    def _attention(self) -> Generator[Step, None, None]:
+        s = self.s
+        yield self._step(0.0, "Decomposing the attention maps")
+        places = self.images.subset(_ATTENTION_INPUTS)
+        try:
+            self.attention = attention(self.explained, self.images.at(places), s.k, layers=self.names, seed=s.seed)
+        except ValueError as error:
+            if s.what != "all":
+                raise
+            self.notes.append(f"Attention is left out: {error}")
+            return
+        self.attended = places
+        few = self.images.at(places[:: math.ceil(len(places) / _COMPARED_INPUTS)])
+        self.findings += find_similar_heads(self.explained, few, self.names, Thresholds(), seed=s.seed)
+        yield self._step(1.0, "Decomposed the attention maps")

@@ -1,4 +1,4 @@
-"""The parameters of an explanation, once: keyword arguments, rows of the widget, options of the shell."""
+"""Settings of explanations and of tracking: keyword arguments, rows of the widget, options of the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODES = 8
 
 
 def _names(value: Any) -> Any:
-    """Return names from text that has commas between them, or from several such texts."""
+    """Return names from comma-separated text, or from several such texts."""
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts):
         return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
@@ -24,51 +24,63 @@ def _names(value: Any) -> Any:
 
 
 class InputSettings(BaseModel):
-    """How volumes become what a network is called with."""
+    """Settings that turn volumes into inputs of a network."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
-        (), description="Names of layers, or patterns such as body.*; all that have weights if not given"
+        (), description="Names of layers, or patterns such as body.*; all with weights by default"
     )
-    axis: Axis = Field("z", description="Along which the slices are stacked, for networks of 2D images")
-    slices: Count | None = Field(None, description="Slices of each volume, evenly spread; all if not given")
+    axis: Axis = Field("z", description="Stacking axis of the slices, for networks of 2D images")
+    slices: Count | None = Field(None, description="Number of slices of each volume, evenly spaced; all by default")
     size: Count | None = Field(
         None,
-        description="Voxels of the sides of what the network is given: tiles of an image that is larger, padded if it "
-        "is smaller; whole slices, or volumes, if not given",
+        description="Input size of the network in voxels: larger images are tiled, smaller ones padded; whole slices "
+        "or volumes by default",
     )
     normalise: Normalise = Field(
         "standard",
-        description="Intensities as the network was trained on (super-resolutions of train-sr know theirs): mean 0 and "
-        "deviation 1, 0 to 1, the percentiles 1 and 99 to 0 and 1, or none of it",
+        description="Normalization of intensities, as in the training of the network: mean 0 and deviation 1, range 0 "
+        "to 1, percentiles 1 and 99 to 0 and 1, or none; models of train-sr use their own",
     )
     channels: Channels = Field(
         "repeat",
-        description="What the channels of a network are: the same slice again, neighbouring slices, or one image each",
+        description="Channels of the input: the same slice repeated, neighbouring slices, or one image each",
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of all that is random")
-    device: str = Field("cpu", description="What to compute on: cpu, cuda, cuda:1, or auto")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Random seed")
+    device: str = Field("cpu", description="Compute device: cpu, cuda, cuda:1, or auto")
 
 
 class ExplainSettings(InputSettings):
-    """What of a network is decomposed, and how."""
+    """Settings of an explanation.
 
-    what: What = Field("activations", description="What is decomposed; all is what the model has of these")
-    k: Annotated[int, Field(ge=1, le=1024)] = Field(MODES, description="Modes of each layer")
-    centre: bool = Field(False, description="Take the mean activation away first: principal components")
-    max_samples: Annotated[int, Field(ge=16)] = Field(
-        100_000, description="Positions of a layer that are decomposed, drawn evenly from all; maps have all positions"
+    Examples
+    --------
+    >>> from napari_gsvolume.explain import ExplainSettings
+    >>> ExplainSettings(layers="encoder.*, bottleneck", k=4).layers
+    ('encoder.*', 'bottleneck')
+    """
+
+    what: What = Field(
+        "activations", description='Parts to decompose; "all" analyses every kind that the model provides'
     )
-    maps: Annotated[int, Field(ge=0, le=64)] = Field(3, description="Concepts of each layer that become maps")
+    k: Annotated[int, Field(ge=1, le=1024)] = Field(MODES, description="Number of components of each layer")
+    centre: bool = Field(False, description="Subtract the mean activation: principal components")
+    max_samples: Annotated[int, Field(ge=16)] = Field(
+        100_000,
+        description="Largest number of positions of a layer in the decomposition, drawn uniformly; maps have all",
+    )
+    maps: Annotated[int, Field(ge=0, le=64)] = Field(3, description="Number of concept maps of each layer; 0 for none")
     patch: Annotated[int, Field(ge=4, le=1024)] = Field(
-        32, description="Voxels of the sides, about the middle, of what a Jacobian is taken of"
+        32, description="Size in voxels of the central patch the Jacobian is computed for"
     )
 
 
 class TrackSettings(InputSettings):
-    """What of a network is followed through its training."""
+    """Settings of the tracking of a network through its training."""
 
-    slices: Count | None = Field(16, description="Slices of each volume, evenly spread")
-    k: Annotated[int, Field(ge=1, le=256)] = Field(MODES, description="Components of each layer that are followed")
-    max_samples: Annotated[int, Field(ge=16)] = Field(8192, description="Positions of a layer that are looked at")
+    slices: Count | None = Field(16, description="Number of slices of each volume, evenly spaced")
+    k: Annotated[int, Field(ge=1, le=256)] = Field(MODES, description="Number of components of each layer")
+    max_samples: Annotated[int, Field(ge=16)] = Field(
+        8192, description="Largest number of positions of a layer, drawn uniformly"
+    )

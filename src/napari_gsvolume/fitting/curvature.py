@@ -1,4 +1,4 @@
-"""What the data term's second derivatives look like: the blocks of single Gaussians, and all of ``J^T J``.
+"""Curvature of the data term: the blocks of single Gaussians, and all of ``J^T J``.
 
 In whitened coordinates (see `napari_gsvolume.operators.gaussian_sum`) a Gaussian's own block of ``J^T J`` is, but for
 the factor ``c = int e^2 = pi^(D/2) / |det W|`` and powers of its weight, the same for all: omega-omega 1; a-a w^2/2;
@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from ..kernels import n_monomials
-from ..operators.gaussian_sum import Gaussians, derivative, self_overlap, transposed_derivative, triangle
+from ..operators.gaussian_sum import Gaussians, jvp, self_overlap, triangle, vjp
 from ..operators.small_matrices import orthogonalised
 
 WEIGHT_FLOOR = 0.02
-"""Weights, relative to the data range, count as at least this much: it keeps new Gaussians of weight 0 well behaved."""
+"""Lower bound of weights in the blocks, relative to the data range: it regularises new Gaussians of weight 0."""
 COARSEST_SPACING = 4.0
 THINNEST = 0.6
-"""Radius, in spacings of the curvature's lattice, that it resolves; half of the Gaussians are no thinner."""
+"""Smallest radius that the lattice of the curvature resolves, in its spacings; half of the Gaussians are no thinner."""
 
 
 class Blocks(Protocol):
-    """A symmetric positive definite matrix of one block a Gaussian."""
+    """Symmetric positive definite matrix with one block per Gaussian."""
 
     @property
     def diagonal(self) -> Tensor:
@@ -42,7 +42,7 @@ class Blocks(Protocol):
 
 
 class GaussianBlocks:
-    """The block diagonal of ``J^T J``, each Gaussian a block, and its inverse."""
+    """Block diagonal of ``J^T J``, with one block per Gaussian, and its inverse."""
 
     def __init__(self, gaussians: Gaussians) -> None:
         self.ndim = gaussians.means.shape[1]
@@ -98,20 +98,20 @@ class GaussianBlocks:
 
 
 class Curvature:
-    """``J^T J``, by quadrature on a lattice that may be coarser than the voxels'.
+    """``J^T J`` by quadrature on a lattice, possibly coarser than the voxels.
 
     Products of Gaussians are smooth: a lattice of spacing ``radius / THINNEST`` integrates them well enough, at a
-    fraction of the voxels' cost. Curvature only shapes the step (gradient and loss are always exact), so an error of
-    10 to 30 % does no harm while steps are long. Gaussians too thin for the lattice are thickened to `THINNEST`
-    spacings, their amplitude lowered so that their own block stays what it is.
+    fraction of the cost of the voxels. The curvature only shapes the step (gradient and loss are always exact), so that
+    an error of 10 to 30 % is harmless while steps are long. Gaussians too thin for the lattice are thickened to
+    `THINNEST` spacings, with an amplitude that keeps their own block.
 
     Parameters
     ----------
     gaussians : Gaussians
     shape : sequence of int
-        Of the voxels.
+        Shape of the grid of voxels.
     exact : bool
-        Use the voxels as they are.
+        True to use the voxels themselves as lattice.
     """
 
     def __init__(self, gaussians: Gaussians, shape: Sequence[int], *, exact: bool) -> None:
@@ -137,6 +137,6 @@ class Curvature:
 
     def times(self, step: Tensor) -> Tensor:
         """Return ``J^T J`` times a step ``(N, K)``."""
-        change = derivative(self.gaussians, self.amplitude * step, self.shape)
-        curved: Tensor = self.amplitude * transposed_derivative(self.gaussians, change)
+        change = jvp(self.gaussians, self.amplitude * step, self.shape)
+        curved: Tensor = self.amplitude * vjp(self.gaussians, change)
         return curved

@@ -1,10 +1,9 @@
-"""From fitted Gaussians to those that a file of a given size holds."""
+"""Quantisation of fitted Gaussians to a file of given size."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,18 +17,19 @@ from ..io.gsv.format import rounded as to_codes
 from ..io.gsv.quantization import Codes, with_amplitudes, with_means
 from ..kernels import n_monomials
 from ..operators.gaussian_sum import Gaussians
+from ..progress import Budget
 from .objective import Objective
 from .refit import refit
 
 _ITERATIONS = 8
-"""At most, of each stage of fitting again."""
+"""Largest number of iterations of each refit."""
 _ATTEMPTS = 3
 _SLACK = 12
-"""Bytes kept free for the digits of figures that are known only at the end."""
+"""Bytes in reserve for the digits of figures that are known only at the end."""
 
 
 def check_size(n_bytes: int, grid: Grid) -> None:
-    """Raise ValueError if a file of so many bytes has no room for what every file holds."""
+    """Raise InputError if a file of `n_bytes` has no room for a single Gaussian."""
     ndim = grid.ndim
     nothing = GaussianVolume(torch.zeros(0, ndim), torch.zeros(0, ndim, ndim), torch.zeros(0), grid)
     least = len(pack(to_codes(nothing, 1.0)[0], 1.0, nothing)) + 20 * ndim
@@ -40,39 +40,41 @@ def check_size(n_bytes: int, grid: Grid) -> None:
         )
 
 
-def compressed(
-    objective: Objective, gaussians: GaussianVolume, n_bytes: int, seconds: float | None, stop: Callable[[], bool]
+def fit_to_size(
+    objective: Objective, gaussians: GaussianVolume, n_bytes: int, budget: Budget
 ) -> tuple[Gaussians, float]:
-    """Return Gaussians as a file of at most `n_bytes` holds them, relative to the data range, and their step.
+    """Return Gaussians quantised to at most `n_bytes`, relative to the data range, and the quantisation step.
 
-    They are rounded as coarsely as the size asks (`napari_gsvolume.io.gsv.quantization`). Then centres and weights are
-    fitted again to make up for the rounding of the shapes, and once the centres are rounded, the weights.
+    All parameters are quantised with the finest step that fits (`napari_gsvolume.io.gsv.quantization`). Centres and
+    weights are then refitted to compensate for the quantised shapes, and after the quantisation of the centres, the
+    weights.
 
     Raises
     ------
     ValueError
-        If not even a file with a single Gaussian is so small.
+        If not even a file with a single Gaussian is that small.
     """
     began = time.perf_counter()
 
-    def enough() -> bool:
-        return stop() or (seconds is not None and time.perf_counter() - began > seconds)
+    def is_over() -> bool:
+        return budget.stop() or budget.fraction(0, time.perf_counter() - began) > 1
 
+    refit_budget = Budget(iterations=_ITERATIONS, stop=is_over)
     allowed = n_bytes - _SLACK
     for _ in range(_ATTEMPTS):
         step, codes, kept = _of_size(gaussians, allowed)
-        rounded = _refitted(objective, gaussians.select(torch.from_numpy(kept)), codes, step, enough)
+        rounded = _refitted(objective, gaussians.select(torch.from_numpy(kept)), codes, step, refit_budget)
         size = len(pack(rounded, step, gaussians))
         if size <= n_bytes - _SLACK:
             break
         allowed -= size - (n_bytes - _SLACK) + 4
     else:
-        rounded = codes  # as they were first rounded they fit in
+        rounded = codes  # without the refit they fit
     return _relative(decoded(rounded, step, gaussians), objective), step
 
 
 def _of_size(gaussians: GaussianVolume, n_bytes: int) -> tuple[float, Codes, NDArray[np.intp]]:
-    """Return the finest step whose file is not too large, the codes, and of which Gaussians; others are too weak."""
+    """Return the finest step for a file of this size, the codes, and the indices of the Gaussians in them."""
     energy = float((gaussians.weights.double() ** 2 / torch.linalg.det(gaussians.factors.double()).abs()).max())
     low, high = 1e-4 * math.sqrt(energy), 8 * math.sqrt(energy)
     best: tuple[float, Codes, NDArray[np.intp]] | None = None
@@ -90,18 +92,16 @@ def _of_size(gaussians: GaussianVolume, n_bytes: int) -> tuple[float, Codes, NDA
     return best
 
 
-def _refitted(
-    objective: Objective, gaussians: GaussianVolume, codes: Codes, step: float, enough: Callable[[], bool]
-) -> Codes:
-    """Return the codes with all that can be made good fitted again."""
+def _refitted(objective: Objective, gaussians: GaussianVolume, codes: Codes, step: float, budget: Budget) -> Codes:
+    """Return the codes after the refit of centres and weights."""
     n, ndim = len(gaussians), gaussians.ndim
     free = torch.ones(n, n_monomials(ndim), device=objective.target.values.device)
     free[:, 1 + ndim :] = 0
-    state = refit(objective, _relative(decoded(codes, step, gaussians), objective), free, _ITERATIONS, enough)
+    state = refit(objective, _relative(decoded(codes, step, gaussians), objective), free, budget)
     codes = with_means(codes, floats(state.means), CELL)
     state = state._replace(means=decoded(codes, step, gaussians).means.to(free))
     free[:, 1:] = 0
-    state = refit(objective, state, free, _ITERATIONS, enough)
+    state = refit(objective, state, free, budget)
     return with_amplitudes(codes, floats(state.weights) * objective.target.data_range, step)
 
 

@@ -1,71 +1,71 @@
 """First-order solvers, Adam and SGD with momentum, on the same kernels as Gauss-Newton.
 
-They may see only a batch of the voxels each iteration: every s-th voxel along each axis, from a random offset. Every
-voxel is as likely as any other, batches cover the volume evenly, and on such a lattice the Gaussians are Gaussians
-again (means and factors scaled), so the kernels for grids serve. Whitened steps do not notice the scaling.
+A batch of voxels is a lattice: every s-th voxel along each axis, from a random offset. All voxels are equally likely,
+and batches cover the volume evenly. On the lattice the Gaussians are Gaussians again, with scaled means and factors,
+and the kernels for grids apply. Whitened steps are invariant under the scaling.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..operators.gaussian_sum import Gaussians, predict, symmetric, transposed_derivative, upper
+from ..operators.gaussian_sum import Gaussians, predict, symmetric, upper, vjp
 from ..operators.small_matrices import exponential
+from ..progress import Budget
 from .gauss_newton import shape_change, shortened
 from .objective import Evaluation, Linear, Objective
 from .settings import FitSettings
 from .target import Target
 
-# Tuned on a chest CT and a T1 (docs/benchmarks.md): of weights (of the data range), means (voxels), log radii and
-# angles.
+# Rates of weights (relative to the data range), means (voxels), log radii and angles, tuned on a chest CT and a T1
+# (docs/benchmarks.md).
 _ADAM_RATES = (0.01, 0.1, 0.025)
 _FINAL_RATE = 0.05
 _MOMENTUM = 0.9
 _SECOND_MOMENTUM = 0.99
 _POWER_ITERATIONS = 8
 _EVALUATE_EVERY = 5
-_GROWN_UP = 50
-"""Iterations before a Gaussian that began with weight 0 can be called useless."""
+_MIN_AGE = 50
+"""Iterations after which a Gaussian that began with weight 0 may be removed as useless."""
 
 
 class FirstOrder:
     """Adam (Kingma and Ba 2015), or SGD with momentum.
 
-    Adam moves what is usual in Gaussian splatting (Kerbl et al. 2023): centres in voxels, log radii, rotations and
-    weights. SGD moves whitened coordinates; its gradient is scaled by the constant blocks of `GaussianBlocks`, its
-    rate is one over the largest eigenvalue of the curvature so scaled: without either it would not move, or diverge.
+    Adam optimises the usual parameters of Gaussian splatting (Kerbl et al. 2023): centres in voxels, log radii,
+    rotations and weights. SGD optimises whitened coordinates: its gradient is scaled by the constant blocks of
+    `GaussianBlocks`, and its rate is the inverse of the largest eigenvalue of the scaled curvature. Without the two it
+    would stall or diverge.
 
     Parameters
     ----------
     settings : FitSettings
-        Its solver ("adam" or "sgd"), learning_rate (a factor on the tuned rates, which fall along a
-        cosine to a twentieth as the fit proceeds), batch_fraction (rounded to 1 over the D-th power of an integer)
-        and seed.
-    stop : callable
-        Asked before an iteration; once it returns True nothing changes any more.
+        Solver ("adam" or "sgd"), learning_rate (a factor on the tuned rates, which decay along a cosine to a
+        twentieth), batch_fraction (rounded to 1 over the D-th power of an integer) and seed.
+    budget : Budget
+        Limits of the run; its stop request is read before each iteration, which then changes nothing.
     """
 
     stuck = False
-    converged_db = -math.inf  # they do not descend steadily: the schedule ends them
+    converged_db = -math.inf  # no steady descent: the schedule ends the fit
 
-    def __init__(self, settings: FitSettings, stop: Callable[[], bool]) -> None:
+    def __init__(self, settings: FitSettings, budget: Budget) -> None:
         self.settings = settings
-        self.stop = stop
-        self.random = random.Random(settings.seed)  # of batches, which the host places
+        self.stop = budget.stop
+        self.random = random.Random(settings.seed)  # offsets of the batches, chosen on the host
         self.iteration = 0
         # Running means of the gradient and its square (N, K), and iterations since birth (N, 1); none yet.
         self.first, self.second, self.age = torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0, 1)
         self.sgd_rate: Tensor | None = None
         self.caution = 1.0
-        self.evaluated = True  # whether the loss is that of the newest Gaussians
+        self.evaluated = True  # True if the loss is that of the newest Gaussians
 
-    def population_changed(self, kept: Tensor, born: int) -> None:
-        """Keep the moments of the Gaussians that stay, start those of new ones at zero."""
+    def gaussians_changed(self, kept: Tensor, born: int) -> None:
+        """Keep the moments of the remaining Gaussians, and start those of new ones at zero."""
         self.sgd_rate = None
         if not len(self.age):
             return
@@ -74,16 +74,16 @@ class FirstOrder:
         )
 
     def objective_changed(self) -> None:
-        """Go on: the schedule stays what it is."""
+        """Do nothing: the schedule is fixed."""
 
     def settled(self, count: int) -> Tensor:
-        """Return which of `count` Gaussians are old enough to be judged."""
-        return self.age[:, 0] >= _GROWN_UP if len(self.age) == count else self.age.new_zeros(count, dtype=torch.bool)
+        """Return a mask of the Gaussians with settled weights."""
+        return self.age[:, 0] >= _MIN_AGE if len(self.age) == count else self.age.new_zeros(count, dtype=torch.bool)
 
     def iterate(
         self, gaussians: Gaussians, now: Evaluation, objective: Objective, progress: float
     ) -> tuple[Gaussians, Evaluation]:
-        """Return the Gaussians after one iteration, and the newest full evaluation there is."""
+        """Return the Gaussians after one iteration, and the newest full evaluation."""
         if self.stop():
             return gaussians, now
         target = objective.target
@@ -100,17 +100,17 @@ class FirstOrder:
         falling = _FINAL_RATE + (1 - _FINAL_RATE) * (1 + math.cos(math.pi * min(progress, 1))) / 2
         rate = self.settings.learning_rate * falling
         if self.settings.solver == "sgd":
-            # A batch's gradient is noisier by its stride's power, and momentum adds up ten of them.
-            calm = 1.0 if stride == 1 else 1 / (4 * stride**target.values.ndim)
-            moved = self._sgd(gaussians, linear, downhill, rate * calm)
+            # The noise of a batch's gradient grows with the power of its stride, and momentum adds up ten gradients.
+            damping = 1.0 if stride == 1 else 1 / (4 * stride**target.values.ndim)
+            moved = self._sgd(gaussians, linear, downhill, rate * damping)
         else:
             moved = self._adam(gaussians, downhill, rate)
-        moved = objective.kept_in_orthant(gaussians, moved, downhill)
+        moved = objective.project_to_orthant(gaussians, moved, downhill)
         self.iteration += 1
         self.evaluated = stride == 1 or self.iteration % _EVALUATE_EVERY == 0
         if self.evaluated:
             before, now = now, objective.evaluate(moved)
-            if self.settings.solver == "sgd" and now.loss > 1.02 * before.loss:  # it begins to swing
+            if self.settings.solver == "sgd" and now.loss > 1.02 * before.loss:  # it begins to oscillate
                 self.caution /= 2
                 self.first = torch.zeros_like(self.first)
         return moved, now
@@ -129,7 +129,7 @@ class FirstOrder:
 
     def _sgd(self, gaussians: Gaussians, linear: Linear, gradient: Tensor, rate: float) -> Gaussians:
         scaled = linear.blocks.solve(gradient)
-        if self.sgd_rate is None or self.iteration % _EVALUATE_EVERY == 0:  # weights grow, and curvature with them
+        if self.sgd_rate is None or self.iteration % _EVALUATE_EVERY == 0:  # the curvature grows with the weights
             self.sgd_rate = 1 / _largest_eigenvalue(linear, scaled)
         self.first = _MOMENTUM * self.first + scaled
         step = rate * self.caution * self.sgd_rate * self.first
@@ -139,7 +139,7 @@ class FirstOrder:
         return max(1, round(float(self.settings.batch_fraction ** (-1 / target.values.ndim))))
 
     def _batch_gradient(self, gaussians: Gaussians, target: Target, stride: int) -> Tensor:
-        """Return J^T residual of a batch, scaled up to the whole."""
+        """Return ``J^T residual`` of a batch, scaled to all voxels."""
         shape = target.values.shape
         strides = [min(stride, n) for n in shape]
         offsets = [self.random.randrange(s) for s in strides]
@@ -152,7 +152,7 @@ class FirstOrder:
         error = values - predict(thinned, values.shape)
         if target.valid is not None:
             error *= target.valid[lattice]
-        return transposed_derivative(thinned, error) * math.prod(strides)
+        return vjp(thinned, error) * math.prod(strides)
 
 
 def _largest_eigenvalue(linear: Linear, start: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _largest_eigenvalue(linear: Linear, start: Tensor) -> Tensor:
     for _ in range(_POWER_ITERATIONS):
         v = v / v.norm().clamp_min(1e-30)
         v = linear.blocks.solve(linear.times(v))
-    value: Tensor = v.norm().clamp_min(1.0)  # 1 is what a lone Gaussian has
+    value: Tensor = v.norm().clamp_min(1.0)  # 1 is the value of a single Gaussian
     return value
 
 

@@ -8,78 +8,78 @@ import torch
 from torch import Tensor
 
 from ..operators.gaussian_sum import Gaussians, symmetric
+from ..progress import Budget
 from .curvature import Blocks
 from .objective import Evaluation, Linear, Objective
 
 TRUST_RADIUS = 0.5
-"""Longest step of a mean in its own radii, and largest relative change of squared axes, an iteration."""
+"""Largest step of a mean, in its own radii, and largest relative change of squared axes per iteration."""
 DAMPING_RANGE = (1e-4, 1e4)
 _OWN_DAMPING_RANGE = (1.0, 1e3)
 _BACKTRACKS = 2
 EXACT_FROM = 0.7
-"""After this share of a fit curvature is taken on the voxels themselves: what is left to gain is in the details."""
+"""Fraction of a fit after which the curvature is computed on the voxels: the remaining error is in the details."""
 _SLOW = 3e-4
-"""And from the iteration on that lowered the loss by less than this share, until the population changes."""
-
-
+"""Relative decrease of the loss below which the same holds, until Gaussians are added."""
 _SOLVED = 1e-10
-"""CG has nothing left to do once what is left of the squared gradient is this small a share."""
+"""Remaining fraction of the squared preconditioned gradient at which CG stops."""
 _LATE_CG = 2.5
-"""Times as many CG steps then: the linear model holds for longer ways, and the couplings matter more."""
+"""Factor on the number of CG steps late in a fit: the linear model holds further, and couplings matter more."""
 
 
 class GaussNewton:
     """Levenberg-Marquardt: each iteration solves ``(J^T J + damping * blocks) step = J^T residual`` by a few CG steps.
 
-    The damping is a common factor, steered by whether the loss falls, times one of each Gaussian's own, which grows
-    while the solution asks more of it than its trust radius allows, so that its neighbours' steps reckon with the
-    short one it takes. Penalties add their gradient, and a diagonal bound of their curvature. Sparsity, which has a
-    kink at zero, is taken orthant by orthant (Andrew and Gao 2007, OWL-QN): within one it is linear, and a weight that
-    would cross zero stays there.
+    The damping is the product of a common factor, which adapts to the decrease of the loss, and a factor per Gaussian,
+    which grows while its solution exceeds its trust radius, so that the steps of its neighbours take its shortened step
+    into account. Penalties add their gradient and a diagonal bound of their curvature. Sparsity, with its kink at zero,
+    is treated orthant by orthant (Andrew and Gao 2007, OWL-QN): it is linear within an orthant, and a weight that would
+    cross zero stays there.
 
     Parameters
     ----------
     cg_steps : int
-        Few beat many while the linear model is good for a short way only. Late in a fit they are more (`_LATE_CG`).
-    stop : callable
-        Asked between kernels; once it returns True the present iteration ends where it began.
+        CG steps per iteration; late in a fit `_LATE_CG` times as many. Few steps are best while the linear model holds
+        for short steps only.
+    budget : Budget, optional
+        Limits of the run; its stop request is read between kernels, and ends the current iteration without a step.
     """
 
     evaluated = True  # the loss is always that of the newest Gaussians
     converged_db = 0.01
-    """Ten iterations of a complete population that gain less, all together, are the last."""
+    """Gain in dB of ten iterations, after all Gaussians are there, below which the fit has converged."""
 
-    def __init__(self, cg_steps: int, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, cg_steps: int, budget: Budget | None = None) -> None:
         self.cg_steps = cg_steps
-        self.stop = stop
+        self.stop = (budget or Budget()).stop
         self.damping = 1e-2
         self.own_damping = torch.ones(0, 1)
         self.slow = False
 
     @property
     def stuck(self) -> bool:
-        """Whether no step, however short, decreased the loss any more."""
+        """True if no step, however short, decreases the loss any more."""
         return self.damping >= DAMPING_RANGE[1]
 
     def settled(self, count: int) -> Tensor:
-        """Return which of `count` Gaussians are old enough to be judged: all, one iteration solves for the weights."""
+        """Return a mask of the Gaussians with settled weights: all, as one iteration solves for the weights."""
         return self.own_damping.new_ones(count, dtype=torch.bool)
 
-    def population_changed(self, kept: Tensor, born: int) -> None:
-        """Follow the Gaussians that stay, and start afresh with the new ones."""
+    def gaussians_changed(self, kept: Tensor, born: int) -> None:
+        """Keep the damping of the remaining Gaussians, and reset that of new ones."""
         if born:
             self.objective_changed()
         if len(self.own_damping):
             self.own_damping = torch.cat([self.own_damping[kept], self.own_damping.new_ones(born, 1)])
 
     def objective_changed(self) -> None:
-        """Start afresh: there is something new to gain."""
+        """Reset the common damping."""
         self.damping, self.slow = min(self.damping, 1e-2), False
 
     def iterate(
         self, gaussians: Gaussians, now: Evaluation, objective: Objective, progress: float
     ) -> tuple[Gaussians, Evaluation]:
-        """Return the Gaussians after one iteration and their evaluation; the old ones if it did not get better."""
+        """Return the Gaussians after one iteration, and their evaluation; unchanged if the loss does not decrease."""
         if not len(self.own_damping):
             self.own_damping = gaussians.weights.new_ones(len(gaussians.weights), 1)
         exact = self.slow or progress > EXACT_FROM
@@ -91,7 +91,7 @@ class GaussNewton:
             return gaussians, now
         step = self._within_trust(step, now.residual.ndim)
         for backtrack in range(_BACKTRACKS + 1):
-            moved = objective.kept_in_orthant(gaussians, gaussians.moved(step / 4**backtrack), downhill)
+            moved = objective.project_to_orthant(gaussians, gaussians.moved(step / 4**backtrack), downhill)
             new = objective.evaluate(moved)
             if new.loss < now.loss:
                 self.slow |= new.loss > (1 - _SLOW) * now.loss
@@ -122,14 +122,14 @@ class GaussNewton:
             if free is not None:
                 curved = curved * free
             length = decrease / (direction * curved).sum()
-            useful = torch.isfinite(length)  # if not, the gradient is zero: nothing is left to gain
+            useful = torch.isfinite(length)  # otherwise the gradient is zero
             length = torch.where(useful, length, 0.0)
             step = step + length * direction
             left = left - length * curved
             preconditioned = precondition(left)
             new_decrease = (left * preconditioned).sum()
             useful &= new_decrease > _SOLVED * first_decrease
-            # A GPU is not asked, which would have the host wait in every step: once useless, directions are zero.
+            # Not tested on a GPU, where the host would wait in every step: useless directions are zero there.
             if step.device.type == "cpu" and not useful:
                 break
             direction = torch.where(useful, preconditioned + (new_decrease / decrease) * direction, 0.0)
@@ -147,7 +147,7 @@ class GaussNewton:
 def _preconditioner(
     blocks: Blocks, damping: Tensor, stiffness: Tensor | None, free: Tensor | None
 ) -> Callable[[Tensor], Tensor]:
-    """Return what about inverts damped blocks plus stiffness, symmetric and positive on the free columns."""
+    """Return an approximate inverse of damped blocks plus stiffness, symmetric and positive on the free columns."""
     if stiffness is None:
         scale = (1 + damping).rsqrt()
     else:
@@ -164,5 +164,5 @@ def shape_change(step: Tensor, ndim: int) -> Tensor:
 
 
 def shortened(step: Tensor, length: Tensor) -> Tensor:
-    """Shorten (a, B) of each row to `TRUST_RADIUS`; the linear weights need no such bound."""
+    """Shorten (a, B) of each row to `TRUST_RADIUS`; the weights are linear and need no bound."""
     return torch.cat([step[:, :1], step[:, 1:] * (TRUST_RADIUS / length.clamp_min(TRUST_RADIUS))], 1)

@@ -1,4 +1,4 @@
-"""The choice of N: where Gaussians are born, when, and which ones go."""
+"""Growth of the number of Gaussians: when Gaussians are added, where the first ones are placed, which are removed."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from .settings import FitSettings
 
 DEFAULT_COUNT = 2000
 BIRTHS_UNTIL = {"gauss-newton": 0.25, "first-order": 0.5}
-"""A fixed count is complete after this share of the fit; Gauss-Newton is through with a round in a few iterations."""
+"""Fraction of a fit after which a fixed count is complete; Gauss-Newton converges in a few iterations per round."""
 GROWTH = 1.5
-"""How much larger each round makes a population whose final size is open."""
+"""Growth factor per round if the final number is open."""
 _FIRST_COUNT = 200
-BYTES_A_GAUSSIAN = {2: 4.5, 3: 6.2}
-"""In 2D and 3D: where a given size is spent best, on more, coarser Gaussians or fewer, finer ones; found by trial."""
+BYTES_PER_GAUSSIAN = {2: 4.5, 3: 6.2}
+"""Bytes per Gaussian, in 2D and 3D, of the best trade-off of number and precision in a file; by experiment."""
 _HEADER_BYTES = 200
 _SLOW = 0.15
-"""A round has given what it can when an iteration gains less than this share of the mean gain since it began."""
+"""Fraction of the mean gain per iteration since the start of a round, below which the round is over."""
 _KEYS = 1 << 20
-"""Voxels drawn from together: it bounds the memory that takes."""
+"""Voxels per batch of the random sampling; it bounds the memory."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """When a population grows, and to which size.
+    """Schedule of the growth: when the number of Gaussians grows, and to which size.
 
     Parameters
     ----------
     final : int
-        Largest number of Gaussians.
+        Final number of Gaussians; the largest possible one if it is open.
     rounds : int
-        Number of rounds to a fixed count.
+        Number of rounds up to a fixed count.
     open_ended : bool
-        Whether the number is to be found: it then grows whenever the present Gaussians have about given what they can.
+        True if the number is open: it then grows whenever the current Gaussians have nearly converged.
     births_until : float
-        The share of the fit after which a fixed count is complete.
+        Fraction of the fit after which a fixed count is complete.
     n_bytes : int or None
-        The largest file the Gaussians may take.
+        Largest size of the file, bytes.
     """
 
     final: int
@@ -54,20 +54,20 @@ class Plan:
 
     @property
     def start(self) -> int:
-        """The size of the first round."""
+        """Number of Gaussians in the first round."""
         return min(self.final, _FIRST_COUNT) if self.open_ended else math.ceil(self.final / self.rounds)
 
-    def wanted(self, present: int, progress: float, gains: list[float]) -> int:
-        """Return the size the population should have now.
+    def target_count(self, present: int, progress: float, gains: list[float]) -> int:
+        """Return the number of Gaussians due now.
 
         Parameters
         ----------
         present : int
-            Its size after the last round.
+            Number after the last round.
         progress : float
-            The share of the fit that is over, in [0, 1].
+            Fraction of the fit that is done, 0 to 1.
         gains : list of float
-            Decibels gained by each iteration since then.
+            Gain of each iteration since then, dB.
         """
         if self.open_ended:
             slow = len(gains) >= 5 and sum(gains[-2:]) / 2 <= _SLOW * sum(gains) / len(gains)
@@ -79,19 +79,19 @@ class Plan:
 
 
 def file_size(settings: FitSettings, n_voxels: int) -> int | None:
-    """Return the bytes that a file of the Gaussians may have; None where that was not asked for."""
+    """Return the largest size of the file in bytes; None without a limit."""
     if settings.target_bytes is not None:
         return settings.target_bytes
     return None if settings.ratio is None else int(4 * n_voxels / settings.ratio)
 
 
-def make_plan(settings: FitSettings, n_valid: int, n_voxels: int, ndim: int) -> Plan:
-    """Return the plan that the settings ask for on so many voxels.
+def make_growth_plan(settings: FitSettings, n_valid: int, n_voxels: int, ndim: int) -> Plan:
+    """Return the growth schedule of the settings for a volume.
 
     Raises
     ------
     ValueError
-        If more Gaussians than voxels are asked for.
+        If there are to be more Gaussians than voxels.
     """
     births_until = BIRTHS_UNTIL["gauss-newton" if settings.solver == "gauss-newton" else "first-order"]
     n_bytes = file_size(settings, n_voxels)
@@ -102,10 +102,10 @@ def make_plan(settings: FitSettings, n_valid: int, n_voxels: int, ndim: int) -> 
                 "ask for fewer."
             )
         return Plan(settings.gaussians, min(settings.rounds, settings.gaussians), False, births_until, n_bytes)
-    # A 3D Gaussian has ten numbers: beyond a tenth of the voxels a sum of them is no shorter than the volume.
+    # A 3D Gaussian has ten parameters: beyond a tenth of the voxels, the sum has more parameters than the volume.
     most = max(1, n_valid // 10)
     if n_bytes is not None:
-        count = min(most, max(1, int((n_bytes - _HEADER_BYTES) / BYTES_A_GAUSSIAN[ndim])))
+        count = min(most, max(1, int((n_bytes - _HEADER_BYTES) / BYTES_PER_GAUSSIAN[ndim])))
         return Plan(count, min(settings.rounds, count), False, births_until, n_bytes)
     if settings.target_psnr is None and settings.time_limit is None:
         return Plan(min(DEFAULT_COUNT, most), settings.rounds, False, births_until)
@@ -117,32 +117,32 @@ def spacing(n_voxels: int, count: int, ndim: int) -> float:
     return float((n_voxels / count) ** (1 / ndim))
 
 
-def source(seed: int, device: torch.device) -> torch.Generator:
-    """Return the source of random numbers of a fit on that device: equal seeds give equal fits."""
+def random_generator(seed: int, device: torch.device) -> torch.Generator:
+    """Return a random number generator on a device; equal seeds give equal fits."""
     return torch.Generator(device).manual_seed(seed)
 
 
-def seeds(values: Tensor, count: int, random: torch.Generator) -> Gaussians:
-    """Return the first Gaussians: round, of weight 0, where the gradient of the volume is large."""
+def initial_gaussians(values: Tensor, count: int, random: torch.Generator) -> Gaussians:
+    """Return the first Gaussians: isotropic, of weight 0, at positions with a large gradient of the volume."""
     sigma = 0.35 * spacing(values.numel(), count, values.ndim)
     smooth = smoothed(values, 1.0)
     slope = torch.zeros_like(smooth)
     for axis, n in enumerate(values.shape):
-        difference = smooth.diff(dim=axis).square_()  # shared by the two voxels beside it
+        difference = smooth.diff(dim=axis).square_()  # shared by the two voxels on both sides
         for start in (0, 1):
             slope.narrow(axis, start, n - 1).add_(difference)
         del difference
-    return _born(slope.sqrt_(), count, sigma, random)
+    return _sample_gaussians(slope.sqrt_(), count, sigma, random)
 
 
 def births(residual: Tensor, count: int, present: int, random: torch.Generator) -> Gaussians:
-    """Return new Gaussians: round, of weight 0, at places drawn from the squared, lightly smoothed residual."""
+    """Return new Gaussians: isotropic, of weight 0, at positions sampled from the squared, smoothed residual."""
     distance = spacing(residual.numel(), present + count, residual.ndim)
-    return _born(smoothed(residual, 0.04 * distance).square_(), count, 0.3 * distance, random)
+    return _sample_gaussians(smoothed(residual, 0.04 * distance).square_(), count, 0.3 * distance, random)
 
 
 def smoothed(grid: Tensor, sigma: float) -> Tensor:
-    """Return the grid averaged with Gaussian weights, cut off at four sigma; what is outside of it does not count."""
+    """Return the grid averaged with Gaussian weights, cut off at four sigma, and renormalised at the borders."""
     weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(round(4 * sigma) + 1)]
     for axis, n in enumerate(grid.shape):
         some = weights[:n]
@@ -156,36 +156,36 @@ def smoothed(grid: Tensor, sigma: float) -> Tensor:
     return grid
 
 
-def useful(gaussians: Gaussians, loss: float, n_valid: int, shape: tuple[int, ...]) -> Tensor:
+def useful_mask(gaussians: Gaussians, loss: float, n_valid: int, shape: tuple[int, ...]) -> Tensor:
     """Return a mask of the Gaussians worth keeping.
 
-    One goes when its energy inside the grid, ``w^2 sum_x e(x)``, is under a thousandth of the mean share of the squared
-    error a Gaussian: all that go together change the error by less than about 0.1 %.
+    A Gaussian is removed if its energy inside the grid, ``w^2 sum_x e(x)``, is below a thousandth of the squared error
+    per Gaussian: all removed ones together change the error by less than about 0.1 %.
     """
     inside = gather(gaussians.means, gaussians.factors, torch.ones(shape, device=gaussians.means.device))[:, 0]
     energy = gaussians.weights**2 * inside
     return energy > 1e-3 * loss * n_valid / max(len(energy), 1)
 
 
-def _born(chance: Tensor, count: int, sigma: float, random: torch.Generator) -> Gaussians:
-    """Draw `count` different voxels with chances in proportion to `chance`, each a round Gaussian of `sigma` voxels."""
+def _sample_gaussians(chance: Tensor, count: int, sigma: float, random: torch.Generator) -> Gaussians:
+    """Return isotropic Gaussians of `sigma` voxels at `count` different voxels, sampled in proportion to `chance`."""
     shape, device = chance.shape, chance.device
-    place = _drawn(chance.flatten(), count, random)
+    place = _weighted_sample(chance.flatten(), count, random)
     means = torch.rand(count, len(shape), generator=random, device=device) - 0.5
     for axis in reversed(range(len(shape))):
         means[:, axis] += place % shape[axis]
         place = place // shape[axis]
-        if shape[axis] == 1:  # there is nowhere to go
+        if shape[axis] == 1:  # only one position
             means[:, axis] = 0
     one = torch.eye(len(shape), device=device)
     return Gaussians(means, (one / max(sigma, 0.5)).repeat(count, 1, 1), torch.zeros(count, device=device))
 
 
-def _drawn(chance: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """Return `count` different positions, drawn with chances in proportion to `chance`, ascending.
+def _weighted_sample(chance: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """Return `count` different positions, sampled in proportion to `chance`, in ascending order.
 
-    With u uniform in (0, 1), the largest of ``log(u) / chance`` are a weighted draw without replacement (Efraimidis and
-    Spirakis 2006). In float64: where there are many voxels all that win have u near 1.
+    With u uniform in (0, 1), the largest of ``log(u) / chance`` are a weighted sample without replacement (Efraimidis
+    and Spirakis 2006). In float64, as among many voxels all selected ones have u near 1.
     """
     keys, places = [], []
     for start, some in zip(range(0, len(chance), _KEYS), torch.split(chance, _KEYS), strict=True):

@@ -1,10 +1,9 @@
-"""The one loop behind every fit: a generator of steps."""
+"""Loop of a fit: a generator of steps."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -12,31 +11,32 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..devices import idle_gpu
+from ..devices import unused_gpu_note
 from ..errors import InputError
 from ..grid import Grid
 from ..kernels import available_device, prepare
-from ..memory import check_device, give_back, ran_out, too_little
+from ..memory import check_device, is_out_of_memory, out_of_memory_error, release_cache
 from ..metrics import psnr_db
 from ..operators.gaussian_sum import Gaussians, empty
+from ..progress import Budget, finish
 from ..settings import validated
-from .file_size import check_size, compressed
+from .file_size import check_size, fit_to_size
 from .first_order import FirstOrder
 from .gauss_newton import EXACT_FROM, GaussNewton
-from .growth import Plan, make_plan, seeds, source, useful
+from .growth import Plan, initial_gaussians, make_growth_plan, random_generator, useful_mask
 from .objective import Evaluation, Objective
-from .result import FitResult, FitStep, HistoryPoint
+from .result import FitResult, FitStep, HistoryPoint, fit_result
 from .settings import FitSettings
 from .split_merge import Change
 from .strategies import Strategy, strategy
 from .target import Target, check_volume, make_target
 
-FITTING_SHARE = 0.88
-"""Of the time for a file of a given size; the rest is for rounding and fitting again what is still free."""
+FIT_TIME_FRACTION = 0.88
+"""Fraction of the time limit for the fit itself if a file size is given; the rest is for rounding and refitting."""
 RELAXED_FROM = 0.75
-"""After this share of a fit sparsity takes no more Gaussians away, and no longer pulls at the weights of the others."""
+"""Fraction of a fit after which sparsity removes no more Gaussians, and no longer shrinks the other weights."""
 REARRANGE_EVERY = 5
-"""Iterations between two rearrangements of a complete population, for strategies that have them."""
+"""Iterations between two rearrangements after all Gaussians are there, for growth strategies that have them."""
 
 
 def fit(volume: ArrayLike, *, affine: ArrayLike | None = None, grid: Grid | None = None, **settings: Any) -> FitResult:
@@ -45,35 +45,47 @@ def fit(volume: ArrayLike, *, affine: ArrayLike | None = None, grid: Grid | None
     Parameters
     ----------
     volume : array_like, (Z, Y, X) or (Y, X)
-        Real intensities of any type. NaN and infinite voxels are left out.
+        Real intensities of any numeric type. NaN and infinite voxels are left out of the fit.
     affine : array_like, (D + 1, D + 1), optional
-        Takes index coordinates (array axis order) to world coordinates in the same order; kept with the Gaussians.
+        Affine from index coordinates (array axis order) to world coordinates in the same order; it is stored with the
+        Gaussians. The identity by default.
     grid : Grid, optional
-        Instead of `affine`: with units and axis labels too.
+        Grid with affine, units and axis labels, instead of `affine`.
     **settings
         Fields of `FitSettings`: ``gaussians``, ``target_psnr``, ``time_limit``, ``solver``, ``seed``, ``device``, ...
 
     Returns
     -------
     FitResult
+        Gaussians, reconstruction, PSNR, SSIM and history.
 
     Raises
     ------
-    ValueError
-        If the volume, the affine or a setting cannot be used; the sentence says why.
-    MemoryError
-        If the fit would take more memory than is free.
+    InputError
+        If the volume, the affine or a setting cannot be used; a ValueError, the message says why.
+    OutOfMemoryError
+        If the fit needs more memory than is free; a MemoryError.
+
+    See Also
+    --------
+    fit_steps : Fit step by step, with previews and a way to stop.
+
+    References
+    ----------
+    .. [1] B. Kerbl, G. Kopanas, T. Leimkuehler, G. Drettakis. 3D Gaussian Splatting for Real-Time Radiance Field
+       Rendering. ACM Transactions on Graphics 42(4), 2023.
+    .. [2] K. Levenberg. A Method for the Solution of Certain Non-Linear Problems in Least Squares. Quarterly of Applied
+       Mathematics 2(2), 1944.
 
     Examples
     --------
     >>> import napari_gsvolume as gsv
-    >>> volume, grid = gsv.vessel_phantom(32)
-    >>> result = gsv.fit(volume, gaussians=50, iterations=5, grid=grid)
+    >>> volume, grid = gsv.phantoms.vessel_phantom(16)
+    >>> result = gsv.fit(volume, gaussians=20, iterations=3, grid=grid)
     >>> result.gaussians.sample(scale=2).shape
-    (64, 64, 64)
+    (32, 32, 32)
     """
-    [last] = deque(fit_steps(volume, affine=affine, grid=grid, **settings), maxlen=1)
-    return last.result()
+    return finish(fit_steps(volume, affine=affine, grid=grid, **settings))
 
 
 def fit_steps(
@@ -81,28 +93,59 @@ def fit_steps(
     *,
     affine: ArrayLike | None = None,
     grid: Grid | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    budget: Budget | None = None,
     **settings: Any,
-) -> Iterator[FitStep]:
+) -> Generator[FitStep, None, FitResult]:
     """Fit Gaussians to a volume, step by step.
 
-    Takes and raises what `fit` does; what is wrong with the input is raised here, before the first step. The first step
-    comes at once, before the kernels are compiled. To end the fit just stop asking: the last step has all that was
-    reached. `stop` ends it from elsewhere.
+    Input errors are raised by the call itself, before the first step. The first step comes at once, before the kernels
+    are compiled, and shows the background alone.
 
     Parameters
     ----------
     volume, affine, grid, **settings
-        As in `fit`.
-    stop : callable, optional
-        Asked between the kernels' calls, also in the middle of an iteration; once it returns True, the step before is
-        the last but for one that repeats it with the useless Gaussians removed.
+        Parameters of `fit`.
+    budget : Budget, optional
+        Limits in addition to those of the settings. Its stop request is read between the calls of the kernels, also in
+        the middle of an iteration. A stopped fit yields one more step, without useless Gaussians, and returns its
+        result.
 
     Yields
     ------
     FitStep
+        State after each iteration.
+
+    Returns
+    -------
+    FitResult
+        Return value of the generator (``value`` of the StopIteration): the same result as of `fit`.
+
+    Raises
+    ------
+    InputError
+        If the volume, the affine or a setting cannot be used; a ValueError.
+    OutOfMemoryError
+        If the fit needs more memory than is free; a MemoryError.
+
+    See Also
+    --------
+    fit : The same fit in one call.
+    napari_gsvolume.progress : Protocol of long runs.
+
+    Examples
+    --------
+    >>> import napari_gsvolume as gsv
+    >>> from napari_gsvolume.progress import finish
+    >>> volume, grid = gsv.phantoms.vessel_phantom(16)
+    >>> steps = gsv.fit_steps(volume, grid=grid, gaussians=20, iterations=3)
+    >>> next(steps).n_gaussians
+    0
+    >>> finish(steps).n_gaussians <= 20
+    True
     """
     options = validated(FitSettings, **settings)
+    budget = (budget or Budget()).limited(options.iterations, options.time_limit)
+    options = options.model_copy(update={"iterations": budget.iterations, "time_limit": budget.time_limit})
     array = check_volume(volume)
     if affine is not None and grid is not None:
         raise InputError("Give an affine or a grid, not both.")
@@ -111,47 +154,48 @@ def fit_steps(
         raise InputError(f"The grid is of shape {grid.shape}, the volume of {array.shape}.")
     device = available_device(options.device)
     target = make_target(array, grid)
-    if options.device == "auto" and (note := idle_gpu()):
+    if options.device == "auto" and (note := unused_gpu_note()):
         target = replace(target, notes=(*target.notes, note))
-    plan = make_plan(options, target.n_valid, array.size, array.ndim)
+    plan = make_growth_plan(options, target.n_valid, array.size, array.ndim)
     check_device(device, grid.shape, options.data_term, 0 if plan.open_ended else plan.final)
     if plan.n_bytes is not None:
         check_size(plan.n_bytes, grid)
-    return _on_device(target, options, plan, torch.device(device), stop)
+    return _on_device(target, options, plan, torch.device(device), budget)
 
 
 def _on_device(
-    target: Target, settings: FitSettings, plan: Plan, device: torch.device, stop: Callable[[], bool]
-) -> Iterator[FitStep]:
-    """Pass on the steps of a fit on a device, whose memory is given back at the end, whatever ends it."""
+    target: Target, settings: FitSettings, plan: Plan, device: torch.device, budget: Budget
+) -> Generator[FitStep, None, FitResult]:
+    """Pass on the steps of a fit on a device, and release the memory of the device however the fit ends."""
     try:
-        yield from _steps(Objective(target.to(device), settings), plan, stop)
-        return
+        return (yield from _steps(Objective(target.to(device), settings), plan, budget))
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
     finally:
-        give_back()
-    # Here, not above: the functions that the error's traceback leads to hold tensors.
-    raise too_little(device)
+        release_cache()
+    # Raised here, not in the handler: the traceback of the original error keeps tensors alive.
+    raise out_of_memory_error(device)
 
 
-def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterator[FitStep]:
+def _steps(objective: Objective, plan: Plan, budget: Budget) -> Generator[FitStep, None, FitResult]:
     started = time.perf_counter()
     target, settings = objective.target, objective.settings
-    random = source(settings.seed, target.values.device)
-    solver = _solver(settings, stop)
-    places = strategy(settings.population)
+    random = random_generator(settings.seed, target.values.device)
+    solver = _solver(settings, budget)
+    growth = strategy(settings.growth)
     state = empty(target.grid.ndim, target.values.device)
     now = objective.evaluate(state)
     first_psnr = psnr_db(now.mean_square)
-    # A file of a given size is made at the end, and takes its share of the time.
+    # A file of a given size is made at the end, and needs its share of the time.
     seconds = (
-        None if settings.time_limit is None else settings.time_limit * (1 if plan.n_bytes is None else FITTING_SHARE)
+        None
+        if settings.time_limit is None
+        else settings.time_limit * (1 if plan.n_bytes is None else FIT_TIME_FRACTION)
     )
     history: list[HistoryPoint] = []
     iteration, size = 0, 0
-    gains: list[float] = []  # dB of each iteration since the population last changed
+    gains: list[float] = []  # dB gained by each iteration since the number of Gaussians last changed
     rounding: float | None = None
 
     def clock() -> float:
@@ -161,15 +205,23 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
         point = HistoryPoint(clock(), psnr_db(now.mean_square), len(state.weights), now.terms)
         history.append(point)
         return FitStep(
-            iteration, point.seconds, point.psnr_db, point.n_gaussians, progress(), message, objective, state,
-            tuple(history), rounding,
-        )  # fmt: skip
+            progress(),
+            message,
+            iteration=iteration,
+            seconds=point.seconds,
+            psnr_db=point.psnr_db,
+            n_gaussians=point.n_gaussians,
+            objective=objective,
+            state=state,
+            history=tuple(history),
+            rounding=rounding,
+        )
 
     def progress() -> float:
         shares = [0.0]
         if seconds is not None:
             shares.append(clock() / seconds)
-        # An open number of Gaussians ends by itself with gauss-newton, which converges; the others need a schedule.
+        # Without a fixed number of Gaussians, gauss-newton ends by convergence; the other solvers need a schedule.
         scheduled = seconds is None and not (plan.open_ended and settings.solver == "gauss-newton")
         if settings.iterations is not None or scheduled:
             shares.append(iteration / settings.n_iterations)
@@ -177,46 +229,46 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
             shares.append((psnr_db(now.mean_square) - first_psnr) / max(settings.target_psnr - first_psnr, 1e-9))
         return min(1.0, max(shares))
 
-    def become(change: Change) -> None:
+    def apply(change: Change) -> None:
         nonlocal state, now, gains
         state, gains = change.gaussians, []
-        solver.population_changed(change.kept, change.born)
-        now = evaluated()
+        solver.gaussians_changed(change.kept, change.n_new)
+        now = evaluate()
 
-    def evaluated() -> Evaluation:
+    def evaluate() -> Evaluation:
         objective.refresh(state)
         return objective.evaluate(state)
 
-    yield step("Loading the kernels (compiled the very first time: some seconds)")
+    yield step("Loading the kernels (the first time they are compiled, which takes some seconds)")
     prepare(target.values.device)
 
     ended, converged = "", False
     while not ended:
-        wanted = plan.wanted(size, progress(), gains) if size else plan.start
+        wanted = plan.target_count(size, progress(), gains) if size else plan.start
         if wanted > size:
             objective.set_count(wanted)
-            become(_grown(state, now.residual, now.mean_square, wanted, objective, random, solver, places))
+            apply(_grown(state, now.residual, now.mean_square, wanted, objective, random, solver, growth))
             size = wanted
         elif size == plan.final and len(gains) >= REARRANGE_EVERY and progress() < EXACT_FROM:
-            change = places.rearrange(state, now.residual, random)
+            change = growth.rearrange(state, now.residual, random)
             if change is not None:
-                become(change)
+                apply(change)
         if objective.sparsity > 0 and (progress() > RELAXED_FROM or converged):
             objective.lift_sparsity()
             solver.objective_changed()
-            now, gains, converged = evaluated(), [], False
+            now, gains, converged = evaluate(), [], False
         now = objective.refreshed(state, now)
         before, began = now, clock()
         state, now = solver.iterate(state, now, objective, progress())
         iteration += 1
         if solver.evaluated:
             gains.append(psnr_db(now.loss) - psnr_db(before.loss))
-        idle = objective.idle(state, now.residual)
-        if idle is not None:
-            state = state.select(~idle)
-            solver.population_changed(~idle, 0)
+        zeroed = objective.zeroed_mask(state, now.residual)
+        if zeroed is not None:
+            state = state.select(~zeroed)
+            solver.gaussians_changed(~zeroed, 0)
 
-        if stop():
+        if budget.stop():
             ended = "Stopped."
         elif settings.target_psnr is not None and psnr_db(now.mean_square) >= settings.target_psnr:
             ended = "The target PSNR is reached."
@@ -232,13 +284,13 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
             else:
                 yield step("Fitting")
 
-    now = evaluated()  # afresh: with batches it may be some iterations old
+    now = evaluate()  # with batches the evaluation may be some iterations old
     keep = _worth_keeping(state, now.mean_square, objective, solver)
     if not keep.all():
         thinned = state.select(keep)
         objective.refresh(thinned)
         without = objective.evaluate(thinned)
-        # A target that was reached stays reached: then the few useless ones may stay.
+        # The useless Gaussians stay if the fit would fall below the target PSNR without them.
         if settings.target_psnr is None or psnr_db(without.mean_square) >= min(
             settings.target_psnr, psnr_db(now.mean_square)
         ):
@@ -246,50 +298,61 @@ def _steps(objective: Objective, plan: Plan, stop: Callable[[], bool]) -> Iterat
     if plan.n_bytes is not None:
         whole = step("Rounding to the size of the file")
         yield whole
-        left = None if settings.time_limit is None else settings.time_limit - clock()
-        state, rounding = compressed(objective, whole.gaussians, plan.n_bytes, left, stop)
-        now = evaluated()
-    yield step(ended)
+        left = None if settings.time_limit is None else max(settings.time_limit - clock(), 1e-9)
+        state, rounding = fit_to_size(
+            objective, whole.gaussians, plan.n_bytes, Budget(time_limit=left, stop=budget.stop)
+        )
+        now = evaluate()
+    last = replace(step(ended), is_last=True)
+    yield last
+    return fit_result(last)
 
 
-def _solver(settings: FitSettings, stop: Callable[[], bool]) -> GaussNewton | FirstOrder:
+def _solver(settings: FitSettings, budget: Budget) -> GaussNewton | FirstOrder:
     if settings.solver == "gauss-newton":
-        return GaussNewton(settings.cg_steps, stop)
-    return FirstOrder(settings, stop)
+        return GaussNewton(settings.cg_steps, budget)
+    return FirstOrder(settings, budget)
 
 
 def _worth_keeping(
     state: Gaussians, mean_square: float, objective: Objective, solver: GaussNewton | FirstOrder
 ) -> Tensor:
-    """Return a mask of the Gaussians that are useful, or too young to tell."""
-    if objective.support is not None:  # without weights there is no telling
+    """Return a mask of the Gaussians that are useful, or too new to decide."""
+    if objective.support is not None:  # without weights usefulness is not defined
         return torch.ones_like(state.weights, dtype=torch.bool)
     target = objective.target
-    young = ~solver.settled(len(state.weights)).to(state.weights.device)
-    return useful(state, mean_square, target.n_valid, target.grid.shape) | young
+    new = ~solver.settled(len(state.weights)).to(state.weights.device)
+    return useful_mask(state, mean_square, target.n_valid, target.grid.shape) | new
 
 
 def _grown(
-    state: Gaussians, residual: Tensor, mean_square: float, wanted: int, objective: Objective,
-    random: torch.Generator, solver: GaussNewton | FirstOrder, places: Strategy,
-) -> Change:  # fmt: skip
-    """Return the useful ones of the Gaussians, and as many new ones as make `wanted`."""
+    state: Gaussians,
+    residual: Tensor,
+    mean_square: float,
+    wanted: int,
+    objective: Objective,
+    random: torch.Generator,
+    solver: GaussNewton | FirstOrder,
+    growth: Strategy,
+) -> Change:
+    """Return the useful Gaussians, and new ones up to the number `wanted`."""
     if not len(state.weights):
         change = Change(
-            torch.zeros_like(state.weights, dtype=torch.bool), seeds(objective.target.values, wanted, random)
+            torch.zeros_like(state.weights, dtype=torch.bool),
+            initial_gaussians(objective.target.values, wanted, random),
         )
     else:
         keep = _worth_keeping(state, mean_square, objective, solver)
-        grown = places.grow(state.select(keep), residual, wanted, random)
+        grown = growth.grow(state.select(keep), residual, wanted, random)
         kept = keep.clone()
         kept[keep] = grown.kept
         change = Change(kept, grown.gaussians)
     if objective.support is None:
         return change
-    # Without weights: every Gaussian counts once, and a new one must not be too much from the start.
+    # Without weights every Gaussian has full height: new ones start small enough not to dominate.
     means, factors, weights = change.gaussians
     sigma = objective.support.initial_sigma(residual.numel(), wanted, residual.ndim)
-    born = change.born
-    round_ones = torch.eye(residual.ndim, device=residual.device).div(max(sigma, 0.3)).expand(born, -1, -1)
-    factors = torch.cat([factors[: len(factors) - born], round_ones])
+    born = change.n_new
+    isotropic = torch.eye(residual.ndim, device=residual.device).div(max(sigma, 0.3)).expand(born, -1, -1)
+    factors = torch.cat([factors[: len(factors) - born], isotropic])
     return Change(change.kept, Gaussians(means, factors, torch.ones_like(weights)))

@@ -1,4 +1,4 @@
-"""Pairs of Gaussians near each other, how much they overlap and how they are spaced.
+"""Pairs of neighbouring Gaussians: search, overlap and spacing.
 
 Pairs are unordered, each listed once, as the columns ``(i, j)`` of an int64 tensor ``(2, M)``; ``d = mu_j - mu_i``.
 """
@@ -19,18 +19,18 @@ from torch import Tensor
 from ..operators.gaussian_sum import Gaussians, multiplicity, upper
 from ..operators.small_matrices import determinant, inverse
 
-THRESHOLD = 1e-3
-"""Pairs that overlap less are left out."""
+OVERLAP_THRESHOLD = 1e-3
+"""Smallest normalised overlap of a pair; other pairs are left out."""
 _CANDIDATES = 1 << 19
-"""Pairs looked at together: it bounds the memory that a few huge Gaussians take."""
+"""Candidate pairs per batch; it bounds the memory that a few huge Gaussians need."""
 _TESTS = 1 << 23
-"""Pairs compared together where all are: it bounds the memory, and is enough to occupy a GPU."""
+"""Pairs per batch of an all-pairs comparison; it bounds the memory, and is enough to occupy a GPU."""
 _SOFTENING = 1e-6
-"""Added in squares to distances in radii, so that coincident centres have a slope: zero."""
+"""Softening of distances in radii (added in squares), so that coincident centres have the slope zero."""
 
 
 class Overlaps(NamedTuple):
-    """Of M pairs: the overlap o and what its derivatives are made of, with ``A = S_i + S_j``."""
+    """Normalised overlaps o of M pairs, and the terms of their derivatives, with ``A = S_i + S_j``."""
 
     overlap: Tensor
     """o, (M,)."""
@@ -43,7 +43,7 @@ class Overlaps(NamedTuple):
 
 
 def overlap_table(gaussians: Gaussians) -> Tensor:
-    """Return what `overlaps` needs of each Gaussian, in float64: rows mu, upper triangle of S, log |det W|."""
+    """Return the table for `overlaps`, float64: rows mu, upper triangle of S, log |det W|; columns are Gaussians."""
     means, factors = gaussians.means.detach().double(), gaussians.factors.detach().double()
     S = _covariances(factors)
     return torch.cat([means, upper(S), determinant(factors).abs().log()[:, None]], 1).T.contiguous()
@@ -75,7 +75,7 @@ def overlaps(table: Tensor, pairs: Tensor) -> Overlaps:
 
 
 class Spacings(NamedTuple):
-    """Of M pairs: the spacing s and its slopes by the whitened steps of i and j."""
+    """Spacings s of M pairs, and their derivatives by the whitened steps of i and j."""
 
     spacing: Tensor
     """s, (M,)."""
@@ -108,7 +108,7 @@ def spacings(gaussians: Gaussians, pairs: Tensor, k: float) -> Spacings:
     return Spacings((rho[0] * rho[1] / (k * both))[:, 0], torch.stack(slopes))
 
 
-def overlapping_pairs(gaussians: Gaussians, threshold: float = THRESHOLD) -> Tensor:
+def overlapping_pairs(gaussians: Gaussians, threshold: float = OVERLAP_THRESHOLD) -> Tensor:
     """Return all pairs with ``o_ij >= threshold`` and no others, ``(2, M)``.
 
     As ``d^T A^-1 d >= d_k^2 / A_kk`` along each axis k, bounding boxes are compared first, and o itself is computed for
@@ -137,14 +137,14 @@ def nearest_pairs(means: Tensor, n_neighbours: int) -> Tensor:
     if device.type == "cpu":
         j = torch.from_numpy(cKDTree(centres.numpy()).query(centres.numpy(), k=k)[1])  # (N, k)
     else:
-        # Without matrix products, which lose the digits that tell near ones apart.
+        # Without matrix products, which lose the digits of small distances.
         exactly = "donot_use_mm_for_euclid_dist"
         rows = torch.split(centres, max(_TESTS // n, 1))
         j = torch.cat([torch.cdist(some, centres, compute_mode=exactly).topk(k, largest=False)[1] for some in rows])
     i = torch.arange(n, device=device)[:, None]
     unique = torch.unique(torch.minimum(i, j) * n + torch.maximum(i, j))
     pairs = torch.stack([unique // n, unique % n])
-    return pairs[:, pairs[0] != pairs[1]]  # each is near itself, but not always first among coincident centres
+    return pairs[:, pairs[0] != pairs[1]]  # each centre is its own neighbour, not always the first
 
 
 def _near_on_device(centres: Tensor, squares: Tensor) -> Iterator[Tensor]:

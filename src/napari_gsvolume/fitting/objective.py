@@ -1,4 +1,4 @@
-"""What a fit minimises: a data term plus penalties, as the solvers see it.
+"""Objective of a fit: a data term plus penalties, with the derivatives that the solvers need.
 
 The loss is ``mean(residual^2) + sum_t lambda_t P_t``, with intensities relative to the data range and every penalty
 ``P_t`` a mean over Gaussians (see `napari_gsvolume.fitting.penalties`). Solvers work with half the sum of squares, so
@@ -14,25 +14,25 @@ import torch
 from torch import Tensor
 
 from ..kernels import gather
-from ..operators.gaussian_sum import Gaussians, empty, predict, transposed_derivative
+from ..operators.gaussian_sum import Gaussians, empty, predict, vjp
 from ..operators.voxel_support import Ellipsoid, Neighbourhood
 from .curvature import Blocks, Curvature, GaussianBlocks
-from .penalties import Overlap, Penalty, Smoothness, Spacing, Sparsity, pseudo_gradient, within_orthant
+from .penalties import Overlap, Penalty, Smoothness, Spacing, Sparsity, clip_to_orthant, pseudo_gradient
 from .settings import FitSettings
 from .target import Target
 
 
 class Evaluation(NamedTuple):
-    """How good some Gaussians are."""
+    """Residual and loss of Gaussians."""
 
     residual: Tensor  # target - prediction, the grid's shape
     loss: float
     mean_square: float
-    terms: dict[str, float]  # the loss's parts, each with its weight: "data" and the penalties
+    terms: dict[str, float]  # terms of the loss, multiplied by their weights: "data" and the penalties
 
 
 class Linear(Protocol):
-    """The data term linearised at some Gaussians."""
+    """Data term, linearised at given Gaussians."""
 
     def gradient(self, residual: Tensor) -> Tensor:
         """Return J^T residual, ``(N, K)``."""
@@ -42,11 +42,11 @@ class Linear(Protocol):
 
     @property
     def blocks(self) -> Blocks:
-        """About the block diagonal of ``J^T J``."""
+        """Approximate block diagonal of ``J^T J``."""
 
 
 class _Weighted:
-    """The sum of weighted Gaussians, linearised."""
+    """Weighted sum of Gaussians, linearised."""
 
     def __init__(self, gaussians: Gaussians, shape: Sequence[int], *, exact: bool) -> None:
         self.gaussians, self.shape, self.exact = gaussians, shape, exact
@@ -54,7 +54,7 @@ class _Weighted:
         self._curvature: Curvature | None = None
 
     def gradient(self, residual: Tensor) -> Tensor:
-        return transposed_derivative(self.gaussians, residual)
+        return vjp(self.gaussians, residual)
 
     def times(self, step: Tensor) -> Tensor:
         if self._curvature is None:
@@ -63,36 +63,36 @@ class _Weighted:
 
 
 class _Supported:
-    """A voxel-support data term, linearised."""
+    """Voxel-support data term, linearised."""
 
     def __init__(self, term: Neighbourhood | Ellipsoid, gaussians: Gaussians) -> None:
-        self._at = term.at(gaussians)
-        self.blocks: Blocks = self._at.blocks
+        self._linear = term.linearise(gaussians)
+        self.blocks: Blocks = self._linear.blocks
 
     def gradient(self, residual: Tensor) -> Tensor:
-        return self._at.transposed(residual)
+        return self._linear.vjp(residual)
 
     def times(self, step: Tensor) -> Tensor:
-        return self._at.transposed(self._at.derivative(step))
+        return self._linear.vjp(self._linear.jvp(step))
 
 
 class Objective:
-    """The loss of Gaussians on a target.
+    """Loss of Gaussians on a target.
 
     Parameters
     ----------
     target : Target
-        The volume.
+        Volume to fit.
     settings : FitSettings
         Data term and weights of the penalties.
     free : Tensor, (N, K), optional
-        1 for the numbers of a whitened step that may change, 0 for the others; all may if not given.
+        Mask: 1 for the components of a whitened step that may change, 0 for fixed ones. By default all may change.
 
     Attributes
     ----------
     count : int
-        The number of Gaussians that penalties are means over. It is what the fit has asked for so far: Gaussians that
-        sparsity removes do not make it smaller, which would make the penalty of the others larger.
+        Number of Gaussians in the means of the penalties: the number that the growth has requested so far. Gaussians
+        that sparsity removes still count, as a smaller count would raise the penalty of the others.
     """
 
     def __init__(self, target: Target, settings: FitSettings, free: Tensor | None = None) -> None:
@@ -107,32 +107,32 @@ class Objective:
         )
         s = settings
         weighted: list[tuple[float, Penalty]] = [
-            (s.lambda_sparsity, Sparsity(1)),
-            (s.lambda_overlap, Overlap(1)),
-            (s.lambda_smoothness, Smoothness(1, shape)),
-            (s.lambda_spacing, Spacing(1, target=s.spacing, k=s.spacing_radius)),
+            (s.sparsity_weight, Sparsity(1)),
+            (s.overlap_weight, Overlap(1)),
+            (s.smoothness_weight, Smoothness(1, shape)),
+            (s.spacing_weight, Spacing(1, target=s.spacing, k=s.spacing_radius)),
         ]
         self.penalties = [(weight, penalty) for weight, penalty in weighted if weight > 0]
-        self.sparsity = s.lambda_sparsity
+        self.sparsity = s.sparsity_weight
         self.free = free
         self.count = 1
         self.refresh(empty(target.grid.ndim, target.values.device))
 
     def set_count(self, count: int) -> None:
-        """Have the penalties be means over so many Gaussians."""
+        """Set the number of Gaussians in the means of the penalties."""
         self.count = count
         for _, penalty in self.penalties:
             penalty.count = count
 
     def refresh(self, gaussians: Gaussians) -> None:
-        """Find again who is whose neighbour; must be done when their number has changed."""
+        """Search the neighbours again; required after the number of Gaussians has changed."""
         for _, penalty in self.penalties:
             penalty.refresh(gaussians)
 
     def refreshed(self, gaussians: Gaussians, now: Evaluation) -> Evaluation:
-        """Find again who is whose neighbour, and return the evaluation with penalties by that.
+        """Search the neighbours again, and return the evaluation with the penalties on the new pairs.
 
-        Losses compare between two such calls only.
+        Losses are comparable only between two such calls.
         """
         if not self.penalties:
             return now
@@ -140,22 +140,22 @@ class Objective:
         return self._evaluation(now.residual, [now.mean_square, *torch.stack(self._values(gaussians)).tolist()])
 
     def lift_sparsity(self) -> None:
-        """Let the weights be what the data ask for: sparsity has chosen who stays, and would keep them too small.
+        """Remove sparsity from the loss: it has selected the Gaussians, and would keep their weights too small.
 
-        This is the relaxed lasso (Meinshausen 2007). The term is still told, and no longer part of the loss.
+        This is the relaxed lasso (Meinshausen 2007). The value of the term is still reported.
         """
         self.sparsity = 0.0
 
     def predict(self, gaussians: Gaussians) -> Tensor:
         """Return the reconstruction, relative to the data range and without the background."""
-        if not len(gaussians.weights):  # before the kernels are loaded, too
+        if not len(gaussians.weights):  # also works before the kernels are loaded
             return torch.zeros_like(self.target.values)
         if self.support is not None:
             return self.support.predict(gaussians)
         return predict(gaussians, self.target.grid.shape)
 
     def with_weights(self, gaussians: Gaussians) -> Gaussians:
-        """Return the Gaussians with weights; where the data term has none, the volume's values at the centres."""
+        """Return the Gaussians with weights; without weights in the data term, with the values at the centres."""
         if self.support is None:
             return gaussians
         values = self.target.values
@@ -167,10 +167,10 @@ class Objective:
         """Return the residual and the loss with all its terms."""
         residual = self.target.residual(self.predict(gaussians))
         values = torch.stack([self.target.mean_square(residual), *self._values(gaussians)])
-        return self._evaluation(residual, values.tolist())  # the one moment when the host waits for a GPU
+        return self._evaluation(residual, values.tolist())  # the only place where the host waits for a GPU
 
     def _values(self, gaussians: Gaussians) -> list[Tensor]:
-        """Return the penalties, each with its weight."""
+        """Return the penalties, multiplied by their weights."""
         return [weight * penalty.value(gaussians) for weight, penalty in self.penalties]
 
     def _evaluation(self, residual: Tensor, values: list[float]) -> Evaluation:
@@ -182,19 +182,19 @@ class Objective:
         return Evaluation(residual, loss, values[0], terms)
 
     def linearise(self, gaussians: Gaussians, *, exact: bool) -> Linear:
-        """Return the data term linearised; `exact`: with the curvature of the voxels, not of a coarser lattice."""
+        """Return the linearised data term; `exact` takes its curvature on the voxels, not on a coarser lattice."""
         if self.support is not None:
             return _Supported(self.support, gaussians)
         return _Weighted(gaussians, self.target.grid.shape, exact=exact)
 
     def strength(self, weight: float) -> float:
-        """Return what a penalty's weight is beside half the sum of squares."""
+        """Return the factor of a penalty in half the sum of squares."""
         return self.target.n_valid * weight / 2
 
     def downhill(self, gaussians: Gaussians, data_gradient: Tensor) -> Tensor:
         """Return minus the gradient of the whole loss, from that of the data term ``J^T residual``, ``(N, K)``.
 
-        In the weights' column it is the pseudo-gradient of the sum of absolute values.
+        The column of the weights has the pseudo-gradient of the L1 norm.
         """
         downhill = data_gradient.clone()
         for weight, penalty in self.penalties:
@@ -206,7 +206,7 @@ class Objective:
         return downhill if self.free is None else downhill * self.free
 
     def stiffness(self, gaussians: Gaussians) -> Tensor | None:
-        """Return the diagonal curvature of the penalties ``(N, K)``; None where there is none."""
+        """Return the diagonal curvature of the penalties ``(N, K)``; None without penalties."""
         curved = [(w, p) for w, p in self.penalties if not isinstance(p, Sparsity)]
         if not curved:
             return None
@@ -215,23 +215,23 @@ class Objective:
             total = total + self.strength(weight) * penalty.curvature(gaussians)
         return total
 
-    def idle(self, gaussians: Gaussians, residual: Tensor) -> Tensor | None:
-        """Return a mask of the Gaussians that sparsity holds at weight zero: they may go. None if there are none.
+    def zeroed_mask(self, gaussians: Gaussians, residual: Tensor) -> Tensor | None:
+        """Return a mask of the Gaussians that sparsity holds at weight zero, for removal; None if there are none.
 
-        At zero a weight is held where the residual pulls at it less than the penalty; others will leave zero again.
+        A weight stays at zero if its gradient is smaller than the penalty; other weights will leave zero again.
         """
         if self.sparsity == 0:
             return None
-        idle = gaussians.weights == 0
-        if not idle.any():
+        zeroed = gaussians.weights == 0
+        if not zeroed.any():
             return None
-        at_zero = gaussians.select(idle)
+        at_zero = gaussians.select(zeroed)
         pull = gather(at_zero.means, at_zero.factors, residual)[:, 0].abs()
-        idle[idle.clone()] = pull <= self.strength(self.sparsity) / self.count
-        return idle if idle.any() else None
+        zeroed[zeroed.clone()] = pull <= self.strength(self.sparsity) / self.count
+        return zeroed if zeroed.any() else None
 
-    def kept_in_orthant(self, before: Gaussians, after: Gaussians, downhill: Tensor) -> Gaussians:
-        """Return `after` with weights that changed sign set to zero, where sparsity asks for it."""
+    def project_to_orthant(self, before: Gaussians, after: Gaussians, downhill: Tensor) -> Gaussians:
+        """Return `after` with weights that changed sign set to zero, if there is sparsity."""
         if self.sparsity == 0:
             return after
-        return after._replace(weights=within_orthant(before.weights, after.weights, downhill[:, 0]))
+        return after._replace(weights=clip_to_orthant(before.weights, after.weights, downhill[:, 0]))

@@ -1,6 +1,6 @@
-"""Penalties on a set of Gaussians: what a fit may trade accuracy for.
+"""Penalties on a set of Gaussians, as terms of the objective.
 
-Each is a mean over Gaussians without unit: it stays the same when grid and Gaussians are scaled together, or when twice
+Each is a dimensionless mean over Gaussians: it is invariant when grid and Gaussians are scaled together, and when twice
 as many Gaussians model twice as much. Gradients and curvatures are with respect to the whitened step ``(omega, a, B)``
 of `napari_gsvolume.operators.gaussian_sum`, rows ``(N, K)``; an entry off the diagonal of B is one parameter that
 stands in B twice. Throughout, P = W W^T, S = P^-1 and e_i = exp(-|W_i^T (x - mu_i)|^2 / 2).
@@ -23,37 +23,37 @@ from . import neighbours
 from .neighbours import nearest_pairs, overlap_table, overlapping_pairs, overlaps
 
 _PAIRS = 1 << 16
-"""Pairs computed together: few enough to stay in the cache."""
+"""Pairs per batch; few enough for the cache."""
 
 
 class Penalty(Protocol):
-    """A differentiable function of a set of Gaussians, to be kept small."""
+    """Differentiable function of a set of Gaussians, to be kept small."""
 
     name: str
     count: int
-    """The number of Gaussians that values are a mean over."""
+    """Number of Gaussians in the mean."""
 
     def refresh(self, gaussians: Gaussians) -> None:
-        """Find anew which Gaussians are neighbours; the other methods use what was found last."""
+        """Search the neighbours again; the other methods use the pairs of the last search."""
 
     def value(self, gaussians: Gaussians) -> Tensor:
-        """Return the penalty, one float64: left on the device, so that the host reads all of a loss at once."""
+        """Return the penalty, one float64 on the device, so that the host reads all terms of a loss at once."""
 
     def gradient(self, gaussians: Gaussians) -> Tensor:
         """Return the uphill gradient, ``(N, K)``."""
 
     def curvature(self, gaussians: Gaussians) -> Tensor:
-        """Return a diagonal, nowhere negative, that about bounds the Hessian from above, ``(N, K)``."""
+        """Return a non-negative diagonal that approximately bounds the Hessian from above, ``(N, K)``."""
 
 
 class _Mean:
-    """What all penalties share: a sum over Gaussians, each on its own unless said otherwise, is divided by `count`."""
+    """Base of all penalties: a sum over Gaussians, divided by `count`."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def refresh(self, gaussians: Gaussians) -> None:
-        """Do nothing: every Gaussian is on its own."""
+        """Do nothing: the penalty has no pairs."""
 
     @property
     def _share(self) -> float:
@@ -61,10 +61,14 @@ class _Mean:
 
 
 class Sparsity(_Mean):
-    """Sum of |w| / count: it drives weights to exactly zero.
+    """L1 penalty ``sum |w| / count``: it drives weights to exactly zero.
 
-    It has a kink at 0, so solvers go along `pseudo_gradient` and end steps `within_orthant`, as OWL-QN does: G. Andrew,
-    J. Gao. Scalable Training of L1-Regularized Log-Linear Models. *ICML*, 2007.
+    The penalty has a kink at 0. Solvers therefore follow `pseudo_gradient` and end each step with `clip_to_orthant`, as
+    in OWL-QN [1]_.
+
+    References
+    ----------
+    .. [1] G. Andrew, J. Gao. Scalable Training of L1-Regularized Log-Linear Models. ICML, 2007.
     """
 
     name = "sparsity"
@@ -92,7 +96,7 @@ def pseudo_gradient(downhill_omega: Tensor, weights: Tensor, strength: float) ->
     return torch.where(weights == 0, shortened, downhill_omega - strength * weights.sign())
 
 
-def within_orthant(old_weights: Tensor, new_weights: Tensor, pseudo: Tensor) -> Tensor:
+def clip_to_orthant(old_weights: Tensor, new_weights: Tensor, pseudo: Tensor) -> Tensor:
     """Return the new weights, those set to 0 that have left the old ones' orthant, ``(N,)``.
 
     A weight's orthant is its sign, or where it is 0 that of the pseudo-gradient: in there |w| is linear.
@@ -102,7 +106,7 @@ def within_orthant(old_weights: Tensor, new_weights: Tensor, pseudo: Tensor) -> 
 
 
 class _OnPairs(_Mean):
-    """What penalties on pairs of neighbours share."""
+    """Base of penalties on pairs of neighbours."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
@@ -113,7 +117,7 @@ class _OnPairs(_Mean):
         self._pairs, self._refreshed = pairs, len(gaussians.weights)
 
     def _batches(self, gaussians: Gaussians) -> Sequence[Tensor]:
-        """Return the pairs, some columns at a time."""
+        """Return the pairs in batches of columns."""
         if len(gaussians.weights) != self._refreshed:
             raise InputError(f"Neighbours are of {self._refreshed} Gaussians, not {len(gaussians.weights)}: refresh.")
         return torch.split(self._pairs, _PAIRS, dim=1)
@@ -130,7 +134,7 @@ class Overlap(_OnPairs):
     name = "overlap"
 
     def refresh(self, gaussians: Gaussians) -> None:
-        """Find the pairs that overlap."""
+        """Search the overlapping pairs."""
         self._remember(overlapping_pairs(gaussians), gaussians)
 
     def value(self, gaussians: Gaussians) -> Tensor:
@@ -239,11 +243,11 @@ class Spacing(_OnPairs):
     ----------
     count : int
     target : float
-        The spacing s wanted, positive.
+        Target spacing s, positive.
     k : float
-        Standard deviations at which a Gaussian is thought to end.
+        Radius of a Gaussian in standard deviations.
     n_neighbours : int
-        Pairs are each Gaussian and so many nearest centres, each pair once.
+        Number of nearest centres of each Gaussian that make pairs, each pair once.
     """
 
     name = "spacing"
@@ -253,7 +257,7 @@ class Spacing(_OnPairs):
         self.target, self.k, self.n_neighbours = target, k, n_neighbours
 
     def refresh(self, gaussians: Gaussians) -> None:
-        """Find the pairs of nearest centres."""
+        """Search the pairs of nearest centres."""
         self._remember(nearest_pairs(gaussians.means, self.n_neighbours), gaussians)
 
     def value(self, gaussians: Gaussians) -> Tensor:

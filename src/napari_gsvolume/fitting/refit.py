@@ -1,14 +1,13 @@
-"""Fitting again only some of the numbers of Gaussians, the others held."""
+"""Refit of some parameters of the Gaussians, with the others fixed."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..kernels import n_monomials
 from ..operators.gaussian_sum import Gaussians
+from ..progress import Budget
 from .gauss_newton import GaussNewton
 from .objective import Objective
 from .settings import FitSettings
@@ -17,40 +16,37 @@ _CG_STEPS = 10
 _ENOUGH = 1e-4
 
 
-def refit(
-    objective: Objective, gaussians: Gaussians, free: Tensor, iterations: int, stop: Callable[[], bool]
-) -> Gaussians:
-    """Return the Gaussians after some Gauss-Newton iterations on the squared error, where free only.
+def refit(objective: Objective, gaussians: Gaussians, free: Tensor, budget: Budget) -> Gaussians:
+    """Return the Gaussians after Gauss-Newton iterations on the squared error, over the free parameters only.
 
     Parameters
     ----------
     objective : Objective
-        What to fit to; its penalties do not count here.
+        Objective with the target; its penalties are ignored.
     gaussians : Gaussians
-        Where to start.
+        Start of the iterations.
     free : Tensor, (N, K)
-        1 for the numbers of a whitened step (omega, a, B) that may change, 0 for the others.
-    iterations : int
-        At most so many.
-    stop : callable
-        Asked between kernels.
+        Mask: 1 for the components of a whitened step (omega, a, B) that may change, 0 for fixed ones.
+    budget : Budget
+        Number of iterations, and the stop request, which is read between kernels.
     """
     settings = FitSettings()
     fixed = Objective(objective.target, settings, free)
-    solver = GaussNewton(_CG_STEPS, stop)
+    solver = GaussNewton(_CG_STEPS, budget)
     now = fixed.evaluate(gaussians)
-    for _ in range(iterations):
+    assert budget.iterations is not None
+    for _ in range(budget.iterations):
         before = now.loss
         gaussians, now = solver.iterate(gaussians, now, fixed, 0.0)
-        if stop() or solver.stuck or now.loss > (1 - _ENOUGH) * before:
+        if budget.stop() or solver.stuck or now.loss > (1 - _ENOUGH) * before:
             break
     return gaussians
 
 
-def with_solved_weights(objective: Objective, gaussians: Gaussians) -> Gaussians:
-    """Return the Gaussians with the weights of the least squares fit of their sum to the volume."""
+def solve_weights(objective: Objective, gaussians: Gaussians) -> Gaussians:
+    """Return the Gaussians with the weights of a least squares fit to the volume."""
     start = objective.with_weights(gaussians)
     n, ndim = start.means.shape
     free = torch.zeros(n, n_monomials(ndim), device=start.means.device)
     free[:, 0] = 1
-    return refit(objective, start, free, 20, lambda: False)
+    return refit(objective, start, free, Budget(iterations=20))

@@ -1,4 +1,4 @@
-"""Two Gaussians from one and one from two, with mass, mean and covariance kept.
+"""Splitting and merging of Gaussians at constant mass, mean and covariance.
 
 The mass of a Gaussian is ``int f = (2 pi)^(D/2) m`` with ``m = w |S|^(1/2)``, ``S = (W W^T)^-1`` its covariance.
 """
@@ -16,33 +16,33 @@ from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric
 from ..operators.small_matrices import determinant, inverse
 from .neighbours import overlapping_pairs
 
-ALIKE = 0.8
-"""Normalised overlap above which two Gaussians may become one; equal ones overlap so much at 0.94 radii."""
+MERGE_OVERLAP = 0.8
+"""Normalised overlap above which two Gaussians may be merged; that of equal Gaussians 0.94 radii apart."""
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What became of a population.
+    """Change of a set of Gaussians.
 
     Attributes
     ----------
     kept : Tensor, bool, (N_old,)
-        Which of the old Gaussians live on, modified or not: a solver keeps what it knows about them.
+        Mask of the old Gaussians that remain, modified or not: a solver keeps its state of them.
     gaussians : Gaussians
-        First the kept ones, in their order, then the new ones.
+        Kept Gaussians in their order, then the new ones.
     """
 
     kept: Tensor
     gaussians: Gaussians
 
     @property
-    def born(self) -> int:
-        """The number of new Gaussians."""
+    def n_new(self) -> int:
+        """Number of new Gaussians."""
         return len(self.gaussians.weights) - int(self.kept.sum())
 
 
-def extended(gaussians: Gaussians, new: Gaussians) -> Change:
-    """Return the change by which all stay and new ones come."""
+def append(gaussians: Gaussians, new: Gaussians) -> Change:
+    """Return the change that keeps all Gaussians and appends new ones."""
     return Change(torch.ones_like(gaussians.weights, dtype=torch.bool), gaussians.join(new))
 
 
@@ -54,8 +54,8 @@ def substitute(gaussians: Gaussians, index: Tensor, others: Gaussians) -> Gaussi
 def semi_axes(gaussians: Gaussians, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return the principal semi-axes of the Gaussians, the longest first.
 
-    Along an axis of the grid that is one voxel thick nothing can be told apart and nothing should move. So the axes
-    are those of the section ``x_k = mu_k`` for all such k. With ``W_t`` the rows of W for the other, thick axes and
+    Along an axis of the grid with one voxel, Gaussians are indistinguishable and should not move. The axes are thus
+    those of the section ``x_k = mu_k`` for all such k. With ``W_t`` the rows of W for the other, thick axes and
     ``W_t = U diag(s) V^T``, its precision is ``W_t W_t^T``; so its semi-axes are the columns of ``U diag(1 / s)``, and
     the rows of ``V^T`` are the same in whitened coordinates.
 
@@ -63,12 +63,12 @@ def semi_axes(gaussians: Gaussians, shape: tuple[int, ...]) -> tuple[Tensor, Ten
     ----------
     gaussians : Gaussians
     shape : sequence of int
-        Of the grid, T of its D axes longer than one voxel.
+        Shape of the grid; T of its D axes are longer than one voxel.
 
     Returns
     -------
     axes : Tensor, (N, T, D)
-        One row an axis, as long as the radius, zero along thin axes of the grid.
+        Semi-axes as rows, as long as the radius, zero along thin axes of the grid.
     whitened : Tensor, (N, T, D)
         ``W^T axis``, orthonormal rows.
     """
@@ -81,7 +81,7 @@ def semi_axes(gaussians: Gaussians, shape: tuple[int, ...]) -> tuple[Tensor, Ten
     return axes.flip(1), Vt.flip(1)
 
 
-def halves(gaussians: Gaussians, shape: tuple[int, ...], share: float) -> tuple[Gaussians, Gaussians]:
+def split_in_halves(gaussians: Gaussians, shape: tuple[int, ...], share: float) -> tuple[Gaussians, Gaussians]:
     """Split each Gaussian along its longest axis into two; their sum has its mass, mean and covariance.
 
     The centres go to ``mu +- delta``, delta `share` (t) of the semi-axis, and what their distance adds to the
@@ -94,7 +94,7 @@ def halves(gaussians: Gaussians, shape: tuple[int, ...], share: float) -> tuple[
     ----------
     gaussians : Gaussians
     shape : sequence of int
-        Of the grid.
+        Shape of the grid.
     share : float
         t, in (0, 1).
     """
@@ -125,8 +125,8 @@ def splitting_matrices(gaussians: Gaussians, residual: Tensor) -> Tensor:
     return matrices
 
 
-def merge_alike(gaussians: Gaussians, threshold: float = ALIKE) -> Change:
-    """Merge pairs of Gaussians that are nearly the same into one each, closest pairs first.
+def merge_similar(gaussians: Gaussians, threshold: float = MERGE_OVERLAP) -> Change:
+    """Merge pairs of nearly equal Gaussians, closest pairs first.
 
     A pair has weights of one sign and a normalised overlap above the threshold,
 
@@ -140,14 +140,14 @@ def merge_alike(gaussians: Gaussians, threshold: float = ALIKE) -> Change:
     Parameters
     ----------
     gaussians : Gaussians
-        N of them.
+        N Gaussians.
     threshold : float
-        In (0, 1).
+        Smallest normalised overlap of a merged pair, in (0, 1).
 
     Returns
     -------
     Change
-        Without new Gaussians.
+        Change without new Gaussians.
     """
     first, second = _closest_pairs(gaussians, threshold)
     energy = gaussians.weights**2 * self_overlap(gaussians)
@@ -164,12 +164,12 @@ def _closest_pairs(gaussians: Gaussians, threshold: float) -> tuple[Tensor, Tens
     i, j = pairs[:, gaussians.weights[pairs].prod(0) > 0]
     order = torch.argsort(_overlaps(gaussians.select(i), gaussians.select(j)), descending=True, stable=True)
     taken: set[int] = set()
-    chosen = []
+    selected = []
     for k, a, b in zip(order.tolist(), i[order].tolist(), j[order].tolist(), strict=True):
         if a not in taken and b not in taken:
             taken.update((a, b))
-            chosen.append(k)
-    index = torch.tensor(chosen, dtype=torch.long, device=i.device)
+            selected.append(k)
+    index = torch.tensor(selected, dtype=torch.long, device=i.device)
     return i[index], j[index]
 
 

@@ -1,4 +1,4 @@
-"""Where Gaussians are added to a fit, and which ones are moved elsewhere: five ways behind one interface."""
+"""Growth strategies: where Gaussians are added during a fit, and which ones are relocated."""
 
 from __future__ import annotations
 
@@ -11,71 +11,81 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels import gather
-from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric, transposed_derivative
+from ..operators.gaussian_sum import Gaussians, self_overlap, symmetric, vjp
 from .growth import births, spacing
-from .split_merge import ALIKE, Change, extended, halves, merge_alike, semi_axes, splitting_matrices, substitute
+from .split_merge import (
+    MERGE_OVERLAP,
+    Change,
+    append,
+    merge_similar,
+    semi_axes,
+    split_in_halves,
+    splitting_matrices,
+    substitute,
+)
 
 
 class Strategy(ABC):
-    """A way of choosing where Gaussians are added."""
+    """Strategy for the positions of new Gaussians."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
-        """Return the population grown to `wanted`.
+        """Return the Gaussians, grown to the number `wanted`.
 
         Parameters
         ----------
         gaussians : Gaussians
-            N of them, none useless, N < `wanted`. Strategies that add Gaussians to Gaussians at most double them; the
-            other places, like all that a strategy has no use for, go to births from the residual.
+            Current Gaussians, without useless ones, fewer than `wanted`. Strategies that split or copy Gaussians at
+            most double them; births from the residual supply the rest.
         residual : Tensor, the grid's shape
-            target - f, zero at voxels that are not valid.
+            Residual target - f, zero at invalid voxels.
         wanted : int
-            The number of Gaussians to return.
+            Number of Gaussians to return.
         random : torch.Generator
-            Equal seeds give equal results.
+            Random number generator.
         """
 
     def rearrange(self, gaussians: Gaussians, residual: Tensor, random: torch.Generator) -> Change | None:
-        """Return the population with the same number of Gaussians put to better use; None for nothing to do."""
+        """Return as many Gaussians, some of them relocated; None if there is nothing to do."""
         return None
 
 
 class ResidualBirths(Strategy):
-    """New Gaussians at places drawn from the squared residual; see `births`."""
+    """Births from the residual: positions sampled from the squared residual; see `births`."""
 
     name = "residual"
 
     def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
-        """Return the Gaussians as they are, and births."""
+        """Return the unchanged Gaussians, and births."""
         present = len(gaussians.weights)
-        return extended(gaussians, births(residual, wanted - present, present, random))
+        return append(gaussians, births(residual, wanted - present, present, random))
 
 
 @dataclass(frozen=True)
 class AdaptiveDensity(Strategy):
-    """Splitting and cloning where centres are pulled at, as 3D Gaussian splatting does (Kerbl et al. 2023), mass kept.
+    """Splitting and cloning by positional gradients, as in 3D Gaussian splatting (Kerbl et al. 2023), at constant mass.
 
-    A Gaussian with too much to describe is pulled different ways by different voxels. The pulls add up to zero once
-    its centre has converged, so they are judged before they are added (in images: AbsGS, Ye et al. 2024): the score is
-    the sum of the squared pulls of single voxels, ``sum_x |r df/da|^2``, in whitened coordinates.
+    The voxels under a Gaussian with too much detail pull its centre in different directions. These gradients add up to
+    zero once the centre has converged, so the score is taken before the sum (in images: AbsGS, Ye et al. 2024): the sum
+    of the squared gradients of single voxels, ``sum_x |r df/da|^2``, in whitened coordinates.
 
-    Those above the threshold, the highest first, are split (`halves`) if large. Small ones are cloned: both have half
-    of the weight, one stays and one moves downhill by a part of its radius. To first order half of the squared error
-    falls by half of that part times the slope.
+    Gaussians with a score above the threshold are handled in descending order of the score. Large ones are split
+    (`split_in_halves`). Small ones are cloned: each of the two copies has half of the weight, one stays and the other
+    moves downhill by a fraction of its radius, so that to first order half of the squared error falls by half of that
+    fraction times the slope.
 
     Parameters
     ----------
     threshold : float
-        Least score, in mean scores.
+        Smallest score, relative to the mean score.
     large : float
-        Least longest radius to be split, in mean distances between Gaussians.
+        Smallest longest radius for splitting, in mean distances between Gaussians.
     share : float
         Offset of the halves, in radii; each is ``sqrt(1 - share^2)`` as long.
     pace : float
-        How far a clone moves, in radii.
+        Displacement of a clone, in radii.
     """
 
     name = "gradient"
@@ -88,23 +98,23 @@ class AdaptiveDensity(Strategy):
         """Return the Gaussians, some of them halved, their other halves, and births."""
         present, shape = len(gaussians.weights), tuple(residual.shape)
         score = _squared_pulls(gaussians, residual)
-        chosen = _highest(score, self.threshold * float(score.sum()) / max(present, 1), wanted - present)
+        selected = _highest(score, self.threshold * float(score.sum()) / max(present, 1), wanted - present)
 
-        radius = semi_axes(gaussians.select(chosen), shape)[0][:, 0].norm(dim=1)
+        radius = semi_axes(gaussians.select(selected), shape)[0][:, 0].norm(dim=1)
         is_large = radius > self.large * spacing(residual.numel(), wanted, residual.ndim)
-        split, clone = chosen[is_large], chosen[~is_large]
-        old, new = halves(gaussians.select(split), shape, self.share)
+        split, clone = selected[is_large], selected[~is_large]
+        old, new = split_in_halves(gaussians.select(split), shape, self.share)
         gaussians = substitute(gaussians, split, old)
         half = gaussians.select(clone)
         half = half._replace(weights=half.weights / 2)
         gaussians = substitute(gaussians, clone, half)
         moved = half._replace(means=half.means + self.pace * _downhill(half, residual))
-        return _filled(extended(gaussians, new.join(moved)), residual, wanted, random)
+        return _filled(append(gaussians, new.join(moved)), residual, wanted, random)
 
 
 @dataclass(frozen=True)
 class SteepestSplitting(Strategy):
-    """Splitting in two where that is the way down: at saddle points (Liu et al. 2019; SteepGS: Wang et al. 2025).
+    """Splitting at saddle points, where it decreases the loss (Liu et al. 2019; SteepGS: Wang et al. 2025).
 
     Two Gaussians of half of the weight each, at ``mu +- s v`` in whitened coordinates and otherwise as their parent,
     change half of the squared error by ``s^2 lambda / 2`` to second order, ``lambda = v^T C v`` with C the splitting
@@ -112,14 +122,14 @@ class SteepestSplitting(Strategy):
     order, the energy of the change, ``(s^2 w / 2)^2 |d^2 e|^2 / 2 = (3 / 32) w^2 c s^4``: their sum is least, ``- (2 /
     3) lambda^2 / (w^2 c)``, at ``s^2 = -(8 / 3) lambda / (w^2 c)``.
 
-    To second order splitting along v is growing along v and losing weight. So where weights and shapes have both
-    converged C vanishes, and it is Gaussians that have not, whose step is held back by their trust radius or their
-    neighbours, that are found worth splitting.
+    To second order, splitting along v equals growth along v and a loss of weight. C therefore vanishes where weights
+    and shapes have converged; the Gaussians that are split have not, as their trust radius or their neighbours limit
+    their steps.
 
     Parameters
     ----------
     threshold : float
-        Least decrease, in mean shares of half of the squared error a Gaussian.
+        Smallest decrease, relative to half of the squared error per Gaussian.
     shortest, longest : float
         Bounds of the offset s.
     """
@@ -130,18 +140,18 @@ class SteepestSplitting(Strategy):
     longest: float = 1.0
 
     def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
-        """Return the Gaussians, some of them moved one way, their twins moved the other way, and births."""
+        """Return the Gaussians, some of them split into twins with opposite offsets, and births."""
         offsets, decrease = self.splits(gaussians, residual)
         share = float(residual.square().sum()) / (2 * wanted)
-        chosen = _highest(decrease, self.threshold * share, wanted - len(decrease))
-        half, offset = gaussians.select(chosen), offsets[chosen]
+        selected = _highest(decrease, self.threshold * share, wanted - len(decrease))
+        half, offset = gaussians.select(selected), offsets[selected]
         half = half._replace(weights=half.weights / 2)
-        gaussians = substitute(gaussians, chosen, half._replace(means=half.means + offset))
+        gaussians = substitute(gaussians, selected, half._replace(means=half.means + offset))
         twins = half._replace(means=half.means - offset)
-        return _filled(extended(gaussians, twins), residual, wanted, random)
+        return _filled(append(gaussians, twins), residual, wanted, random)
 
     def splits(self, gaussians: Gaussians, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far each Gaussian would be split, ``(N, D)`` voxels, and what half the squared error loses."""
+        """Return the offset of each split, ``(N, D)`` voxels, and the decrease of half the squared error."""
         axes, whitened = semi_axes(gaussians, tuple(residual.shape))
         values, vectors = torch.linalg.eigh(whitened @ splitting_matrices(gaussians, residual) @ whitened.mT)
         least = values[:, 0]
@@ -153,21 +163,21 @@ class SteepestSplitting(Strategy):
 
 @dataclass(frozen=True)
 class Relocation(Strategy):
-    """Copies of Gaussians drawn at random, spread by noise (3DGS-MCMC: Kheradmand et al. 2024), for sums.
+    """Copies of randomly sampled Gaussians, spread by noise (3DGS-MCMC: Kheradmand et al. 2024), for sums.
 
-    A Gaussian drawn k - 1 times becomes k of weight w / k: f is exactly what it was. (The paper's formula does the same
-    for what occludes.) Noise then moves the k apart; its mean over them is taken out, so that f changes from second
-    order on. They are drawn by energy inside the grid, ``w^2 sum_x e^2``; drawn by the squared error
-    under them fits came out worse. Rearranging makes the dead, those of least energy, such copies of the living.
+    A Gaussian sampled k - 1 times becomes k Gaussians of weight w / k, which leaves f unchanged. (The formula of the
+    paper does the same under occlusion.) Noise with mean zero over the k copies then moves them apart, which changes f
+    only from second order on. Gaussians are sampled by their energy inside the grid, ``w^2 sum_x e^2``; sampling by the
+    squared error under them gave worse fits. Rearrangement turns dead Gaussians, those of least energy, into copies.
 
     Parameters
     ----------
     noise : float
         Standard deviation of the whitened noise, in radii.
     dead : float
-        Largest energy of a dead Gaussian, in mean shares of the squared error a Gaussian.
+        Largest energy of a dead Gaussian, relative to the squared error per Gaussian.
     most : float
-        Largest share of the population to relocate at a time.
+        Largest fraction of the Gaussians to relocate at a time.
     """
 
     name = "mcmc"
@@ -176,14 +186,14 @@ class Relocation(Strategy):
     most: float = 0.03
 
     def grow(self, gaussians: Gaussians, residual: Tensor, wanted: int, random: torch.Generator) -> Change:
-        """Return the Gaussians with copies of some, and births where that would more than double them."""
+        """Return the Gaussians with copies of some, and births beyond twice their number."""
         present = len(gaussians.weights)
         count = min(wanted - present, present)
         copied = self._copied(gaussians, _energy(gaussians, residual), count, residual, random)
         return _filled(copied, residual, wanted, random)
 
     def rearrange(self, gaussians: Gaussians, residual: Tensor, random: torch.Generator) -> Change | None:
-        """Return the Gaussians with the dead ones made copies of living ones."""
+        """Return the Gaussians with copies of others in place of dead ones."""
         energy = _energy(gaussians, residual)
         count = len(energy)
         limit = self.dead * float(residual.square().sum()) / max(count, 1)
@@ -197,10 +207,10 @@ class Relocation(Strategy):
     def _copied(
         self, gaussians: Gaussians, energy: Tensor, count: int, residual: Tensor, random: torch.Generator
     ) -> Change:
-        """Return the Gaussians with `count` copies, drawn with probabilities as the energy."""
+        """Return the Gaussians with `count` copies, sampled in proportion to the energy."""
         present = len(energy)
         if not count:
-            return extended(gaussians, gaussians.select(torch.arange(0, device=energy.device)))
+            return append(gaussians, gaussians.select(torch.arange(0, device=energy.device)))
         chance = energy.double() + 1e-30  # never all zero
         drawn = torch.multinomial(chance, count, replacement=True, generator=random)
         source = torch.cat([torch.arange(present, device=energy.device), drawn])
@@ -217,20 +227,20 @@ class Relocation(Strategy):
 
 @dataclass(frozen=True)
 class Merging(ResidualBirths):
-    """Births from the residual; rearranging, Gaussians nearly the same become one, and births take their places.
+    """Births from the residual; rearrangement merges nearly equal Gaussians, and births replace them.
 
     Parameters
     ----------
     threshold : float
-        Least normalised overlap of a pair to be merged; see `merge_alike`.
+        Smallest normalised overlap of a merged pair; see `merge_similar`.
     """
 
     name = "merge"
-    threshold: float = ALIKE
+    threshold: float = MERGE_OVERLAP
 
     def rearrange(self, gaussians: Gaussians, residual: Tensor, random: torch.Generator) -> Change | None:
         """Return the Gaussians with close pairs merged, and as many births."""
-        merged = merge_alike(gaussians, self.threshold)
+        merged = merge_similar(gaussians, self.threshold)
         if merged.kept.all():
             return None
         return _filled(merged, residual, len(gaussians.weights), random)
@@ -248,7 +258,7 @@ def strategy(name: str) -> Strategy:
     Raises
     ------
     ValueError
-        If there is none.
+        If there is no such strategy.
     """
     if name not in _STRATEGIES:
         raise InputError(f"There is no strategy {name!r}; choose one of {', '.join(STRATEGIES)}.")
@@ -269,14 +279,14 @@ def _squared_pulls(gaussians: Gaussians, residual: Tensor) -> Tensor:
 
 
 def _downhill(gaussians: Gaussians, residual: Tensor) -> Tensor:
-    """Return the way, one radius long, on which each centre lowers the squared error most, ``(N, D)``."""
+    """Return the steepest descent direction of each centre, one radius long, ``(N, D)``."""
     axes, whitened = semi_axes(gaussians, tuple(residual.shape))
-    slope = transposed_derivative(gaussians, residual)[:, 1 : residual.ndim + 1]
+    slope = vjp(gaussians, residual)[:, 1 : residual.ndim + 1]
     z = (whitened @ slope[:, :, None])[:, :, 0]  # (N, T)
     flat = z.norm(dim=1) == 0
-    z[flat, 0] = 1  # nothing pulls: along the longest axis
-    way: Tensor = ((z / z.norm(dim=1, keepdim=True))[:, None] @ axes)[:, 0]
-    return way
+    z[flat, 0] = 1  # zero gradient: along the longest axis
+    direction: Tensor = ((z / z.norm(dim=1, keepdim=True))[:, None] @ axes)[:, 0]
+    return direction
 
 
 def _energy(gaussians: Gaussians, residual: Tensor) -> Tensor:
@@ -287,7 +297,7 @@ def _energy(gaussians: Gaussians, residual: Tensor) -> Tensor:
 
 
 def _highest(score: Tensor, limit: float, most: int) -> Tensor:
-    """Return positions of at most so many scores, highest first, that are above the limit."""
+    """Return the positions of the highest scores above the limit, at most `most`, in descending order."""
     best: Tensor = torch.argsort(score, descending=True, stable=True)[:most]
     above: Tensor = best[score[best] > limit]
     return above

@@ -1,4 +1,4 @@
-"""From a user's array to what the solvers work on."""
+"""Target of a fit: the volume, checked and scaled."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..grid import Grid
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A volume made ready: ``values = (volume - background) / data_range``, zero where not `valid`.
+    """Scaled volume: ``values = (volume - background) / data_range``, zero at invalid voxels.
 
-    The background is the most common intensity: there the sum of Gaussians has nothing to do.
+    The background is the most common intensity, where no Gaussians are needed.
     """
 
     values: Tensor
@@ -36,24 +36,24 @@ class Target:
         return replace(self, values=self.values.to(device), valid=valid)
 
     def residual(self, prediction: Tensor) -> Tensor:
-        """Return values - prediction, zero at voxels that are not valid; overwrites `prediction`."""
+        """Return values - prediction, zero at invalid voxels; overwrites `prediction`."""
         residual = torch.sub(self.values, prediction, out=prediction)
         return residual if self.valid is None else residual.mul_(self.valid)
 
     def mean_square(self, residual: Tensor) -> Tensor:
-        """Return the mean of the squared residual over valid voxels, one float64."""
+        """Return the mean squared residual over the valid voxels, one float64."""
         return torch.dot(residual.flatten(), residual.flatten()).double() / self.n_valid
 
 
 def check_volume(volume: ArrayLike, *, free_bytes: int | None = None) -> NDArray[np.generic]:
-    """Return the volume as a real array that can be fitted, or say why it cannot.
+    """Return the volume as a real array, or raise an error if it cannot be fitted.
 
     Raises
     ------
     ValueError
-        If it is not 2D or 3D, empty, not numeric, complex, constant, or has fewer than two finite voxels.
+        If the volume is not 2D or 3D, empty, not numeric, or complex.
     MemoryError
-        If fitting it would take more memory than is free.
+        If a fit needs more memory than is free.
     """
     shape = np.shape(volume)
     if len(shape) not in (2, 3):
@@ -72,7 +72,7 @@ def check_volume(volume: ArrayLike, *, free_bytes: int | None = None) -> NDArray
 
 
 def make_target(volume: ArrayLike, grid: Grid) -> Target:
-    """Return the volume scaled for the solvers; see `check_volume` for what is raised."""
+    """Return the volume scaled for the solvers; raise an error as `check_volume`, or if the volume is constant."""
     array = check_volume(volume)
     if array.size < 2:
         raise InputError("The volume is a single voxel: there is nothing to fit.")

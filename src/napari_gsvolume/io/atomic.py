@@ -1,4 +1,4 @@
-"""Writing files in one step, or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from uuid import uuid4
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file that takes the place of `path` at the end, unless something is raised.
 
-    It lies in the same folder, which `os.replace` needs to be atomic, and has the same last suffix, as some libraries
-    choose the compression by it. Unlike tempfile's, it gets the user's usual permissions.
+    The temporary file is in the same folder, which makes `os.replace` atomic, and has the same last suffix, which
+    decides the compression in some libraries. Unlike tempfile's, it has the usual permissions of the user.
 
     Raises
     ------
     OSError
-        Whatever kind the body or the replacement raised, as one sentence that names file, folder and reason.
+        If the body or the replacement raises one: an error of the same kind, with file, folder and reason.
     """
-    target = path.resolve()  # through a link, which os.replace would overwrite
+    target = path.resolve()  # os.replace would overwrite a link
     temporary = target.with_name(f".{uuid4().hex}{path.suffix}")
     try:
         yield temporary
@@ -30,5 +30,5 @@ def atomic_write(path: Path) -> Iterator[Path]:
         reason = error.strerror or error
         raise type(error)(f"{path.name} cannot be written in the folder {target.parent}: {reason}.") from error
     finally:
-        with suppress(OSError):  # it is gone after success, and never was in a folder that cannot be written to
+        with suppress(OSError):  # it no longer exists after success
             temporary.unlink()

@@ -1,4 +1,4 @@
-"""Gaussians out to the viewers of 3D Gaussian Splatting: a PLY file in the convention of its first program."""
+"""Export of Gaussians to PLY files for viewers of 3D Gaussian Splatting, in the convention of the original program."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _PROPERTIES = (
     *("scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
 )
 _SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
-_OPACITIES = (1 / 255, 0.99)  # below the first, rasterisers leave a splat out; at 1 the logit is infinite
-_NEGATIVE = (0.15, 0.35, 1.0)  # red, green, blue of what takes away: blue, which no grey is
+_OPACITIES = (1 / 255, 0.99)  # rasterisers skip splats below the first; at 1 the logit is infinite
+_NEGATIVE = (0.15, 0.35, 1.0)  # red, green, blue of negative Gaussians, distinct from all greys
 
 
 def write_ply(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
     """Write 3D Gaussians for viewers of 3D Gaussian Splatting; an existing file is replaced in one step, or not at all.
 
-    Positions, widths and rotations are those of the Gaussians, in world units, and in the order (x, y, z) where the
-    world here has (z, y, x). What such viewers show is not the volume: they lay splats over one another by opacity
-    where ours are summed, so densities saturate, and nothing can be subtracted. Therefore
+    Positions, widths and rotations are those of the Gaussians, in world units, in the order (x, y, z).
+    Viewers do not show the volume itself: they blend splats by opacity instead of adding them, so that densities
+    saturate and negative Gaussians do not subtract. Therefore
 
     - opacity is the height of a Gaussian over that of the largest, ``|w| / max |w|``, within [1 / 255, 0.99];
     - a positive Gaussian is grey by the intensity ``background + w``, from black at the smallest to white at the
@@ -38,9 +38,9 @@ def write_ply(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
     Parameters
     ----------
     path : str or path-like
-        Ends in ``.ply``.
+        Path ending in ``.ply``.
     gaussians : GaussianVolume
-        At least one Gaussian in 3D.
+        3D Gaussians, at least one.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def _appearance(gaussians: GaussianVolume) -> tuple[NDArray[np.float64], NDArray
     weights = gaussians.weights.detach().cpu().double().numpy()
     heights = abs(weights)
     opacities = np.clip(heights / (heights.max() or 1), *_OPACITIES)
-    # The values at the centres tell the range as well as the voxels would, at a fraction of their number.
+    # The values at the centres give about the range of all voxels, at a fraction of their number.
     values = gaussians.evaluate(gaussians.means.detach().cpu().numpy())
     low, high = min(gaussians.background, values.min()), max(gaussians.background, values.max())
     grey = np.clip((gaussians.background + weights - low) / ((high - low) or 1), 0, 1)

@@ -1,4 +1,4 @@
-"""Gaussians in and out, losslessly: a safetensors file whose metadata hold the rest of the model."""
+"""Lossless files of Gaussians: safetensors, with grid, background and metadata as texts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..errors import InputError
 from ..gaussians import GaussianVolume
 from ..grid import Grid
 from .atomic import atomic_write
-from .safetensors_file import one_line, opened
+from .safetensors_file import one_line, open_safetensors
 
 _PROGRAM = "napari-gsvolume/"
-_FORMAT = f"{_PROGRAM}1"  # the number grows when older readers could not make sense of a file
+_FORMAT = f"{_PROGRAM}1"  # the number grows with incompatible changes
 _TENSORS = ("means", "factors", "weights")
 _TEXTS = ("grid", "background", "metadata")
 
@@ -30,9 +30,9 @@ def write_safetensors(path: str | os.PathLike[str], gaussians: GaussianVolume) -
     Parameters
     ----------
     path : str or path-like
-        Ends in ``.safetensors``.
+        Path ending in ``.safetensors``.
     gaussians : GaussianVolume
-        What to write.
+        Gaussians to write.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def write_safetensors(path: str | os.PathLike[str], gaussians: GaussianVolume) -
         "background": repr(float(gaussians.background)),  # the shortest digits that read back as the same float
         "metadata": metadata,
     }
-    # safetensors writes an array's memory as it lies.
+    # safetensors writes the memory of an array, so it has to be contiguous.
     tensors = {name: getattr(gaussians, name).detach().cpu().contiguous().numpy() for name in _TENSORS}
     content = save(tensors, texts)
     with atomic_write(path) as temporary:
@@ -62,7 +62,7 @@ def write_safetensors(path: str | os.PathLike[str], gaussians: GaussianVolume) -
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> GaussianVolume:
-    """Read what `write_safetensors` wrote.
+    """Read a file of Gaussians that `write_safetensors` wrote.
 
     Parameters
     ----------
@@ -72,16 +72,16 @@ def read_safetensors(path: str | os.PathLike[str]) -> GaussianVolume:
     Returns
     -------
     GaussianVolume
-        The Gaussians on the CPU, in memory of their own; the file itself is closed.
+        Gaussians on the CPU; the file is closed.
 
     Raises
     ------
     OSError
         If the file does not exist or may not be read (FileNotFoundError, PermissionError, ...).
     FileFormatError
-        If the file is damaged, is not one of ours, or has a format that this version does not know.
+        If the file is damaged, was written by another program, or has an unknown format version.
     """
-    with opened(path, "np") as file:
+    with open_safetensors(path, "np") as file:
         return _parse(file)
 
 
@@ -96,7 +96,7 @@ def _parse(file: Any) -> GaussianVolume:
     missing = [name for name in _TENSORS if name not in file.keys()]  # noqa: SIM118 - no mapping
     missing += [name for name in _TEXTS if name not in texts]
     if missing:
-        raise InputError(f"it lacks {', '.join(missing)}")
+        raise InputError(f"it has no {', '.join(missing)}")
     for name in _TENSORS:
         stored = file.get_slice(name)
         if stored.get_dtype() != "F32" or not stored.get_shape():
@@ -104,7 +104,7 @@ def _parse(file: Any) -> GaussianVolume:
     try:
         grid = Grid.from_dict(_json_object(texts["grid"]))
     except KeyError as error:
-        raise InputError(f"its grid lacks {error}") from error
+        raise InputError(f"its grid has no {error}") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"its grid is damaged ({one_line(error)})") from error
     try:

@@ -1,4 +1,4 @@
-"""Reading and writing volumes and Gaussians; the kind of a file is what its name ends in."""
+"""Files of Gaussians; the suffix decides the format."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..errors import FileFormatError, InputError
 if TYPE_CHECKING:
     from ..gaussians import GaussianVolume
 
-GAUSSIAN_FILES = (".safetensors", ".gsv")
-"""Files of Gaussians that can be written and read."""
-EXPORTS = (".ply",)
-"""Files of Gaussians that can be written only."""
+GAUSSIAN_SUFFIXES = (".safetensors", ".gsv")
+"""Suffixes of files of Gaussians that can be written and read."""
+EXPORT_SUFFIXES = (".ply",)
+"""Suffixes of files of Gaussians that can only be written."""
 
 
 def write_gaussians(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
@@ -33,14 +33,14 @@ def write_gaussians(path: str | os.PathLike[str], gaussians: GaussianVolume) -> 
 
         write_safetensors(path, gaussians)
     else:
-        endings = f"{', '.join(GAUSSIAN_FILES)} or {EXPORTS[0]}"
+        endings = f"{', '.join(GAUSSIAN_SUFFIXES)} or {EXPORT_SUFFIXES[0]}"
         raise InputError(f"The name of a file of Gaussians ends in {endings}; got {Path(path).name}.")
 
 
 def read_gaussians(path: str | os.PathLike[str]) -> GaussianVolume:
-    """Read Gaussians; see `GaussianVolume.load`. What is not called ``.gsv`` is taken for a safetensors file."""
+    """Read Gaussians; see `GaussianVolume.load`. Files without the suffix ``.gsv`` are read as safetensors."""
     suffix = Path(path).suffix.lower()
-    if suffix in EXPORTS:
+    if suffix in EXPORT_SUFFIXES:
         raise FileFormatError(f"{path} cannot be read: {suffix} files are for other viewers; keep a .gsv beside it.")
     if suffix == ".gsv":
         from .gsv.format import read_gsv

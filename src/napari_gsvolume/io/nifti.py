@@ -1,4 +1,4 @@
-"""NIfTI files in and out: (x, y, z, t) on disk, (T, Z, Y, X) in memory."""
+"""NIfTI files: (x, y, z, t) on disk, (T, Z, Y, X) in memory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import FileFormatError, InputError
 from ..grid import Grid
+from ..units import metres_per_unit
 from .atomic import atomic_write
 
 # The two halves of the header's `xyzt_units`.
@@ -35,14 +36,7 @@ _TIME_UNITS = {
 }
 _TIME_CODES = {unit: code for code, unit in _TIME_UNITS.items()} | {"pixel": 0}
 
-# Metres in each spelling of a length. There are two letters mu: U+00B5 on keyboards, U+03BC in pint's output.
-_METRES = {
-    **dict.fromkeys(("m", "meter", "metre"), 1.0),
-    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e-2),
-    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e-3),
-    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "micrometer", "micrometre"), 1e-6),
-    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-9),
-}
+# Codes of the lengths that NIfTI has, in metres.
 _SPACE_CODES = {1.0: 1, 1e-3: 2, 1e-6: 3}
 
 _ALIGNED = 2  # the code of a world that is none of those NIfTI names
@@ -54,7 +48,7 @@ _HEADER_ERRORS = (HeaderDataError, ImageFileError, KeyError, OverflowError, Type
 
 @dataclass(frozen=True, eq=False)
 class NiftiImage:
-    """What a NIfTI file holds.
+    """Content of a NIfTI file.
 
     Attributes
     ----------
@@ -63,15 +57,15 @@ class NiftiImage:
         stored integers where the file does not scale them, float32 otherwise, uint8 for colours.
     grid : Grid
         The spatial axes of `data`. The world's axes are NIfTI's, reversed: ``(z, y, x)``, growing towards
-        superior, anterior and right. Units are ``"pixel"`` where the header does not tell them.
+        superior, anterior and right. Units are ``"pixel"`` if the header has none.
     header : nibabel.Nifti1Header or nibabel.Nifti2Header
-        The header as read, for `write_nifti` to keep.
+        Header of the file, for `write_nifti` to preserve.
     rgb : bool
-        Whether the last axis of `data` is colour, RGB or RGBA.
+        True if the last axis of `data` is colour, RGB or RGBA.
     time_step : float or None
-        Step along T in `time_unit`, 1 where the header does not tell it; None without that axis.
+        Step along T in `time_unit`, 1 if the header has none; None without this axis.
     time_unit : str or None
-        Unit of `time_step` as pint spells it, ``"pixel"`` where the header does not tell it; None without T.
+        Unit of `time_step` in pint's spelling, ``"pixel"`` if the header has none; None without T.
     """
 
     data: NDArray[Any]
@@ -132,7 +126,7 @@ def write_nifti(
     Parameters
     ----------
     path : str or path-like
-        Ends in ``.nii`` or ``.nii.gz``; the latter is compressed.
+        Path ending in ``.nii`` or ``.nii.gz`` (compressed).
     data : array_like
         Real numbers, ``(Y, X)`` or ``(Z, Y, X)`` as `grid` has it, or ``(T, Z, Y, X)`` on a 3D grid.
     grid : Grid
@@ -271,7 +265,7 @@ def _file_affine(grid: Grid) -> tuple[NDArray[np.float64], int]:
     """Return the 4x4 affine in xyz order and the code of its unit."""
     affine = grid.affine.copy()
     code = 0
-    metres = [_METRES[unit] for unit in grid.units if unit in _METRES]
+    metres = [length for unit in grid.units if (length := metres_per_unit(unit)) is not None]
     if len(metres) == grid.ndim:
         unit = metres[0]
         if unit not in _SPACE_CODES or len(set(metres)) > 1:

@@ -1,4 +1,4 @@
-"""The vertices of PLY files: what the files of splats share, whatever the numbers mean.
+"""Vertices of PLY files, as files of splats have them.
 
 G. Turk, "The PLY Polygon File Format", 1994.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .atomic import atomic_write
 
-_MAX_HEADER = 1 << 20  # bytes; those of splats have some 1,500
+_MAX_HEADER = 1 << 20  # bytes; files of splats have about 1,500
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
     **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
@@ -69,7 +69,7 @@ def read_vertices(path: Path) -> NDArray[Any]:
     OSError
         If the file cannot be read.
     ValueError
-        If it is no binary PLY file, is cut short, or has no vertices, or some whose size is not told by the header.
+        If it is no binary PLY file, is cut short, or has no vertices, or vertices of unknown size.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""Safetensors files opened, and what is wrong with them said in one sentence."""
+"""Access to safetensors files, with errors of one sentence."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..errors import FileFormatError
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str], framework: str, what: str = "") -> Iterator[Any]:
-    """Open a file as `safe_open` does; a ValueError in the block is about what the file holds.
+def open_safetensors(path: str | os.PathLike[str], framework: str, what: str = "") -> Iterator[Any]:
+    """Open a file like `safe_open`; a ValueError in the block becomes a FileFormatError.
 
     Parameters
     ----------
     path : str or path-like
     framework : {"np", "pt"}
-        What tensors are made.
+        Framework of the tensors.
     what : str
-        What the file should have been, if the sentence is to say so.
+        Expected content, for the error message.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def opened(path: str | os.PathLike[str], framework: str, what: str = "") -> Iter
     """
     path = Path(path)
     try:
-        path.open("rb").close()  # has the system say what is wrong, which safe_open does less well
+        path.open("rb").close()  # for the system's error messages, better than those of safe_open
         with safe_open(path, framework=framework) as file:  # maps the file: a header's false claims cost no memory
             yield file
     except OSError as error:
@@ -47,5 +47,5 @@ def opened(path: str | os.PathLike[str], framework: str, what: str = "") -> Iter
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says, on one line and without a full stop."""
+    """Return the message of an error on one line, without a full stop."""
     return " ".join(str(error).split()).rstrip(".")

@@ -1,4 +1,4 @@
-"""The kernels everything else is made of: `splat` and its transpose `gather`.
+"""Kernels of all computations with Gaussians: `splat` and its adjoint `gather`.
 
 With ``e_i(x) = exp(-|y|^2 / 2)``, ``y = W_i^T (x - mu_i)``, cut to zero where ``|y| >= SUPPORT``, and the monomials
 ``(1, d, d d^T)`` of ``d = x - mu_i``, `splat` sums ``e_i(x)`` times a quadratic polynomial in ``d`` over the
@@ -12,8 +12,8 @@ them in 3D ``(1, z, y, x, zz, zy, zx, yy, yx, xx)``, six in 2D ``(1, y, x, yy, y
 `splat_flat` and `gather_flat` are a second such pair, with the ellipsoids ``1_i(x) = [|y| < support]`` in place of the
 Gaussians.
 
-They run where their tensors are, on the CPU (`cpu`) or on an NVIDIA GPU (`cuda`). On a GPU the host does not wait to
-see whether numbers are finite: `splat` finds NaN in means and factors when it lists the tiles they reach into, `gather`
+They run on the device of their tensors, the CPU (`cpu`) or an NVIDIA GPU (`cuda`). On a GPU the host does not wait for
+a check of finite numbers: `splat` finds NaN in means and factors when it lists the tiles they reach into, `gather`
 leaves such Gaussians at 0, and NaN in coefficients and grids spreads, as it does in torch.
 """
 
@@ -26,17 +26,25 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..devices import available_device, devices, first_sentence, unusable
+from ..devices import available_device, devices, first_sentence, unusable_message
 from ..errors import InputError
 from .constants import NOT_FINITE, SUPPORT
 
 __all__ = [
-    "SUPPORT", "available_device", "devices", "gather", "gather_flat", "n_monomials", "prepare", "splat", "splat_flat",
-]  # fmt: skip
+    "SUPPORT",
+    "available_device",
+    "devices",
+    "gather",
+    "gather_flat",
+    "n_monomials",
+    "prepare",
+    "splat",
+    "splat_flat",
+]
 
 
 def _kernels(device: torch.device) -> ModuleType:
-    """Return the module that has the kernels for tensors on that device."""
+    """Return the module with the kernels for a device."""
     if device.type == "cuda":
         from . import cuda
 
@@ -47,12 +55,12 @@ def _kernels(device: torch.device) -> ModuleType:
 
 
 def prepare(device: torch.device) -> None:
-    """Load the kernels, compiling what is not in the cache yet, so that the next calls are fast.
+    """Load the kernels, and compile those that are not cached yet, so that the next calls are fast.
 
     Raises
     ------
     ValueError
-        If they do not run on that GPU.
+        If the kernels do not run on the GPU.
     """
     ndim = 3
     one = torch.zeros(1, ndim, device=device), torch.eye(ndim, device=device)[None]
@@ -63,7 +71,9 @@ def prepare(device: torch.device) -> None:
     except Exception as error:  # of numba's, of the driver's: there are many
         if device.type == "cpu":
             raise
-        raise InputError(f"{unusable(str(device), f'its kernels do not run ({first_sentence(error)}).')}") from error
+        raise InputError(
+            f"{unusable_message(str(device), f'its kernels do not run ({first_sentence(error)}).')}"
+        ) from error
 
 
 def n_monomials(ndim: int) -> int:
@@ -112,7 +122,7 @@ def splat(
 
 
 def gather(means: Tensor, factors: Tensor, grid: Tensor, *, support: float = SUPPORT) -> Tensor:
-    """Sum a grid times Gaussians times monomials; the transpose of `splat`.
+    """Sum a grid times Gaussians times monomials; the adjoint of `splat`.
 
     Parameters
     ----------

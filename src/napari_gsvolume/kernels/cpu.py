@@ -253,9 +253,18 @@ def _splat(E, coefficients, first, last, slabs, out, ny, nx, stride, k2):  # typ
                     for x in range(x0, x1 + 1, LANES):
                         start = min(x, stride - LANES)
                         _splat_chunk(
-                            out, np.uint64((z * ny + y) * stride + start), np.uint32(x - start), np.uint32(x1 + 1 - x),
-                            alpha, f4(start - centre), beta, f4(start - mx), p0, p1, p2,
-                        )  # fmt: skip
+                            out,
+                            np.uint64((z * ny + y) * stride + start),
+                            np.uint32(x - start),
+                            np.uint32(x1 + 1 - x),
+                            alpha,
+                            f4(start - centre),
+                            beta,
+                            f4(start - mx),
+                            p0,
+                            p1,
+                            p2,
+                        )
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST_MATH, parallel=True)
@@ -281,9 +290,15 @@ def _gather(E, first, last, runs, grid, ny, nx, stride, k2, moments):  # type: i
                     for x in range(x0, x1 + 1, LANES):
                         start = min(x, stride - LANES)
                         s0, s1, s2 = _gather_chunk(
-                            grid, np.uint64((z * ny + y) * stride + start), np.uint32(x - start), np.uint32(x1 + 1 - x),
-                            alpha, f4(start - centre), beta, f4(start - mx),
-                        )  # fmt: skip
+                            grid,
+                            np.uint64((z * ny + y) * stride + start),
+                            np.uint32(x - start),
+                            np.uint32(x1 + 1 - x),
+                            alpha,
+                            f4(start - centre),
+                            beta,
+                            f4(start - mx),
+                        )
                         r += s0
                         rx += s1
                         rxx += s2

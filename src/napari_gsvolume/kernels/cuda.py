@@ -77,9 +77,18 @@ def _by_tiles(
         ellipsoids = _ellipsoids(means, factors)
         starts, members = ellipsoids.lists(volume, tile, support)
         _launch(
-            kernel, len(starts) - 1, kernels.TILE_THREADS,
-            ellipsoids.squares, amounts, starts, members, volume, tile, support**2, out,
-        )  # fmt: skip
+            kernel,
+            len(starts) - 1,
+            kernels.TILE_THREADS,
+            ellipsoids.squares,
+            amounts,
+            starts,
+            members,
+            volume,
+            tile,
+            support**2,
+            out,
+        )
     return out.reshape(shape)
 
 

@@ -92,9 +92,13 @@ def _tile_box(E, i, shape, tile, k):  # type: ignore[no-untyped-def]
     if z1 < z0 or y1 < y0 or x1 < x0:
         return 0, 0, 0, 0, 0, 0
     return (
-        z0 // tile[0], y0 // tile[1], x0 // tile[2],
-        z1 // tile[0] + 1, y1 // tile[1] + 1, x1 // tile[2] + 1,
-    )  # fmt: skip
+        z0 // tile[0],
+        y0 // tile[1],
+        x0 // tile[2],
+        z1 // tile[0] + 1,
+        y1 // tile[1] + 1,
+        x1 // tile[2] + 1,
+    )
 
 
 @cuda.jit(device=True)
@@ -225,8 +229,17 @@ def gather(E, grid, k, moments):  # type: ignore[no-untyped-def]
     A = f4(min(E[i, 3], STEEPEST))
     z0, z1 = _bounds(mz, k / sqrt(C), nz) if C > 0 else (i4(0), i4(-1))
     m, m_z, m_y, m_x, m_zz, m_zy, m_zx, m_yy, m_yx, m_xx = (
-        f4(0), f4(0), f4(0), f4(0), f4(0), f4(0), f4(0), f4(0), f4(0), f4(0)
-    )  # fmt: skip
+        f4(0),
+        f4(0),
+        f4(0),
+        f4(0),
+        f4(0),
+        f4(0),
+        f4(0),
+        f4(0),
+        f4(0),
+        f4(0),
+    )
     for z in range(z0 + part, z1 + 1, cuda.gridDim.y):
         dz8 = z - mz
         dz, left_plane, centre_y = f4(dz8), k2 - C * dz8 * dz8, my - c * dz8

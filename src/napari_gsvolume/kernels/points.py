@@ -13,7 +13,7 @@ from .constants import SUPPORT
 from .numba_support import launch_lock
 
 _K2 = SUPPORT**2
-_GAUSSIANS_A_CELL = 2.0  # cells are made about this fine: finer ones cost memory, coarser ones time
+_GAUSSIANS_PER_CELL = 2.0  # mean number; smaller cells cost memory, larger ones time
 
 
 def evaluate(
@@ -42,7 +42,7 @@ def evaluate(
     if not len(means):
         return np.zeros(len(points))
     ndim = points.shape[1]
-    n_cells = np.clip(len(means) / _GAUSSIANS_A_CELL, 1, 2**18)
+    n_cells = np.clip(len(means) / _GAUSSIANS_PER_CELL, 1, 2**18)
     extent = np.maximum(high - low, 1e-6)
     side = np.maximum((extent.prod() / n_cells) ** (1 / ndim), extent.max() / 256)
     shape = (np.floor(extent / side) + 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Whether the surfaces at which ellipsoids are cut show in the residual.
+"""Visibility of the surfaces at which ellipsoids are cut in the residual.
 
 A sum over the ellipsoids that contain a voxel jumps where a voxel's neighbour is in another set of ellipsoids. Such
 pairs of neighbours are found exactly, and the residual's differences across them compared with those elsewhere.
@@ -19,12 +19,12 @@ from ..kernels import splat_flat
 from .gaussian_sum import Gaussians
 
 CONTROLS = (0.8, 1.2)
-"""Radii, relative to k, of the ellipsoids whose surfaces are the control: no cut lies there."""
+"""Radii, relative to k, of the control surfaces, where nothing is cut."""
 
 
 @dataclass(frozen=True)
 class SurfaceArtefact:
-    """How much larger the residual's steps are on the surfaces of ellipsoids than elsewhere.
+    """Steps of the residual on the surfaces of ellipsoids, relative to those elsewhere.
 
     A ratio is nan where there is nothing to compare: no pair of voxels on a surface, none off it, or no steps at all;
     it is infinite if there are steps on surfaces only.
@@ -41,7 +41,7 @@ class SurfaceArtefact:
     excess : float
         ``ratio / control_ratio``: about 1 if the cuts do not show.
     share : float
-        Of the pairs of neighbouring voxels, the part with a surface between them.
+        Fraction of the pairs of neighbouring voxels with a surface between them.
     """
 
     on_surface: float
@@ -58,7 +58,7 @@ def cut_surfaces(gaussians: Gaussians, shape: Sequence[int], k: float) -> list[N
     Parameters
     ----------
     gaussians : Gaussians
-        Weights do not matter.
+        Gaussians; their weights are ignored.
     shape : sequence of int
         Shape of the grid, D axes.
     k : float

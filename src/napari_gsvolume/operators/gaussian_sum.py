@@ -1,4 +1,4 @@
-"""Voxels: every voxel is a sample of the sum of Gaussians.
+"""Weighted sum of Gaussians at voxels, with its Jacobian products.
 
 Derivatives are taken in whitened coordinates. Gaussian i moves by a step ``(omega, a, B)``, B symmetric::
 
@@ -23,14 +23,14 @@ from .small_matrices import determinant, exponential, inverse
 
 
 class Gaussians(NamedTuple):
-    """The bare tensors of N Gaussians: means (N, D), factors (N, D, D), weights (N,)."""
+    """Tensors of N Gaussians: means (N, D), factors (N, D, D), weights (N,)."""
 
     means: Tensor
     factors: Tensor
     weights: Tensor
 
     def select(self, index: Tensor) -> Gaussians:
-        """Return the Gaussians that `index` (a mask or positions) names."""
+        """Return the Gaussians at an index (a mask or positions)."""
         return Gaussians(*(t[index] for t in self))
 
     def join(self, others: Gaussians) -> Gaussians:
@@ -50,7 +50,7 @@ class Gaussians(NamedTuple):
 
 
 def empty(ndim: int, device: torch.device) -> Gaussians:
-    """Return no Gaussians."""
+    """Return an empty set of Gaussians."""
     return Gaussians(*(torch.zeros(0, *shape, device=device) for shape in ((ndim,), (ndim, ndim), ())))
 
 
@@ -67,8 +67,8 @@ def predict(gaussians: Gaussians, shape: Sequence[int]) -> Tensor:
     return splat(gaussians.means, gaussians.factors, coefficients, shape)
 
 
-def derivative(gaussians: Gaussians, step: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
+def jvp(gaussians: Gaussians, step: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the Jacobian-vector product J step, with a whitened step ``(N, K)``, at every voxel."""
     ndim = len(shape)
     w = gaussians.weights[:, None]
     linear = (gaussians.factors @ (w * step[:, 1 : ndim + 1])[:, :, None])[:, :, 0]  # W w a
@@ -77,8 +77,8 @@ def derivative(gaussians: Gaussians, step: Tensor, shape: Sequence[int]) -> Tens
     return splat(gaussians.means, gaussians.factors, torch.cat([step[:, :1], linear, quadratic], 1), shape)
 
 
-def transposed_derivative(gaussians: Gaussians, grid: Tensor) -> Tensor:
-    """Return J^T grid: the gradient of ``<grid, f>`` with respect to a whitened step, ``(N, K)``."""
+def vjp(gaussians: Gaussians, grid: Tensor) -> Tensor:
+    """Return the vector-Jacobian product J^T grid: the gradient of ``<grid, f>`` by a whitened step, ``(N, K)``."""
     ndim = grid.ndim
     moments = gather(gaussians.means, gaussians.factors, grid)
     w = gaussians.weights[:, None]
@@ -95,7 +95,7 @@ def triangle(ndim: int) -> list[tuple[int, int]]:
 
 def symmetric(rows: Tensor, ndim: int) -> Tensor:
     """Return symmetric matrices ``(..., D, D)`` from the rows of their upper triangles."""
-    # Entry by entry, here and below: lists of indices would have to be copied to a GPU, which waits for it.
+    # Entry by entry, here and below: lists of indices would be copied to the GPU, and the host would wait.
     place = {entry: k for k, entry in enumerate(triangle(ndim))}
     entries = [rows[..., place[min(i, j), max(i, j)]] for i in range(ndim) for j in range(ndim)]
     return torch.stack(entries, -1).reshape(*rows.shape[:-1], ndim, ndim)
@@ -107,5 +107,5 @@ def upper(matrix: Tensor) -> Tensor:
 
 
 def multiplicity(ndim: int, like: Tensor) -> Tensor:
-    """Return how often each entry of an upper triangle stands in the full matrix."""
+    """Return the number of occurrences of each entry of an upper triangle in the full matrix."""
     return upper(2 - torch.eye(ndim, dtype=like.dtype, device=like.device))

@@ -10,7 +10,7 @@ from .small_matrices import determinant, inverse
 
 
 class OwnBlocks:
-    """A symmetric positive definite matrix of one block a Gaussian, and its inverse.
+    """Symmetric positive definite matrix with one block per Gaussian, and its inverse.
 
     Parameters
     ----------

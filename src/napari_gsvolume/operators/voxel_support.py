@@ -1,4 +1,4 @@
-"""Voxels' own values in place of weights: two other ways in which Gaussians support a voxel.
+"""Data terms with values of voxels in place of weights: two other ways in which Gaussians support a voxel.
 
 Gaussians have no weights here (those given are ignored): ``G(x) = sum_i e_i(x)``. The volume's value p_j at voxel j is
 the factor, and its position x_j stands in the exponent. `Neighbourhood` sums over the voxels near the predicted one,
@@ -27,7 +27,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..kernels import gather, gather_flat, splat_flat
 from ..kernels.constants import SUPPORT
-from .gaussian_sum import Gaussians, derivative, predict, symmetric, transposed_derivative, upper
+from .gaussian_sum import Gaussians, jvp, predict, symmetric, upper, vjp
 from .support_blocks import OwnBlocks, outer, shape_blocks
 
 NORMALISED_SIGMA = 0.5
@@ -38,15 +38,16 @@ _ROUND = 0.1  # an ellipsoid's own block has rank one or two; so much of its mea
 
 
 class Neighbourhood:
-    """Voxels are supported by the Gaussians at the voxels around.
+    """Data term in which the Gaussians at the surrounding voxels support a voxel.
 
     Parameters
     ----------
     values : Tensor
         p, a grid of D axes; zero where the background is.
     radius : float
-        Of the neighbourhood, in voxels. Below 1 a voxel is its own and only neighbour.
+        Radius of the neighbourhood, in voxels. Below 1, each voxel is its only neighbour.
     normalised : bool
+        True to normalise the weights of the supporting voxels to sum 1.
     """
 
     def __init__(self, values: Tensor, radius: float, normalised: bool) -> None:
@@ -55,11 +56,11 @@ class Neighbourhood:
 
     def predict(self, gaussians: Gaussians) -> Tensor:
         """Return q at every voxel."""
-        return self.at(gaussians).prediction
+        return self.linearise(gaussians).prediction
 
-    def at(self, gaussians: Gaussians) -> NeighbourhoodAt:
-        """Return q linearised at these Gaussians."""
-        return NeighbourhoodAt(self, gaussians)
+    def linearise(self, gaussians: Gaussians) -> LinearisedNeighbourhood:
+        """Return q, linearised at these Gaussians."""
+        return LinearisedNeighbourhood(self, gaussians)
 
     def initial_sigma(self, n_voxels: int, count: int, ndim: int) -> float:
         """Return the radius at which `count` round Gaussians give a total support ``sum_N G`` of about one.
@@ -72,7 +73,7 @@ class Neighbourhood:
         return float((n_voxels / (count * self.ball.size)) ** (1 / ndim) / math.sqrt(2 * math.pi))
 
 
-class NeighbourhoodAt:
+class LinearisedNeighbourhood:
     """`Neighbourhood` linearised: with ``T = sum_N G``, ``dq = sum_N p dG`` or ``(sum_N p dG - q sum_N dG) / T``."""
 
     def __init__(self, term: Neighbourhood, gaussians: Gaussians) -> None:
@@ -94,28 +95,28 @@ class NeighbourhoodAt:
         """Return q at every voxel."""
         return self._sums[0].float()
 
-    def derivative(self, step: Tensor) -> Tensor:
-        """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
-        dG = derivative(self.gaussians, _without_omega(step), self.values.shape)
+    def jvp(self, step: Tensor) -> Tensor:
+        """Return the Jacobian-vector product J step, with a whitened step ``(N, K)``, at every voxel."""
+        dG = jvp(self.gaussians, _without_omega(step), self.values.shape)
         change = self.ball.sum(self.values * dG)
         if self.normalised:
             q, inverse = self._sums
             change = (change - q * self.ball.sum(dG)) * inverse
         return change.float()
 
-    def transposed(self, grid: Tensor) -> Tensor:
-        """Return J^T grid, ``(N, K)``."""
+    def vjp(self, grid: Tensor) -> Tensor:
+        """Return the vector-Jacobian product J^T grid, ``(N, K)``."""
         if self.normalised:
             q, inverse = self._sums
             scaled = grid * inverse
             pulled = self.values * self.ball.sum(scaled) - self.ball.sum(q * scaled)
         else:
             pulled = self.values * self.ball.sum(grid)
-        return _without_omega(transposed_derivative(self.gaussians, pulled.float()))
+        return _without_omega(vjp(self.gaussians, pulled.float()))
 
     @cached_property
     def blocks(self) -> OwnBlocks:
-        """About the block diagonal of ``J^T J``.
+        """Approximate block diagonal of ``J^T J``.
 
         A block is ``sum_x (sum_{j in N(x)} s_j(x) de_i(x_j))^2``, with ``s_j(x) = p_j``, or ``(p_j - q(x)) / T(x)``
         if normalised. What of s varies at random within a Gaussian adds up as squares, ``sum_j de_i(x_j)^2 sum_x
@@ -142,7 +143,7 @@ class NeighbourhoodAt:
 
 
 class Ellipsoid:
-    """Voxels are supported by the voxels that share an ellipsoid with them.
+    """Data term in which the voxels of the same ellipsoids support a voxel.
 
     Parameters
     ----------
@@ -160,11 +161,11 @@ class Ellipsoid:
 
     def predict(self, gaussians: Gaussians) -> Tensor:
         """Return q at every voxel."""
-        return self.at(gaussians).prediction
+        return self.linearise(gaussians).prediction
 
-    def at(self, gaussians: Gaussians) -> EllipsoidAt:
-        """Return q linearised at these Gaussians."""
-        return EllipsoidAt(self, gaussians)
+    def linearise(self, gaussians: Gaussians) -> LinearisedEllipsoid:
+        """Return q, linearised at these Gaussians."""
+        return LinearisedEllipsoid(self, gaussians)
 
     def initial_sigma(self, n_voxels: int, count: int, ndim: int) -> float:
         """Return the radius at which `count` round Gaussians give a total support ``sum_i 1_i M_i`` of about one.
@@ -179,7 +180,7 @@ class Ellipsoid:
         return float((n_voxels / (count * ball * mass)) ** (1 / (2 * ndim)))
 
 
-class EllipsoidAt:
+class LinearisedEllipsoid:
     """`Ellipsoid` linearised, with M_i as A_i is, but for 1 in place of p_j, and ``T = sum_i 1_i M_i``.
 
     ``dq = sum_i 1_i dA_i``, or ``sum_i 1_i (dA_i - q dM_i) / T``. Which voxels are inside (1_i) is constant almost
@@ -222,8 +223,8 @@ class EllipsoidAt:
         """Return q at every voxel."""
         return self._sums[0].clone()
 
-    def derivative(self, step: Tensor) -> Tensor:
-        """Return J step: how every voxel changes with a whitened step ``(N, K)``."""
+    def jvp(self, step: Tensor) -> Tensor:
+        """Return the Jacobian-vector product J step, with a whitened step ``(N, K)``, at every voxel."""
         step = _without_omega(step)
         change = self._spread((self._A * step).sum(1))
         if self._M is None:
@@ -231,8 +232,8 @@ class EllipsoidAt:
         q, inverse = self._sums
         return (change - q * self._spread((self._M * step).sum(1))) * inverse
 
-    def transposed(self, grid: Tensor) -> Tensor:
-        """Return J^T grid, ``(N, K)``."""
+    def vjp(self, grid: Tensor) -> Tensor:
+        """Return the vector-Jacobian product J^T grid, ``(N, K)``."""
         if self._M is None:
             return _without_omega(self._A * self._collect(grid))
         q, inverse = self._sums

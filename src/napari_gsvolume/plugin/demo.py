@@ -1,4 +1,4 @@
-"""The result of a fit to look at: in napari, or as a picture where there is no display."""
+"""Display of a fit: in napari, or as a picture without a display."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..gaussians import GaussianVolume
 from ..grid import Grid
 
 _NAME = "Anatomical phantom"
-_CORNERS = 32  # of an ellipse's outline
+_CORNERS = 32  # corners of the outline of an ellipse
 
 
 def has_display() -> bool:
-    """Whether a window can be opened: there is a screen and a Qt binding."""
+    """Return True if a window can be opened: there is a screen and a Qt binding."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return False
     try:
@@ -76,7 +76,7 @@ def save_picture(path: Path, volume: NDArray[np.float32], grid: Grid, result: Fi
         axes.set(title=name, autoscale_on=False)  # Gaussians may reach beyond the image
         axes.set_axis_off()
     outlines, weights = _outlines(result.gaussians, axis=1, position=middle)
-    # Red adds, blue takes away, as in the residual.
+    # Red for positive, blue for negative weights, as in the residual.
     colours = np.where(weights[:, None] > 0, [[0.84, 0.19, 0.15, 0.8]], [[0.27, 0.46, 0.71, 0.8]])
     axes.add_collection(LineCollection(list(outlines[:, :, ::-1]), colors=colours, linewidths=0.6))
     figure.savefig(path, dpi=120)
@@ -95,14 +95,14 @@ def _title(grid: Grid, result: FitResult) -> str:
 
 
 def _outlines(gaussians: GaussianVolume, axis: int, position: float) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Return where the one-sigma ellipsoids meet the plane at `position` along an axis.
+    """Return the intersections of the one-sigma ellipsoids with the plane at `position` along an axis.
 
     Returns
     -------
     outlines : ndarray, (M, corners, 2)
         Index coordinates on the two other axes, in their order.
     weights : ndarray, (M,)
-        Weights of the M Gaussians that the plane meets.
+        Weights of the M Gaussians in the plane.
     """
     others = [other for other in range(gaussians.ndim) if other != axis]
     means, W = gaussians.means.double().numpy(), gaussians.factors.double().numpy()

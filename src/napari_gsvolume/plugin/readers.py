@@ -1,4 +1,4 @@
-"""What the manifest offers to napari besides widgets: readers, writers and sample data."""
+"""Readers that napari calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..gaussians import GaussianVolume
 from ..grid import Grid
-from ..io.gaussians import GAUSSIAN_FILES
+from ..io.gaussians import GAUSSIAN_SUFFIXES
 from .layers.conversion import LayerData, density_layer, grid_placement
 from .layers.gaussians import gaussian_layer
 from .layers.projections import projection_layer
@@ -20,12 +20,12 @@ Reader = Callable[[str | Sequence[str]], list[LayerData]]
 
 def nifti_reader(path: str | Sequence[str]) -> Reader | None:
     """Return a reader for NIfTI files (``.nii``, ``.nii.gz``)."""
-    return _each(_read_nifti) if _all_end(path, (".nii", ".nii.gz")) else None
+    return _each(read_nifti_layers) if _all_end(path, (".nii", ".nii.gz")) else None
 
 
 def gaussian_reader(path: str | Sequence[str]) -> Reader | None:
     """Return a reader for files of Gaussians (``.gsv``, ``.safetensors``)."""
-    return _each(_read_gaussians) if _all_end(path, GAUSSIAN_FILES) else None
+    return _each(_read_gaussians) if _all_end(path, GAUSSIAN_SUFFIXES) else None
 
 
 def _all_end(path: str | Sequence[str], suffixes: tuple[str, ...]) -> bool:
@@ -40,13 +40,14 @@ def _each(read: Callable[[str], list[LayerData]]) -> Reader:
     return lambda path: [layer for p in _paths(path) for layer in read(p)]
 
 
-def _read_nifti(path: str) -> list[LayerData]:
+def read_nifti_layers(path: str) -> list[LayerData]:
+    """Return the image layer, or the layer of projections, in a NIfTI file."""
     from ..io.nifti import read_nifti
-    from ..tomography.projections import Projections, scan_beside
+    from ..tomography.projections import Projections, sidecar_scan
     from ..tomography.scan import grid_of_scan
 
     image = read_nifti(path)
-    if (scan := scan_beside(path)) is not None and scan.image_shape == image.data.shape:
+    if (scan := sidecar_scan(path)) is not None and scan.image_shape == image.data.shape:
         projections = Projections(np.asarray(image.data, np.float32), scan)
         images, options, kind = projection_layer(_stem(path), projections, grid_of_scan(scan))
         return [(images, options | {"name": _stem(path)}, kind)]

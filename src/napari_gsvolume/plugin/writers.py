@@ -12,18 +12,18 @@ from .layers.gaussians import gaussians_of
 
 
 class WriteError(GSVolumeError):
-    """A layer cannot be written; not a ValueError, which napari takes for there being no writer."""
+    """Layer that cannot be written; not a ValueError, which napari takes for a missing writer."""
 
 
 def write_nifti_image(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
-    """Write an image layer to a NIfTI file, with its place in the world and its units."""
+    """Write an image layer to a NIfTI file, with its affine and units."""
     from napari.layers import Image
 
     from ..io.nifti import NiftiImage, write_nifti
     from .layers.conversion import source_volume
 
     if attributes.get("rgb"):
-        raise WriteError(f"'{attributes.get('name')}' is an RGB image; NIfTI files are written from grey ones.")
+        raise WriteError(f"'{attributes.get('name')}' is an RGB image; NIfTI files are written from greyscale images.")
     ndim = np.ndim(data[0] if attributes.get("multiscale") else data)
     if ndim not in (2, 3, 4):
         raise WriteError(f"'{attributes.get('name')}' has {ndim} axes; NIfTI files are written from 2D to 4D images.")
@@ -49,12 +49,10 @@ def write_nifti_image(path: str, data: Any, attributes: dict[str, Any]) -> list[
 
 
 def write_gaussian_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
-    """Write the Gaussians of a surface or points layer; of points, those that are still there."""
+    """Write the Gaussians of a surface or points layer, without the points that were deleted."""
     gaussians = gaussians_of(attributes.get("metadata") or {})
     if gaussians is None:
-        raise WriteError(
-            f"'{attributes.get('name')}' holds no Gaussians; save a layer '... · gaussians' that a fit made."
-        )
+        raise WriteError(f"'{attributes.get('name')}' holds no Gaussians; save a layer '... · gaussians' of a fit.")
     features = attributes.get("features")
     if isinstance(data, np.ndarray) and features is not None and "index" in features:
         gaussians = gaussians.select(torch.tensor(np.array(features["index"], dtype=np.int64)))

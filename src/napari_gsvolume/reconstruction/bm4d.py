@@ -1,9 +1,9 @@
-"""A volume looks like itself elsewhere: the prior of similar blocks.
+"""BM4D denoiser: block matching and collaborative hard thresholding.
 
-Blocks of 4 x 4 x 4 voxels are put together with the most similar ones around, and such a group, transformed along all
-four of its axes, has few coefficients that are not small. Setting the small ones to zero takes noise away, streaks and
-all else that does not repeat (BM4D: M. Maggioni, V. Katkovnik, K. Egiazarian, A. Foi. Nonlocal transform-domain filter
-for volumetric data denoising and reconstruction. *IEEE Trans. Image Process.* 22, 2013; the hard-thresholding stage).
+Blocks of 4 x 4 x 4 voxels are grouped with the most similar blocks around. A group is sparse after a transform along
+all four of its axes; setting small coefficients to zero removes noise, streaks and other structure that does not repeat
+(M. Maggioni, V. Katkovnik, K. Egiazarian, A. Foi, "Nonlocal transform-domain filter for volumetric data denoising and
+reconstruction", IEEE Trans. Image Process. 22(1), 119-133, 2013; the hard-thresholding stage).
 """
 
 from __future__ import annotations
@@ -18,61 +18,61 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..kernels.numba_support import launch_lock
 
-SIDE = 4
-_VOXELS = SIDE**3
-_k = np.arange(SIDE)
-_DCT = np.sqrt(2 / SIDE) * np.cos(np.pi * (_k[None] + 0.5) * _k[:, None] / SIDE)
-_DCT[0] = np.sqrt(1 / SIDE)
+BLOCK_SIZE = 4
+_VOXELS = BLOCK_SIZE**3
+_k = np.arange(BLOCK_SIZE)
+_DCT = np.sqrt(2 / BLOCK_SIZE) * np.cos(np.pi * (_k[None] + 0.5) * _k[:, None] / BLOCK_SIZE)
+_DCT[0] = np.sqrt(1 / BLOCK_SIZE)
 _DCT = _DCT.astype(np.float32)
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
-THRESHOLD = 2.7
-"""Coefficients below so many standard deviations of the noise are set to zero."""
+HARD_THRESHOLD = 2.7
+"""Threshold of the coefficients, in standard deviations of the noise."""
 STRIDE = 3
-"""Distance between the blocks that groups are made for; every voxel is in some."""
+"""Distance between reference blocks; small enough that every voxel is in a block."""
 
 
-class BlockMatching:
-    """Denoises volumes of one shape by collaborative hard thresholding.
+class BM4D:
+    """Denoiser of volumes of one shape by collaborative hard thresholding.
 
     Parameters
     ----------
     shape : (int, int, int)
-        Every axis at least `SIDE` voxels.
+        Shape of the volume, at least `BLOCK_SIZE` voxels along every axis.
     reach : int
-        How far, in voxels along each axis, similar blocks are looked for.
+        Search radius of the block matching along each axis, voxels.
     group : int
-        Blocks in a group, a power of 2.
+        Number of blocks in a group, a power of 2.
     seed : int
-        The lattice of blocks is moved at random with every `match`, so that its seams do not stay where they are.
+        Seed of the random shift of the block lattice, which changes with every `match` to avoid block artefacts.
     """
 
     def __init__(self, shape: Sequence[int], *, reach: int = 4, group: int = 16, seed: int = 0) -> None:
-        if min(shape) < SIDE:
-            raise InputError(f"Blocks of {SIDE} voxels do not fit into a volume of shape {tuple(shape)}.")
+        if min(shape) < BLOCK_SIZE:
+            raise InputError(f"Blocks of {BLOCK_SIZE} voxels do not fit into a volume of shape {tuple(shape)}.")
         self.shape, self.reach, self.group = tuple(shape), reach, group
         self._random = np.random.default_rng(seed)
         self._sums = np.zeros((2, numba.get_num_threads(), *shape), np.float32)
 
     def match(self, guide: NDArray[np.float32]) -> None:
-        """Find each block's most similar ones in this volume; the groups stay until the next call."""
+        """Match blocks in a guide volume; the groups are used until the next call."""
         self._places = [_places(n, int(self._random.integers(STRIDE))) for n in self.shape]
         self._matches = np.zeros((*map(len, self._places), self.group, 3), np.int16)
         with launch_lock:
             _find(guide, *self._places, self.reach, self._matches)
 
-    def denoised(self, volume: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-        """Return the volume without what looks like noise of standard deviation `sigma`."""
+    def denoise(self, volume: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+        """Denoise a volume with noise of standard deviation `sigma`."""
         self._sums[:] = 0
         values, weights = self._sums
         cuts = np.linspace(0, len(self._places[0]), len(values) + 1).astype(np.int64)
         with launch_lock:
-            _filter(volume, *self._places[1:], self._matches, np.float32(THRESHOLD * sigma), values, weights, cuts)
+            _filter(volume, *self._places[1:], self._matches, np.float32(HARD_THRESHOLD * sigma), values, weights, cuts)
         return np.asarray(values.sum(0) / weights.sum(0))
 
 
 def _places(n: int, offset: int) -> NDArray[np.int64]:
-    """Return where blocks begin along an axis: every `STRIDE` voxels from an offset, and at both ends."""
-    last = n - SIDE
+    """Return the first voxels of the reference blocks along an axis: every `STRIDE` voxels, and at both ends."""
+    last = n - BLOCK_SIZE
     return np.unique([0, *range(min(offset, last), last + 1, STRIDE), last]).astype(np.int64)
 
 
@@ -116,19 +116,19 @@ def _hadamard(group):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath=FAST_MATH)
 def _match(volume, z, y, x, reach, squares, found):  # type: ignore[no-untyped-def]
-    """Fill `found` with the blocks nearest to the one at (z, y, x), itself first; return how many there are."""
+    """Fill `found` with the blocks most similar to the one at (z, y, x), itself first; return their number."""
     nz, ny, nx = volume.shape
     most, n = len(found), 0
-    x0, x1 = max(x - reach, 0), min(x + reach, nx - SIDE)
+    x0, x1 = max(x - reach, 0), min(x + reach, nx - BLOCK_SIZE)
     width = x1 - x0 + 1
     row = np.empty(width, np.float32)
-    for zz in range(max(z - reach, 0), min(z + reach, nz - SIDE) + 1):
-        for yy in range(max(y - reach, 0), min(y + reach, ny - SIDE) + 1):
+    for zz in range(max(z - reach, 0), min(z + reach, nz - BLOCK_SIZE) + 1):
+        for yy in range(max(y - reach, 0), min(y + reach, ny - BLOCK_SIZE) + 1):
             row[:] = 0
-            for bz in range(SIDE):
-                for by in range(SIDE):
+            for bz in range(BLOCK_SIZE):
+                for by in range(BLOCK_SIZE):
                     own, other = volume[z + bz, y + by], volume[zz + bz, yy + by]
-                    for bx in range(SIDE):
+                    for bx in range(BLOCK_SIZE):
                         value = own[x + bx]
                         for t in range(width):
                             difference = other[x0 + t + bx] - value
@@ -159,12 +159,12 @@ def _find(guide, zs, ys, xs, reach, matches):  # type: ignore[no-untyped-def]
                 n = _match(guide, zs[a], ys[b], xs[c], reach, squares, found)
                 for k in range(group):
                     for e in range(3):
-                        matches[a, b, c, k, e] = found[k % n, e]  # small volumes: some blocks several times
+                        matches[a, b, c, k, e] = found[k % n, e]  # small volumes: blocks are repeated
 
 
 @njit(cache=True, nogil=True, parallel=True, fastmath=FAST_MATH)
 def _filter(volume, ys, xs, matches, threshold, values, weights, cuts):  # type: ignore[no-untyped-def]
-    """Sum filtered blocks, weighted by how few coefficients their groups have; each task into sums of its own."""
+    """Aggregate filtered blocks, weighted by the sparsity of their groups; each task into its own sums."""
     forward, backward = _DCT, _DCT.T.copy()
     for task in prange(len(cuts) - 1):
         size = matches.shape[3]

@@ -1,4 +1,4 @@
-"""How noisy images are, from the images."""
+"""Estimation of the noise variance of projections."""
 
 from __future__ import annotations
 
@@ -10,12 +10,28 @@ _MEDIAN_OF_SQUARES = 0.4549
 """Median of the square of a standard normal variable."""
 
 
-def estimated_variance(images: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the variance of white noise in images ``(K, V, U)``, as a function of how bright they are.
+def estimate_variance(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Estimate the variance of white noise in projections, as a function of their values.
 
-    Mixed second differences along both axes, ``[1, -2, 1] x [1, -2, 1] / 6``, are nearly all noise; the median of their
-    squares is not misled by edges. X-rays are noisier where more is in their way, so that is found out for ranges of
-    brightness one by one, and interpolated.
+    Parameters
+    ----------
+    images : ndarray, (K, V, U)
+        Projections.
+
+    Returns
+    -------
+    ndarray, (K, V, U)
+        Noise variance of each pixel.
+
+    Notes
+    -----
+    Mixed second differences along both axes, ``[1, -2, 1] x [1, -2, 1] / 6``, are dominated by noise [1]_; the median
+    of their squares is robust against edges. The noise of X-rays grows with the line integral, so the variance is
+    estimated in bins of the values and interpolated.
+
+    References
+    ----------
+    .. [1] J. Immerkaer, "Fast noise variance estimation", Comput. Vis. Image Underst. 64(2), 300-302, 1996.
     """
     if min(images.shape[1:]) < 3:
         return np.zeros(images.shape)
@@ -24,10 +40,10 @@ def estimated_variance(images: NDArray[np.float64]) -> NDArray[np.float64]:
     middle = images[:, 1:-1, 1:-1]
     edges = np.unique(np.quantile(middle, np.linspace(0, 1, _BINS + 1)))
     bins = np.clip(np.searchsorted(edges, middle, side="right") - 1, 0, max(len(edges) - 2, 0))
-    inhabited = [b for b in range(max(len(edges) - 1, 1)) if (bins == b).any()]
-    brightness = np.array([np.median(middle[bins == b]) for b in inhabited])
-    variance = np.array([np.median(squares[bins == b]) / _MEDIAN_OF_SQUARES for b in inhabited])
-    # Structure only adds to it: nothing is noisier than what is brighter.
+    occupied = [b for b in range(max(len(edges) - 1, 1)) if (bins == b).any()]
+    brightness = np.array([np.median(middle[bins == b]) for b in occupied])
+    variance = np.array([np.median(squares[bins == b]) / _MEDIAN_OF_SQUARES for b in occupied])
+    # Structure only adds variance, so that the variance is made non-decreasing with the value.
     variance = np.minimum.accumulate(variance[::-1])[::-1]
     interpolated: NDArray[np.float64] = np.interp(images, brightness, variance)
     return interpolated

@@ -1,14 +1,15 @@
-"""The voxels that measurements and a prior agree on.
+"""Plug-and-play ADMM: voxels from measurements and an image prior.
 
-The alternating direction method of multipliers with a denoiser in the place of a prior ("plug and play": S.
-Venkatakrishnan, C. Bouman, B. Wohlberg. Plug-and-play priors for model based reconstruction. *IEEE GlobalSIP*, 2013):
-least squares keep to the measurements, the denoiser to what volumes look like, and a running difference makes the two
-agree. The denoiser's strength falls from coarse to fine.
+The alternating direction method of multipliers with a denoiser in place of the proximal operator of the prior (S. V.
+Venkatakrishnan, C. A. Bouman, B. Wohlberg, "Plug-and-play priors for model based reconstruction", IEEE GlobalSIP,
+2013). The data fidelity is a least squares problem, solved by conjugate gradients; the noise level of the denoiser
+decreases over the iterations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,120 +17,157 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .bm4d import SIDE, BlockMatching
-from .measurements import TRUST, Measurement
+from ..progress import Budget
+from .bm4d import BLOCK_SIZE, BM4D
+from .measurements import VARIANCE_SCALE, Measurement
 from .settings import Prior
 
-STRONGEST, WEAKEST = 0.2, 0.01
-"""Standard deviation of what is taken for noise, relative to the brightest there is, at first and at last."""
+INITIAL_NOISE_LEVEL, FINAL_NOISE_LEVEL = 0.2, 0.01
+"""Noise level of the denoiser in the first and last iteration, relative to the largest intensity."""
 MATCH_EVERY = 2
-CG_STEPS = 60
-_FIRST_CG = 25
-_TV_STEPS = 20
-_SOLVED = 1e-4
-"""Conjugate gradients end once this is left of the squared gradient: on bodies soon, on sparse things late."""
+CG_ITERATIONS = 60
+_FIRST_CG_ITERATIONS = 25
+_TV_ITERATIONS = 20
+_CG_TOLERANCE = 1e-4
+"""Relative squared gradient at which conjugate gradients stop."""
 
 
 class _Denoiser(Protocol):
     def match(self, guide: NDArray[np.float32]) -> None: ...
 
-    def denoised(self, volume: NDArray[np.float32], sigma: float) -> NDArray[np.float32]: ...
+    def denoise(self, volume: NDArray[np.float32], sigma: float) -> NDArray[np.float32]: ...
 
 
 class TotalVariation:
-    """Denoises by least total variation (Rudin, Osher, Fatemi 1992; Chambolle 2004), scikit-image's."""
+    """Total variation denoiser, of scikit-image.
+
+    References
+    ----------
+    .. [1] L. I. Rudin, S. Osher and E. Fatemi, "Nonlinear total variation based noise removal algorithms", Physica D
+       60, 259-268, 1992.
+    .. [2] A. Chambolle, "An algorithm for total variation minimization and applications", J. Math. Imaging Vis. 20,
+       89-97, 2004.
+    """
 
     def match(self, guide: NDArray[np.float32]) -> None:
-        """Do nothing: this prior has nothing to learn from a guide."""
+        """Do nothing: total variation needs no guide."""
 
-    def denoised(self, volume: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-        """Return the volume with less variation; `sigma` is the weight."""
+    def denoise(self, volume: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+        """Denoise a volume; `sigma` is the weight of the total variation."""
         from skimage.restoration import denoise_tv_chambolle
 
-        smooth: NDArray[np.float32] = denoise_tv_chambolle(volume, weight=sigma, max_num_iter=_TV_STEPS)
+        smooth: NDArray[np.float32] = denoise_tv_chambolle(volume, weight=sigma, max_num_iter=_TV_ITERATIONS)
         return smooth.astype(np.float32)
 
 
-def denoiser(prior: Prior, shape: Sequence[int], seed: int = 0) -> _Denoiser:
-    """Return the denoiser of that name; total variation where blocks do not fit in."""
-    return BlockMatching(shape, seed=seed) if prior == "blocks" and min(shape) >= SIDE else TotalVariation()
+def build_denoiser(prior: Prior, shape: Sequence[int], seed: int = 0) -> _Denoiser:
+    """Return the denoiser of a prior; total variation for volumes that are too thin for blocks."""
+    return BM4D(shape, seed=seed) if prior == "bm4d" and min(shape) >= BLOCK_SIZE else TotalVariation()
 
 
-class Estimate(NamedTuple):
-    """How far the agreement is."""
+class ADMMIterate(NamedTuple):
+    """Iterate of plug-and-play ADMM.
+
+    Attributes
+    ----------
+    volume : Tensor, (Z, Y, X)
+        Denoised volume, in relative intensities.
+    data_fidelity : float
+        Mean squared residual of the measurements over their variance.
+    fraction : float
+        Fraction of the iterations that is done, 0 to 1.
+    """
 
     volume: Tensor
-    """What the denoiser made of it last, (Z, Y, X), relative."""
-    misfit: float
-    """Mean squared difference from the measurements, each over its variance."""
+    data_fidelity: float
+    fraction: float
 
 
-def estimates(
+def admm_iterates(
     measurements: Sequence[Measurement],
     shape: Sequence[int],
     prior: Prior,
-    share: Callable[[], float],
+    budget: Budget,
     *,
     non_negative: bool,
     support: Tensor | None = None,
     seed: int = 0,
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Estimate]:
-    """Yield better and better volumes; the first is the least squares solution after a few steps.
+) -> Iterator[ADMMIterate]:
+    """Yield the iterates of plug-and-play ADMM; the first is a least squares solution.
 
     Parameters
     ----------
     measurements : sequence of Measurement
+        Linear measurements of the volume, normalized to the same unit of intensity.
     shape : (int, int, int)
-        Of the volume.
-    prior : "blocks" or "tv"
-    share : callable
-        How much of it is done, 0 to 1; the last estimate is the one after it returned 1.
+        Shape of the volume.
+    prior : "bm4d" or "tv"
+        Image prior.
+    budget : Budget
+        Limits of the iterations; at least one of iterations and time limit is needed, as it sets the noise level of
+        the denoiser in each iteration.
     non_negative : bool
-    support : Tensor, bool, optional
-        Where the volume may differ from 0.
+        Constrain intensities to be non-negative.
+    support : Tensor of bool, (Z, Y, X), optional
+        Mask of the voxels that may differ from zero.
     seed : int
-        Of what the prior draws at random.
-    stop : callable
-        Asked between iterations.
+        Seed of the denoiser.
     """
+    began = time.perf_counter()
 
-    def allowed(volume: Tensor) -> Tensor:
+    def constrain(volume: Tensor) -> Tensor:
         volume = volume.clamp_min(0) if non_negative else volume
         return volume if support is None else volume * support
 
-    starts = [start for m in measurements if (start := m.start()) is not None]
+    starts = [start for m in measurements if (start := m.initial_volume()) is not None]
     x = torch.stack(starts).mean(0) if starts else torch.zeros(tuple(shape))
-    x = allowed(least_squares(measurements, x, x, 1e-3 * _stiffness(measurements, shape), _FIRST_CG))
-    yield Estimate(x, misfit(measurements, x))
-    brightest = float(np.quantile(x.abs().numpy(), 0.999))
-    tool, u, iteration, done = denoiser(prior, shape, seed), torch.zeros_like(x), 0, 0.0
-    while done < 1 and not stop():
-        done = min(share(), 1.0)
-        sigma = brightest * STRONGEST * (WEAKEST / STRONGEST) ** done
+    x = constrain(solve_least_squares(measurements, x, x, 1e-3 * _stiffness(measurements, shape), _FIRST_CG_ITERATIONS))
+    yield ADMMIterate(x, data_fidelity(measurements, x), 0.0)
+    largest = float(np.quantile(x.abs().numpy(), 0.999))
+    denoiser, u, iteration, done = build_denoiser(prior, shape, seed), torch.zeros_like(x), 0, 0.0
+    while done < 1 and not budget.stop():
+        done = min(budget.fraction(iteration + 1, time.perf_counter() - began), 1.0)
+        sigma = largest * INITIAL_NOISE_LEVEL * (FINAL_NOISE_LEVEL / INITIAL_NOISE_LEVEL) ** done
         if iteration % MATCH_EVERY == 0:
-            tool.match(x.numpy())
+            denoiser.match(x.numpy())
         noisy = x + u
-        clean = torch.from_numpy(tool.denoised(noisy.numpy(), sigma))
+        clean = torch.from_numpy(denoiser.denoise(noisy.numpy(), sigma))
         u = noisy - clean
-        clean = allowed(clean)
-        x = allowed(least_squares(measurements, clean - u, clean - u, 1 / sigma**2, CG_STEPS))
+        clean = constrain(clean)
+        x = constrain(solve_least_squares(measurements, clean - u, clean - u, 1 / sigma**2, CG_ITERATIONS))
         iteration += 1
-        yield Estimate(clean, misfit(measurements, clean))
+        yield ADMMIterate(clean, data_fidelity(measurements, clean), done)
 
 
-def least_squares(
+def solve_least_squares(
     measurements: Sequence[Measurement], start: Tensor, pull: Tensor, strength: float, steps: int
 ) -> Tensor:
-    """Return about the least of ``sum_m |A_m x - y_m|^2 / variance + strength |x - pull|^2``: conjugate gradients."""
+    """Minimize ``sum_m |A_m x - y_m|^2 / variance + strength |x - pull|^2`` by conjugate gradients.
+
+    Parameters
+    ----------
+    measurements : sequence of Measurement
+        Linear measurements A_m, y_m.
+    start, pull : Tensor, (Z, Y, X)
+        Initial volume, and centre of the quadratic penalty.
+    strength : float
+        Weight of the quadratic penalty.
+    steps : int
+        Largest number of iterations.
+
+    References
+    ----------
+    .. [1] M. R. Hestenes and E. Stiefel, "Methods of conjugate gradients for solving linear systems", J. Res. Natl.
+       Bur. Stand. 49(6), 409-436, 1952.
+    """
     x = start.clone()
-    left = strength * (pull - x) + downhill(measurements, x)
+    left = strength * (pull - x) + negative_gradient(measurements, x)
     direction, square = left, _dot(left, left)
-    enough = _SOLVED * square
+    enough = _CG_TOLERANCE * square
     for _ in range(steps):
         if square <= enough:
             break
-        curved = strength * direction + curvature(measurements, direction)
+        curved = strength * direction + hessian_product(measurements, direction)
         length = square / _dot(direction, curved)
         x = x + length * direction
         left = left - length * curved
@@ -139,32 +177,40 @@ def least_squares(
     return x
 
 
-def downhill(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
-    """Return minus the gradient of half of the summed misfits, ``(Z, Y, X)``."""
+def negative_gradient(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
+    """Return the negative gradient of half of the summed data fidelities, ``(Z, Y, X)``."""
     total = torch.zeros_like(volume)
     for m in measurements:
-        total += m.transposed(m.precision * (m.values - m.forward(volume)))
+        total += m.adjoint(m.precision * (m.values - m.forward(volume)))
     return total
 
 
-def curvature(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
-    """Return their Hessian times a volume."""
+def hessian_product(measurements: Sequence[Measurement], volume: Tensor) -> Tensor:
+    """Return the product of the Hessian of half of the summed data fidelities with a volume, ``(Z, Y, X)``."""
     total = torch.zeros_like(volume)
     for m in measurements:
-        total += m.transposed(m.precision * m.forward(volume))
+        total += m.adjoint(m.precision * m.forward(volume))
     return total
 
 
-def misfit(measurements: Sequence[Measurement], volume: Tensor) -> float:
-    """Return the mean squared difference from the measurements, each over its variance: 1 is as noisy as they are."""
-    squares = [(m.precision * (m.values - m.forward(volume)).square()).double() for m in measurements]
-    return TRUST * float(sum(s.sum() for s in squares)) / sum(s.numel() for s in squares)
+def data_fidelity(measurements: Sequence[Measurement], volume: Tensor) -> float:
+    """Return the mean squared residual of the measurements over their variance; 1 is the noise level."""
+    return mean_squared_residual(measurements, [m.forward(volume) for m in measurements])
+
+
+def mean_squared_residual(measurements: Sequence[Measurement], predictions: Sequence[Tensor]) -> float:
+    """Return the mean squared residual of predicted values over the variance of the measurements."""
+    squares = [
+        (m.precision * (m.values - values).square()).double()
+        for m, values in zip(measurements, predictions, strict=True)
+    ]
+    return VARIANCE_SCALE * float(sum(s.sum() for s in squares)) / sum(s.numel() for s in squares)
 
 
 def _stiffness(measurements: Sequence[Measurement], shape: Sequence[int]) -> float:
-    """Return about the mean eigenvalue of the Hessian that matters: its Rayleigh quotient of a random volume."""
+    """Estimate the mean eigenvalue of the Hessian: Rayleigh quotient of a random volume."""
     probe = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
-    return _dot(probe, curvature(measurements, probe)) / _dot(probe, probe)
+    return _dot(probe, hessian_product(measurements, probe)) / _dot(probe, probe)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The parameters of a recovery, once: keyword arguments, rows of the widget, options of the shell."""
+"""Settings of a reconstruction: keyword arguments, rows of the widgets, options of the shell commands."""
 
 from __future__ import annotations
 
@@ -8,33 +8,60 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..settings import Count, NotNegative, Positive
 
-VOXELS_A_GAUSSIAN = 30
-"""Of an open number of Gaussians: more are slower, and what few views tell does not fill them."""
-ITERATIONS = 60
-Prior = Literal["blocks", "tv"]
+VOXELS_PER_GAUSSIAN = 30
+"""Voxels per Gaussian where no number of Gaussians is given; few views do not support more detail."""
+DEFAULT_ITERATIONS = 60
+Prior = Literal["bm4d", "tv"]
 
 
-class RecoverSettings(BaseModel):
-    """How a volume is recovered from measurements, and when to stop."""
+class ReconstructSettings(BaseModel):
+    """Settings of a reconstruction: image prior, number of Gaussians, and limits of the run.
+
+    Attributes
+    ----------
+    gaussians : int, optional
+        Number of Gaussians; one per 30 voxels if omitted.
+    time_limit : float, optional
+        Time limit, seconds; about half of it is for the voxels.
+    prior : "bm4d" or "tv"
+        Image prior: block matching and 4D filtering, or total variation.
+    non_negative : bool
+        Constrain intensities to be non-negative; ignored if measurements are negative.
+    iterations : int, optional
+        Number of ADMM iterations; 60 without a time limit.
+    fit_iterations : int, optional
+        Number of iterations of the Gaussian fit; 60 without a time limit.
+    seed : int
+        Seed of all random numbers.
+    sparsity_weight, overlap_weight, smoothness_weight : float
+        Weights of the penalties of the fit; see `napari_gsvolume.fitting.settings.FitSettings`.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.reconstruction import ReconstructSettings
+    >>> ReconstructSettings(gaussians=2000, time_limit=60).prior
+    'bm4d'
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gaussians: Count | None = Field(
-        None, description=f"Number of Gaussians; one for every {VOXELS_A_GAUSSIAN} voxels if not given"
+        None, description=f"Number of Gaussians (default: one per {VOXELS_PER_GAUSSIAN} voxels)"
     )
-    time_limit: Positive | None = Field(None, description="Stop after this many seconds; about half are for the voxels")
-    prior: Prior = Field(
-        "blocks", description="What volumes look like: similar blocks repeat, or total variation is small"
+    time_limit: Positive | None = Field(None, description="Time limit, seconds; about half of it is for the voxels")
+    prior: Prior = Field("bm4d", description="Image prior: BM4D block matching, or total variation")
+    non_negative: bool = Field(
+        True, description="Constrain intensities to be non-negative; ignored if measurements are negative"
     )
-    non_negative: bool = Field(True, description="Intensities are not below zero, unless measurements are")
     iterations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None,
-        description=f"Iterations between measurements and prior; {ITERATIONS} if neither they nor a time are given",
+        None, description=f"Number of ADMM iterations for the voxels ({DEFAULT_ITERATIONS} without a time limit)"
     )
     fit_iterations: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        None, description=f"Iterations of the fit of the Gaussians; {ITERATIONS} likewise"
+        None, description=f"Number of iterations of the Gaussian fit ({DEFAULT_ITERATIONS} without a time limit)"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of all that is random")
-    lambda_sparsity: NotNegative = Field(0.0, description="Weight of the mean |weight| of the Gaussians")
-    lambda_overlap: NotNegative = Field(0.0, description="Weight of their mean overlap")
-    lambda_smoothness: NotNegative = Field(0.0, description="Weight of their mean squared gradient")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of all random numbers")
+    sparsity_weight: NotNegative = Field(0.0, description="Sparsity penalty: weight of the mean |weight| of a Gaussian")
+    overlap_weight: NotNegative = Field(0.0, description="Overlap penalty: weight of the mean overlap of Gaussians")
+    smoothness_weight: NotNegative = Field(
+        0.0, description="Smoothness penalty: weight of the mean squared gradient of the sum of Gaussians"
+    )

@@ -1,4 +1,4 @@
-"""How near a volume recovered from some of its slices comes to the others, and a spline to compare with."""
+"""PSNR of a reconstruction on the slices that were not known, and cubic interpolation as a baseline."""
 
 from __future__ import annotations
 
@@ -9,18 +9,28 @@ from ..metrics import psnr_between
 
 
 def missing_psnr(reconstruction: ArrayLike, volume: ArrayLike, known: NDArray[np.bool_], axis: int) -> float:
-    """Return the PSNR in dB over the slices that were not known, with the volume's data range max - min."""
+    """Return the PSNR in dB over the unknown slices, with the data range max - min of the volume.
+
+    Parameters
+    ----------
+    reconstruction, volume : array_like, (Z, Y, X)
+        Reconstructed and true volume.
+    known : ndarray of bool
+        Mask of the known slices along `axis`.
+    axis : int
+        Array axis along which slices are stacked.
+    """
     truth, found = (np.moveaxis(np.asarray(v, np.float64), axis, 0) for v in (volume, reconstruction))
     return psnr_between(truth[~known], found[~known], float(np.ptp(truth)))
 
 
-def cubic(volume: ArrayLike, known: NDArray[np.bool_], axis: int) -> NDArray[np.float64]:
-    """Return the cubic spline through the known slices, to compare with."""
+def cubic_spline(volume: ArrayLike, known: NDArray[np.bool_], axis: int) -> NDArray[np.float64]:
+    """Interpolate the unknown slices by a cubic spline through the known slices."""
     from scipy.interpolate import make_interp_spline
 
     stack = np.moveaxis(np.asarray(volume, np.float64), axis, 0)
-    places = np.flatnonzero(known)
-    spline = make_interp_spline(places, stack[places], k=min(3, len(places) - 1), axis=0)
-    # Beyond the last known slice there is nothing to interpolate: the last one goes on.
-    values = spline(np.clip(np.arange(len(stack)), 0, places[-1]))
+    positions = np.flatnonzero(known)
+    spline = make_interp_spline(positions, stack[positions], k=min(3, len(positions) - 1), axis=0)
+    # The last known slice is repeated beyond its position, where a spline would extrapolate.
+    values = spline(np.clip(np.arange(len(stack)), 0, positions[-1]))
     return np.moveaxis(values, 0, axis)

@@ -1,4 +1,4 @@
-"""Decoder of singular vectors along one axis."""
+"""Decoder of singular vectors along one axis: from the coarse to the fine grid."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .bspline import finer
+from .bspline import upsample_matrix
 from .networks import EDSR
 
-_KNOTS = 17  # of a weighting of frequencies
-_TINY = 1e-12
-_WEAK = 3e-3  # of the strongest mode: singular values below are not divided by
+_KNOTS = 17  # knots of the frequency weights
+TINY = 1e-12
+"""Smallest singular value that is divided by."""
+_WEAK = 3e-3  # relative to the strongest mode: the division by singular values below is damped
 
 
 class AxisDecoder(nn.Module):
-    """From singular vectors along one axis to their samples on a finer grid.
+    """Network from the singular vectors along one axis to their samples on the fine grid.
 
-    A fixed basis, the splines of cosines, times latents, the cosine transform of the vectors, each weighted by its
-    frequency (W, one at first); and two corrections, none at first:
+    The output is the cubic B-spline of each vector, after multiplication of its cosine transform with trained frequency
+    weights (W, initially 1), plus two corrections that are initially 0:
 
-    - of each vector by itself: convolutions along the axis, shared by all modes, whose features are scaled by the c
-      grid. They have no biases and odd activations;
-    - from all modes together, if `blocks` is not 0. As ``u_k = F v_k / s_k``, where G is what the image F lacks once it
-      is finer along this axis alone, ``G v_k / s_k`` is what its vectors lack. G is an `EDSR` of that many blocks. Of
-      modes so weak that they are rounding or noise there would be too much: it is ``G v_k s_k / (s_k^2 + e^2 s_1^2)``.
+    - for each vector by itself: convolutions along the axis, shared by all modes, with features scaled by the c grid.
+      They have no biases and odd activations;
+    - for all modes together, if `blocks` is not 0. With ``u_k = F v_k / s_k``, a residual G of the image F upsampled
+      along this axis alone means a residual ``G v_k / s_k`` of its vectors. G is the output of an `EDSR` with that many
+      blocks. For modes so weak that they are rounding or noise the division is damped: ``G v_k s_k / (s_k^2 + e^2
+      s_1^2)``.
 
-    A vector of the other sign becomes the same of the other sign: what signs vectors come with does not matter.
+    The map is odd: a vector of opposite sign gives the output of opposite sign, since signs of singular vectors are
+    arbitrary.
     """
 
     def __init__(self, factor: float, channels: int, weighting: bool, blocks: int = 0) -> None:
@@ -43,11 +46,13 @@ class AxisDecoder(nn.Module):
         self.details = EDSR(1, (factor, 1.0), channels, blocks) if blocks else None
 
     def forward(self, z: tuple[Tensor, Tensor, Tensor], grid: Tensor) -> Tensor:
-        """Return (B, N, r) of vectors (B, n, r), values (B, r) and the other vectors (B, m, r); grid: (B, r, 2)."""
+        """Return vectors (B, N, r) for z = (vectors (B, n, r), values (B, r), others (B, m, r)) and grid (B, r, 2)."""
         vectors, values, others = z
         n = vectors.shape[1]
-        matrix = torch.from_numpy(finer(n, self.factor)).to(vectors)
-        splines = (matrix @ self._weighted(vectors)) * (n / len(matrix)) ** 0.5  # (B, N, r), of unit norm or nearly
+        matrix = torch.from_numpy(upsample_matrix(n, self.factor)).to(vectors)
+        splines = (matrix @ self._weight_frequencies(vectors)) * (
+            n / len(matrix)
+        ) ** 0.5  # (B, N, r), of unit norm or nearly
         signals = splines.transpose(1, 2).flatten(0, 1)[:, None] * len(matrix) ** 0.5  # (B r, 1, N), of unit square
         gates = 1 + self.gates(grid).flatten(0, 1)[..., None]
         first, second = gates.chunk(2, 1)
@@ -58,17 +63,17 @@ class AxisDecoder(nn.Module):
         if self.details is None:
             return corrected
         image = ((vectors * values[:, None]) @ others.transpose(1, 2))[:, None]  # (B, 1, n, m)
-        lacking = self.details(image, image)[:, 0] @ others * (n / len(matrix)) ** 0.5  # (B, N, r)
-        floor = (_WEAK * values[:, :1]).square() + _TINY
-        corrected = corrected + lacking * (values / (values.square() + floor))[:, None]
+        residual = self.details(image, image)[:, 0] @ others * (n / len(matrix)) ** 0.5  # (B, N, r)
+        floor = (_WEAK * values[:, :1]).square() + TINY
+        corrected = corrected + residual * (values / (values.square() + floor))[:, None]
         return corrected
 
-    def _weighted(self, vectors: Tensor) -> Tensor:
-        """Return vectors (B, n, r), their frequencies weighted."""
+    def _weight_frequencies(self, vectors: Tensor) -> Tensor:
+        """Return vectors (B, n, r) with weighted frequencies."""
         if self.weights is None:
             return vectors
         n = vectors.shape[1]
-        cosines = _cosines(n).to(vectors)
+        cosines = cosine_transform(n).to(vectors)
         frequencies = torch.linspace(0, _KNOTS - 1, n)
         left = frequencies.long().clamp_max(_KNOTS - 2)
         weights = torch.lerp(self.weights[left], self.weights[left + 1], (frequencies - left).to(vectors))
@@ -77,8 +82,8 @@ class AxisDecoder(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def _cosines(n: int) -> Tensor:
-    """Return the orthonormal cosine transform (DCT-II), (n, n): the rows are its basis."""
+def cosine_transform(n: int) -> Tensor:
+    """Return the matrix (n, n) of the orthonormal cosine transform (DCT-II): its rows are the basis."""
     k = np.arange(n)
     rows = np.cos(np.pi * k[:, None] * (k + 0.5) / n) * np.sqrt(2 / n)
     rows[0] /= np.sqrt(2)

@@ -1,4 +1,4 @@
-"""Super-resolution by a B-spline: what every learned scheme has to beat."""
+"""B-spline interpolation: the baseline of super-resolution."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..svd.continuous_basis import ContinuousBasis, fine_centres
-from .degradation import Array, Degradation, separable
-from .settings import Axes
+from .degradation import Array, Degradation, apply_separable
+from .settings import UpsampleAxes
 
 
-def factors_of(factor: float, axis: int, axes: Axes, ndim: int = 3) -> tuple[float, ...]:
-    """Return the factor for each array axis of a volume whose slices are stacked along `axis`.
+def upsampling_factors(factor: float, axis: int, axes: UpsampleAxes, ndim: int = 3) -> tuple[float, ...]:
+    """Return the upsampling factor of each array axis of a volume with slices stacked along `axis`.
 
-    A single image (`ndim` 2) has only what is in-plane.
+    A single image (`ndim` 2) allows in-plane super-resolution only.
 
     Raises
     ------
-    ValueError
+    InputError
         If there is no such axis.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.super_resolution.bspline import upsampling_factors
+    >>> upsampling_factors(2, 0, "in-plane"), upsampling_factors(3, 0, "through-plane")
+    ((1.0, 2, 2), (3, 1.0, 1.0))
     """
     if ndim == 2:
         if axes == "through-plane" or axis != 0:
@@ -33,27 +39,27 @@ def factors_of(factor: float, axis: int, axes: Axes, ndim: int = 3) -> tuple[flo
 
 
 @lru_cache(maxsize=64)
-def interpolation(n: int, factor: float, order: int = 3) -> NDArray[np.float64]:
-    """Return the matrix (round(n factor), n) from samples to their B-spline at the centres of finer voxels.
+def interpolation_matrix(n: int, factor: float, order: int = 3) -> NDArray[np.float64]:
+    """Return the matrix (round(n factor), n) from samples to their B-spline at the centres of the fine voxels.
 
-    Boundaries are mirrored about the outer faces; see `ContinuousBasis`. It is kept: leave it as it is.
+    Boundaries are mirrored about the outer faces; see `ContinuousBasis`. The matrix is cached: do not modify it.
     """
-    return ContinuousBasis.fitted(np.eye(n), order=order).evaluate(fine_centres(n, factor))
+    return ContinuousBasis.fit(np.eye(n), order=order).evaluate(fine_centres(n, factor))
 
 
-def spline(volume: Array, factors: Sequence[float], order: int = 3, onto: Degradation | None = None) -> Array:
-    """Return a volume, made finer by a B-spline through its voxels.
+def upsample_bspline(volume: Array, factors: Sequence[float], order: int = 3, onto: Degradation | None = None) -> Array:
+    """Return a volume upsampled by the B-spline through its voxels [1]_.
 
     Parameters
     ----------
     volume : ndarray or Tensor, (..., n_1, ..., n_d)
         Axes before the last d are a batch. Integers become float32.
     factors : sequence of float, (d,)
-        For each of the last d axes, 1 or more; the finer grid is ``Grid.resampled(factors)``.
+        Factors of the last d axes, 1 or more; the fine grid is ``Grid.resampled(factors)``.
     order : int
-        Of the B-spline, 1 (linear) to 5.
+        Degree of the B-spline, 1 (linear) to 5.
     onto : Degradation, optional
-        Project, so that the result degrades to exactly `volume`.
+        Degradation model: the result is projected so that its degradation equals `volume`.
 
     Returns
     -------
@@ -61,21 +67,34 @@ def spline(volume: Array, factors: Sequence[float], order: int = 3, onto: Degrad
 
     Raises
     ------
-    ValueError
-        If the volume is not finite, or order or factors are not as above.
+    InputError
+        If the volume is not finite, or degree or factors are out of range.
+
+    References
+    ----------
+    .. [1] M. Unser, "Splines: a perfect fit for signal and image processing", IEEE Signal Processing Magazine 16,
+       1999.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.super_resolution import upsample_bspline
+    >>> upsample_bspline(np.ones((4, 5)), (2, 2)).shape
+    (8, 10)
     """
     lengths = tuple(volume.shape)[volume.ndim - len(factors) :]
     if len(lengths) != len(factors) or min(volume.shape) < 1 or not all(np.isfinite(f) and f >= 1 for f in factors):
         raise InputError(
-            f"Each axis has voxels and a factor of 1 or more; got {tuple(volume.shape)}, {tuple(factors)}."
+            f"Each axis needs voxels and a factor of 1 or more; got the shape {tuple(volume.shape)} and the factors "
+            f"{tuple(factors)}."
         )
     if not (volume.isfinite() if isinstance(volume, torch.Tensor) else np.isfinite(volume)).all():
-        raise InputError("There are NaN or infinite intensities, which would spread; replace them first.")
-    matrices = [None if f == 1 else interpolation(n, f, order) for n, f in zip(lengths, factors, strict=True)]
-    finer = separable(volume, matrices)
-    return finer if onto is None else onto.project(finer, volume)
+        raise InputError("The volume contains NaN or infinite intensities, which would spread; replace them first.")
+    matrices = [None if f == 1 else interpolation_matrix(n, f, order) for n, f in zip(lengths, factors, strict=True)]
+    upsampled = apply_separable(volume, matrices)
+    return upsampled if onto is None else onto.project(upsampled, volume)
 
 
-def finer(n: int, factor: float, order: int = 3) -> NDArray[np.float64]:
-    """Return `interpolation` by splines, (round(n factor), n), which of a factor of 1 changes nothing."""
-    return np.eye(n) if factor == 1 else interpolation(n, factor, order)
+def upsample_matrix(n: int, factor: float, order: int = 3) -> NDArray[np.float64]:
+    """Return `interpolation_matrix`, (round(n factor), n); the identity for a factor of 1."""
+    return np.eye(n) if factor == 1 else interpolation_matrix(n, factor, order)

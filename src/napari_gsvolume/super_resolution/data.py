@@ -1,7 +1,7 @@
-"""What a super-resolution learns from: slices of volumes, taken for the truth, and degraded.
+"""Training data of super-resolution: slices of volumes as ground truth, and their degradations.
 
-Every pair is made of a patch of high resolution, which is degraded by itself, so that borders, factors that are not
-whole and every degradation are alike: wherever the patch lies, so do the voxels of low resolution.
+Every training pair is a high-resolution patch and its own degradation, so that borders, fractional factors and all
+degradation models are treated alike: the low-resolution voxels lie at the same place within each patch.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch import Tensor
 from ..errors import InputError
 from .degradation import Degradation
 from .intensities import Intensities
-from .schemes import check_rank, degradation_of, middle
-from .settings import SMALLEST, WHOLE, TrainSRSettings
+from .schemes import cached_degradation, check_rank, middle_slice
+from .settings import MAX_WHOLE_SLICE, MIN_PATCH_SIZE, TrainSRSettings
 
-_JUDGES = 12  # slices held out, of each volume, that are looked at
-_ALIKE = 1.2  # lengths that differ less are taken for equal
+_VALIDATION_SLICES = 12  # of each volume: enough for a figure, and quick to predict
+_SIMILAR = 1.2  # ratio of lengths that count as equal
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Slices of one volume that only judge.
+class ValidationSet:
+    """Slices of one volume held out for validation, normalized.
 
     Attributes
     ----------
     low : Tensor, (m, C, h, w)
-        Degraded, with their neighbours.
+        Degraded slices with their neighbours.
     target : Tensor, (m, H, W)
-        The middle ones before that.
+        Ground truth of the middle ones.
     data_range : float
-        Of the targets.
+        Range of the targets.
     slices : tuple of int, (m,)
-        Which slices of the volume they are.
+        Slice indices in the volume.
     """
 
     low: Tensor
@@ -48,50 +48,55 @@ class HeldOut:
 
 
 class Batch(NamedTuple):
-    """What was measured, and what is known of what should be predicted from it.
+    """Batch of training pairs.
 
     Attributes
     ----------
     low : Tensor, (B, C, h, w)
-        Slices and their neighbours.
+        Degraded slices with their neighbours.
     target : Tensor, (B, H, W)
-        The middle ones, finer; or, where something is `seen`, what that makes of them.
-    seen : Degradation, or None
-        What predictions have to go through before they are compared with `target`.
+        Ground truth of the middle ones, degraded by `comparison` where there is one.
+    comparison : Degradation or None
+        Degradation applied to the predictions before they are compared with `target`.
     """
 
     low: Tensor
     target: Tensor
-    seen: Degradation | None
+    comparison: Degradation | None
 
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
     planes: Tensor  # (n, H, W)
-    sharp_rows: bool = False  # the distance of rows is that of pixels once finer; columns are no closer than pixels now
+    sharp_rows: bool = False  # rows are as close as super-resolved pixels, columns as far apart as the input's pixels
 
 
-class Planes:
-    """Batches of patches, and slices held out, of volumes.
+class TrainingData:
+    """Training batches and validation sets of volumes.
 
-    Slices are degraded in both directions, so what is learnt is one scale coarser than what it is applied to. Where
-    slices are as close as pixels are to become (factor 2, and slices 1 mm apart with pixels of 2 mm), the planes across
-    them tell more: degraded along that one axis they are just what will be made finer, and predictions from them can be
-    compared at that very scale, along that axis. The other axis is degraded again for that.
+    Slices are degraded along both axes, so the training pairs are one scale coarser than the later application. Where
+    the slices are as close as the super-resolved pixels (factor 2, slices 1 mm apart, pixels of 2 mm), the planes
+    across them are better training data: degraded along the sharp axis alone, they look like the later input, and
+    predictions are compared at that very scale along that axis, after degradation along the other one.
 
     Parameters
     ----------
     volumes : sequence of array_like, (Z, Y, X)
-        Real, finite, not constant. Each is normalised by its own `Intensities`.
+        Real, finite, not constant. Each is normalized by its own `Intensities`.
     settings : TrainSRSettings
     voxel_sizes : sequence of (float, float, float), optional
-        Of each volume along (z, y, x). Where voxels are cubes, or nearly, or slices as close as above, and slices are
-        to be made finer in-plane, planes across the other axes are learnt from as well.
+        Voxel size of each volume along (z, y, x). For in-plane super-resolution, planes across the other axes are
+        training data as well where voxels are (nearly) cubes, or slices are as close as above.
+
+    Attributes
+    ----------
+    validation_sets : list of ValidationSet
+        Slices held out of training, one set for each volume.
 
     Raises
     ------
-    ValueError
-        If there is no volume, one is not as above, or is too small; the sentence says what.
+    InputError
+        If there is no volume, or one is not finite, is constant, has other axes, or is too small.
     """
 
     def __init__(
@@ -101,16 +106,16 @@ class Planes:
         voxel_sizes: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self.settings = s = settings
-        self.held_out: list[HeldOut] = []
+        self.validation_sets: list[ValidationSet] = []
         self.stacks: list[_Stack] = []
         if not volumes:
-            raise InputError("There is no volume to learn from.")
+            raise InputError("There is no volume to train on.")
         sizes = [(1.0, np.inf, np.inf)] * len(volumes) if voxel_sizes is None else voxel_sizes
         for volume, size in zip(volumes, sizes, strict=True):
-            array = checked_volume(volume)
+            array = check_training_volume(volume)
             line = Intensities.of(array)
-            stack = torch.from_numpy(np.moveaxis((array - line.centre) / line.scale, "zyx".index(s.axis), 0))
-            along = "zyx".index(s.axis)
+            stack = torch.from_numpy(np.moveaxis((array - line.centre) / line.scale, "zyx".index(s.slice_axis), 0))
+            along = "zyx".index(s.slice_axis)
             self._divide(stack, size[along], [size[k] for k in range(3) if k != along])
         for part in self.stacks:
             sides = self._sides(part)
@@ -120,38 +125,38 @@ class Planes:
         self.shares = pixels / pixels.sum()
 
     def _divide(self, stack: Tensor, distance: float, pixel: Sequence[float]) -> None:
-        """Hold slices in the middle out, and keep what is before and after them."""
+        """Hold out slices in the middle for validation, and keep those before and after them for training."""
         s, count = self.settings, len(stack)
-        least = int(np.ceil(SMALLEST * s.factor))
-        held = max(1, round(s.hold_out * count))
+        least = int(np.ceil(MIN_PATCH_SIZE * s.factor))
+        held = max(1, round(s.validation_fraction * count))
         if min(stack.shape[1:]) < least or count < held + 2:
             raise InputError(
-                f"A volume of {count} slices of {' x '.join(map(str, stack.shape[1:]))} pixels is too small to learn "
-                f"from: {held + 2} slices of {least} x {least} are needed."
+                f"A volume of {count} slices of {' x '.join(map(str, stack.shape[1:]))} pixels is too small to train "
+                f"on: {held + 2} slices of {least} x {least} are needed."
             )
         first = (count - held) // 2
-        which = np.unique(np.linspace(first, first + held - 1, min(held, _JUDGES)).round().astype(int))
-        lengths = [fitting(n, s.factor)[1] for n in stack.shape[1:]]
+        which = np.unique(np.linspace(first, first + held - 1, min(held, _VALIDATION_SLICES)).round().astype(int))
+        lengths = [divisible_length(n, s.factor)[1] for n in stack.shape[1:]]
         high = torch.stack([self._with_neighbours(stack, int(k)) for k in which])[..., : lengths[0], : lengths[1]]
-        target = middle(high)
+        target = middle_slice(high)
         low = self.degradation(high.shape[2:]).degrade(high)
         data_range = max(float(target.max() - target.min()), 1e-6)
-        self.held_out.append(HeldOut(low, target, data_range, tuple(which.tolist())))
+        self.validation_sets.append(ValidationSet(low, target, data_range, tuple(which.tolist())))
         for part in (stack[:first], stack[first + held :]):
             self.stacks.append(_Stack(part))
-            if s.axes == "in-plane" and len(part) >= max(least, (1 + (s.rank or 0)) * s.factor + 1):
+            if s.upsample_axes == "in-plane" and len(part) >= max(least, (1 + (s.rank or 0)) * s.factor + 1):
                 for times in (1.0, s.factor):
-                    if _alike(*pixel, times * distance):
+                    if _are_similar(*pixel, times * distance):
                         self.stacks += [_Stack(part.movedim(k, 0), times > 1) for k in (1, 2)]
 
     def _with_neighbours(self, stack: Tensor, k: int) -> Tensor:
-        # As far away as neighbours will be once the pixels of the slices themselves are those of low resolution.
+        # Neighbours are f slices away: as far, in pixels of the degraded slice, as neighbours are at application.
         s = self.settings
         away = (np.arange(s.depth) - s.depth // 2) * max(1, round(s.factor))
         return stack[torch.from_numpy((k + away).clip(0, len(stack) - 1))]
 
     def _between(self, stack: Tensor, k: int) -> Tensor:
-        # Of planes across slices, the next is a pixel of low resolution away, f times as far as slices are.
+        # Planes across slices are one low-resolution pixel apart; at application, slices are 1/f of that apart.
         s = self.settings
         at = np.clip(k + (np.arange(s.depth) - s.depth // 2) / s.factor, 0, len(stack) - 1)
         first = np.floor(at).astype(int)
@@ -160,73 +165,77 @@ class Planes:
         return torch.lerp(stack[first], stack[second], part)
 
     def degradation(self, high: Sequence[int]) -> Degradation:
-        """Return the operator from patches of a shape."""
+        """Return the degradation of patches of a shape."""
         s = self.settings
         low = tuple(round(n / f) for n, f in zip(high, s.factors, strict=True))
-        return degradation_of((low[0], low[1]), s.factors, s.degradation, s.fwhm)
+        return cached_degradation((low[0], low[1]), s.factors, s.degradation, s.fwhm)
 
     def batches(self, random: np.random.Generator) -> Iterator[Batch]:
-        """Yield batches for ever."""
+        """Yield batches without end."""
         s = self.settings
         while True:
             stack = self.stacks[random.choice(len(self.stacks), p=self.shares)]
             sides, crops = self._sides(stack), []
-            for k in random.integers(len(stack.planes), size=s.batch):
+            for k in random.integers(len(stack.planes), size=s.batch_size):
                 y, x = (int(random.integers(n - m + 1)) for n, m in zip(stack.planes.shape[1:], sides, strict=True))
                 crop = stack.planes[:, y : y + sides[0], x : x + sides[1]]
                 crops.append(self._between(crop, int(k)) if stack.sharp_rows else self._with_neighbours(crop, int(k)))
             high = torch.stack(crops)
             transpose, *flips = random.integers(2, size=3)
             high = high.flip([axis for axis, flip in zip((2, 3), flips, strict=True) if flip])
-            if s.random_signs:
-                high = high * torch.from_numpy(random.choice(np.array([-1, 1], dtype=np.float32), (s.batch, 1, 1, 1)))
+            if s.sign_flips:
+                high = high * torch.from_numpy(
+                    random.choice(np.array([-1, 1], dtype=np.float32), (s.batch_size, 1, 1, 1))
+                )
             sharp = (s.factor, 1.0) if stack.sharp_rows else None
             if transpose:
                 high, sharp = high.transpose(2, 3), sharp and (1.0, s.factor)
             high = high.contiguous()
-            target = middle(high)
+            target = middle_slice(high)
             if sharp is None:
                 yield Batch(self.degradation(high.shape[2:]).degrade(high), target, None)
             else:
                 h, w = (round(n / f) for n, f in zip(high.shape[2:], sharp, strict=True))
-                low = degradation_of((h, w), sharp, s.degradation, s.fwhm).degrade(high)
+                low = cached_degradation((h, w), sharp, s.degradation, s.fwhm).degrade(high)
                 blind = (sharp[1], sharp[0])
-                seen = degradation_of((high.shape[2], high.shape[3]), blind, s.degradation, s.fwhm)
-                yield Batch(low, target, seen)
+                comparison = cached_degradation((high.shape[2], high.shape[3]), blind, s.degradation, s.fwhm)
+                yield Batch(low, target, comparison)
 
     def _sides(self, stack: _Stack) -> tuple[int, int]:
-        """Return the sides of patches of a stack."""
+        """Return the patch size for a stack, in high-resolution pixels."""
         rows, columns = stack.planes.shape[1:]
         if not stack.sharp_rows:
             return self._side(rows), self._side(columns)
-        return self._side(rows), min(columns, self.settings.side or max(WHOLE, self.settings.rank or 0))
+        return self._side(rows), min(columns, self.settings.patch_side or max(MAX_WHOLE_SLICE, self.settings.rank or 0))
 
     def _side(self, n: int) -> int:
-        """Return how long, of n pixels, a patch is; of whole slices all but what lets the voxels of low ones lie."""
+        """Return the patch side along an axis of n pixels; whole slices leave room for a random offset."""
         s = self.settings
-        jitter = 0 if s.side else min(int(np.ceil(s.factor)) - 1, n - int(np.ceil(SMALLEST * s.factor)))
-        return round(min(s.side or max(WHOLE, s.rank or 0), fitting(n - jitter, s.factor)[0]) * s.factor)
+        jitter = 0 if s.patch_side else min(int(np.ceil(s.factor)) - 1, n - int(np.ceil(MIN_PATCH_SIZE * s.factor)))
+        return round(
+            min(s.patch_side or max(MAX_WHOLE_SLICE, s.rank or 0), divisible_length(n - jitter, s.factor)[0]) * s.factor
+        )
 
 
-def fitting(n: int, factor: float) -> tuple[int, int]:
-    """Return the most voxels of low resolution that n can be degraded to without parts, and how many of n they take."""
+def divisible_length(n: int, factor: float) -> tuple[int, int]:
+    """Return the largest number of whole low-resolution voxels in n voxels, and how many of n they cover."""
     low = int(n // factor)
     return low, round(low * factor)
 
 
-def _alike(*lengths: float) -> bool:
-    return max(lengths) <= _ALIKE * min(lengths)
+def _are_similar(*lengths: float) -> bool:
+    return max(lengths) <= _SIMILAR * min(lengths)
 
 
-def checked_volume(volume: ArrayLike) -> NDArray[np.float32]:
-    """Return a volume as float32; raise ValueError if it has other axes, is not real and finite, or is constant."""
+def check_training_volume(volume: ArrayLike) -> NDArray[np.float32]:
+    """Return a volume as float32; raise InputError if it has other axes, is not real and finite, or is constant."""
     array = np.asarray(volume)
     if array.ndim != 3 or array.size == 0:
         raise InputError(f"A volume has three axes and one intensity a voxel; this has the shape {array.shape}.")
     if array.dtype.kind not in "biuf":
         raise InputError(f"Intensities are real numbers; got {array.dtype}.")
     if not np.isfinite(array).all():
-        raise InputError("There are NaN or infinite intensities, which cannot be learnt from; replace them first.")
+        raise InputError("There are NaN or infinite intensities, which are no training data; replace them first.")
     if array.min() == array.max():
-        raise InputError(f"The volume is constant (every voxel is {array.flat[0]:g}); there is nothing to learn.")
+        raise InputError(f"The volume is constant (every voxel is {array.flat[0]:g}); there is nothing to train on.")
     return array.astype(np.float32)

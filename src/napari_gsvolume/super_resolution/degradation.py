@@ -1,8 +1,8 @@
-"""What a scanner of lower resolution makes of an image, and images that agree with what it measured.
+"""Degradation model of a scanner of lower resolution, and projection on the images that agree with a measurement.
 
-A degradation D is separable, one matrix (n_low, n_high) an axis, and linear. Voxels are cells: both grids begin at the
-same face, cell j of the low one covers [j f, (j + 1) f] of the high one, f being the factor, so the grids are those of
-`Grid.resampled`. Rows add up to one, near the border over the voxels there are: what is constant stays so.
+A degradation D is linear and separable, with one matrix (n_low, n_high) for each axis. Voxels are cells: both grids
+begin at the same face, and cell j of the low one covers [j f, (j + 1) f] of the high one, with the factor f, as in
+`Grid.resampled`. Rows sum to one, near the border over the existing voxels: constant images stay constant.
 """
 
 from __future__ import annotations
@@ -24,25 +24,43 @@ from .settings import DegradationKind
 
 Array = TypeVar("Array", NDArray[Any], torch.Tensor)
 
-_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))  # of a Gaussian whose full width at half maximum is 1
-_REACH = 4  # standard deviations after which the Gaussian is cut
-_WORST_CONDITION = 200  # of one axis, up to which float32 can be made to agree
+_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))  # standard deviation of a Gaussian with a full width at half maximum of 1
+_REACH = 4  # standard deviations after which the Gaussian is truncated
+_WORST_CONDITION = 200  # condition number of one axis up to which the projection holds in float32
 
 
 @dataclass(frozen=True, eq=False)
 class Degradation:
-    """A separable operator from images of high resolution to those of low, and its pseudo-inverse.
+    """Separable linear operator from high-resolution to low-resolution images, with adjoint and pseudo-inverse.
 
-    It works on the last axes of numpy arrays and of torch tensors (which it keeps where they are, and through which
-    gradients flow), in their precision; integers become float32. Axes before those are a batch: the two matrices of a
-    slice degrade a stack of slices.
+    The operator applies to the last axes of numpy arrays and torch tensors, in their precision, on their device and
+    differentiably; integers become float32. Axes before these are a batch: the two matrices of a slice degrade a stack
+    of slices.
 
     Attributes
     ----------
     matrices : tuple of ndarray (n_low, n_high), or None
-        One for each axis; None leaves it as it is.
+        Matrix of each axis; None is the identity.
     low, high : tuple of int
-        Shapes.
+        Shapes of low-resolution and high-resolution images.
+
+    References
+    ----------
+    .. [1] R. Keys, "Cubic convolution interpolation for digital image processing", IEEE Transactions on Acoustics,
+       Speech, and Signal Processing 29, 1981.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.super_resolution import Degradation
+    >>> D = Degradation.of_low((2, 2), (2, 2))
+    >>> D.degrade(np.arange(16.0).reshape(4, 4))
+    array([[ 2.5,  4.5],
+           [10.5, 12.5]])
+    >>> measurement = np.eye(2)
+    >>> projected = D.project(np.zeros((4, 4)), measurement)
+    >>> np.allclose(D.degrade(projected), measurement)
+    True
     """
 
     matrices: tuple[Float64Array | None, ...]
@@ -53,26 +71,27 @@ class Degradation:
     def of_low(
         cls, low: Sequence[int], factors: Sequence[float], kind: DegradationKind = "block-mean", fwhm: float = 1.0
     ) -> Degradation:
-        """Return the operator onto images of the shape `low` from those `Grid.resampled` makes of it.
+        """Return the degradation to images of the shape `low`, from images on the grid ``Grid.resampled(factors)``.
 
         Parameters
         ----------
         low : sequence of int
-            Shape of what was measured; of the high resolution there are ``round(n_low * factor)`` voxels an axis.
+            Shape of the measurement; the high resolution has ``round(n_low * factor)`` voxels along each axis.
         factors : sequence of float
-            One for each axis, 1 or more: whole or not.
+            Factor of each axis, 1 or more, whole or not.
         kind : {"block-mean", "bicubic", "psf"}
-            - ``block-mean``: the mean over a low voxel, parts of high ones counting in part.
-            - ``bicubic``: the cubic kernel of Keys 1981 with a = -1/2, stretched by the factor, as Pillow has it and
-              torch with ``antialias=True`` (not OpenCV's, nor torch's without).
-            - ``psf``: a Gaussian, centred on the low voxel, integrated over each high one, cut at 4 sigma.
+            - ``block-mean``: mean over a low voxel; high voxels count by their overlap.
+            - ``bicubic``: cubic kernel [1]_ with a = -1/2, stretched by the factor, as in Pillow and in torch with
+              ``antialias=True`` (not as in OpenCV, nor in torch without).
+            - ``psf``: Gaussian point spread function, centred on the low voxel, integrated over each high one,
+              truncated at 4 sigma.
         fwhm : float
-            Full width at half maximum of the psf, in low voxels.
+            Full width at half maximum of the point spread function, in low-resolution voxels.
 
         Raises
         ------
-        ValueError
-            If factors, shape, kind or fwhm are not as above.
+        InputError
+            If factors, shape, kind or fwhm are out of range.
         """
         return cls._between(low, [max(1, round(n * f)) for n, f in _pairs(low, factors)], factors, kind, fwhm)
 
@@ -80,7 +99,7 @@ class Degradation:
     def of_high(
         cls, high: Sequence[int], factors: Sequence[float], kind: DegradationKind = "block-mean", fwhm: float = 1.0
     ) -> Degradation:
-        """Return the operator from images of the shape `high`: to ``round(n_high / factor)`` voxels; see `of_low`."""
+        """Return the degradation of images of the shape `high` to ``round(n_high / factor)`` voxels; see `of_low`."""
         return cls._between([max(1, round(n / f)) for n, f in _pairs(high, factors)], high, factors, kind, fwhm)
 
     @classmethod
@@ -88,9 +107,9 @@ class Degradation:
         cls, low: Sequence[int], high: Sequence[int], factors: Sequence[float], kind: DegradationKind, fwhm: float
     ) -> Degradation:
         if kind not in get_args(DegradationKind):
-            raise InputError(f"A degradation is one of {', '.join(get_args(DegradationKind))}; got {kind}.")
+            raise InputError(f"The degradation model is one of {', '.join(get_args(DegradationKind))}; got {kind}.")
         if not (fwhm > 0 and math.isfinite(fwhm)):
-            raise InputError(f"The full width at half maximum of a psf is positive; got {fwhm}.")
+            raise InputError(f"The full width at half maximum of the psf is positive; got {fwhm}.")
         matrices = tuple(
             None if f == 1 else _matrix(m, n, f, kind, fwhm) for m, n, f in zip(low, high, factors, strict=True)
         )
@@ -102,27 +121,27 @@ class Degradation:
 
         Raises
         ------
-        ValueError
-            If an axis loses too much to be undone: a psf much wider than a voxel.
+        InputError
+            If an axis is ill-conditioned: a point spread function much wider than a voxel.
         """
         return tuple(None if matrix is None else _inverse(matrix) for matrix in self.matrices)
 
     def degrade(self, image: Array) -> Array:
-        """Return D F, (..., *low), of an image F, (..., *high)."""
+        """Return the degraded image D F, (..., *low), of an image F, (..., *high)."""
         return self._through(self.matrices, image, self.high)
 
     def adjoint(self, low: Array) -> Array:
-        """Return D^T y, (..., *high), of y, (..., *low)."""
+        """Return the adjoint D^T y, (..., *high), of y, (..., *low)."""
         return self._through([None if m is None else m.T for m in self.matrices], low, self.low)
 
-    def restored(self, low: Array) -> Array:
-        """Return D^+ y, (..., *high), the image of least norm that y, (..., *low), is a degradation of."""
+    def pseudo_inverse(self, low: Array) -> Array:
+        """Return D^+ y, (..., *high): the image of least norm of which y, (..., *low), is the degradation."""
         return self._through(self.inverses, low, self.low)
 
     def project(self, image: Array, low: Array) -> Array:
-        """Return the image nearest to `image` (least squares) that degrades to exactly what was measured.
+        """Return the image nearest to `image` (least squares) of which the degradation equals the measurement.
 
-        It is ``F + D^+ (F_L - D F)``: what D does not see is left as it is. In float32 it holds to 1e-5 of the
+        It is ``F + D^+ (F_L - D F)``: the null space of D is unchanged. In float32 the agreement is 1e-5 of the
         largest measurement, or better.
 
         Parameters
@@ -134,32 +153,30 @@ class Degradation:
 
         Raises
         ------
-        ValueError
-            If a shape is another one, or `inverses` does not exist.
+        InputError
+            If a shape does not fit, or the degradation is ill-conditioned.
         """
-        prediction = floating(image)
-        projected: Array = prediction + self.restored(floating(low) - self.degrade(prediction))
+        prediction = as_floating(image)
+        projected: Array = prediction + self.pseudo_inverse(as_floating(low) - self.degrade(prediction))
         return projected
 
     def _through(self, matrices: Sequence[Float64Array | None], array: Array, shape: tuple[int, ...]) -> Array:
         if tuple(array.shape[max(0, array.ndim - len(shape)) :]) != shape:
-            raise InputError(
-                f"An image of the last axes {shape} is needed; this one has the shape {tuple(array.shape)}."
-            )
-        return separable(array, matrices)
+            raise InputError(f"The last axes of the image have to be {shape}; its shape is {tuple(array.shape)}.")
+        return apply_separable(array, matrices)
 
 
-def separable(array: Array, matrices: Sequence[Float64Array | None]) -> Array:
-    """Return an array or tensor with each of its last axes multiplied by a matrix (m, n), or by none."""
-    array = floating(array)
+def apply_separable(array: Array, matrices: Sequence[Float64Array | None]) -> Array:
+    """Return an array or tensor with each of its last axes multiplied by a matrix (m, n); None is the identity."""
+    array = as_floating(array)
     for axis, matrix in enumerate(matrices, array.ndim - len(matrices)):
         if matrix is not None:
             array = _along(array, matrix, axis)
     return array
 
 
-def floating(array: Array) -> Array:
-    """Return an array or tensor as it is if it is of floating-point numbers, else as float32."""
+def as_floating(array: Array) -> Array:
+    """Return an array or tensor of floating-point numbers unchanged, others as float32."""
     if isinstance(array, torch.Tensor):
         return array if array.is_floating_point() else array.to(torch.float32)
     return array if array.dtype.kind == "f" else array.astype(np.float32)
@@ -180,7 +197,7 @@ def _matrix(n_low: int, n_high: int, factor: float, kind: DegradationKind, fwhm:
     j = np.arange(n_low)[:, None]
     face = np.arange(n_high + 1)
     if kind == "block-mean":
-        weights: Float64Array = np.diff(np.clip(face, j * factor, (j + 1) * factor))  # how much of cell i is in cell j
+        weights: Float64Array = np.diff(np.clip(face, j * factor, (j + 1) * factor))  # overlap of the cells i and j
     elif kind == "bicubic":
         distance = np.abs(face[:-1] + 0.5 - (j + 0.5) * factor) / factor
         weights = _keys(distance)
@@ -202,7 +219,8 @@ def _inverse(matrix: Float64Array) -> Float64Array:
     values = np.linalg.svd(matrix, compute_uv=False)
     if len(matrix) > matrix.shape[1] or values[-1] * _WORST_CONDITION < values[0]:
         raise InputError(
-            "This degradation loses too much to be undone: use a narrower psf, another degradation, or no projection."
+            "This degradation is too ill-conditioned for the projection: use a narrower psf, another degradation, or "
+            "no projection."
         )
     return np.asarray(np.linalg.pinv(matrix), dtype=np.float64)
 
@@ -210,7 +228,7 @@ def _inverse(matrix: Float64Array) -> Float64Array:
 def _pairs(shape: Sequence[int], factors: Sequence[float]) -> list[tuple[int, float]]:
     if len(shape) != len(factors) or min(shape, default=0) < 1:
         raise InputError(
-            f"An image has one voxel or more, and a factor, an axis; got {tuple(shape)}, {tuple(factors)}."
+            f"Each axis needs one voxel or more, and a factor; got shape {tuple(shape)} and factors {tuple(factors)}."
         )
     if not all(math.isfinite(f) and f >= 1 for f in factors):
         raise InputError(f"Factors are 1 or more; got {tuple(factors)}.")

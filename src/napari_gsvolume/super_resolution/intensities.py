@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Intensities:
-    """The line that intensities are normalised by.
+    """Linear normalization of intensities: ``normalized = (intensity - centre) / scale``.
 
     Attributes
     ----------
     centre, scale : float
-        0 and 1 become ``centre`` and ``centre + scale``.
+        Intensity that becomes 0, and the difference of intensities that becomes 1.
     """
 
     centre: float
@@ -23,7 +23,7 @@ class Intensities:
 
     @classmethod
     def of(cls, volume: NDArray[np.float32]) -> Intensities:
-        """Return the median, and a quarter of what lies between the percentiles 1 and 99 (of all, if that is 0)."""
+        """Return the normalization by the median and a quarter of the span of the percentiles 1 to 99 (or of all)."""
         low, middle, high = np.percentile(volume, (1, 50, 99))
         span = high - low or float(volume.max()) - float(volume.min())
         return cls(float(middle), float(span) / 4)

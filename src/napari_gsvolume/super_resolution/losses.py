@@ -1,4 +1,4 @@
-"""What a super-resolution is trained to make small."""
+"""Loss functions of super-resolution training."""
 
 from __future__ import annotations
 
@@ -11,59 +11,66 @@ from .schemes import Prediction, Scheme
 
 
 class Losses(nn.Module):
-    """The terms of the loss, and their weights, fixed or learned.
+    """Weighted sum of loss terms, with fixed or trained weights.
 
-    Learned, the sum is ``sum_i exp(-e_i) lambda_i L_i + e_i`` with an e_i for each (Kendall, Gal & Cipolla, CVPR 2018).
+    With uncertainty weighting [1]_ the sum is ``sum_i exp(-e_i) w_i L_i + e_i``, with a trained e_i for each term.
 
     Raises
     ------
-    ValueError, OSError
-        If a perceptual loss is asked for that cannot be had.
+    InputError, OSError
+        If the perceptual loss is not available.
+
+    References
+    ----------
+    .. [1] A. Kendall, Y. Gal & R. Cipolla, "Multi-task learning using uncertainty to weigh losses for scene geometry
+       and semantics", CVPR 2018.
     """
 
-    def __init__(self, of: Scheme) -> None:
+    def __init__(self, scheme: Scheme) -> None:
         super().__init__()
-        s = of.settings
-        self.scheme = (of,)  # in a tuple, so that its weights are not taken for ours
+        s = scheme.settings
+        self.scheme = (scheme,)  # in a tuple: its parameters do not belong to this module
         self.weights = {
-            "squared": s.lambda_squared,
-            "absolute": s.lambda_absolute,
-            "consistency": s.lambda_consistency,
-            "orthogonality": s.lambda_orthogonality if s.decodes and s.orthogonality == "penalty" else 0.0,
-            "perceptual": s.lambda_perceptual if s.scheme == "b" else 0.0,
-            "adversarial": s.lambda_adversarial if s.scheme == "b" else 0.0,
+            "squared": s.l2_weight,
+            "absolute": s.l1_weight,
+            "consistency": s.consistency_weight,
+            "orthogonality": s.orthogonality_weight if s.has_decoders and s.orthogonality == "penalty" else 0.0,
+            "perceptual": s.perceptual_weight if s.scheme == "residual" else 0.0,
+            "adversarial": s.adversarial_weight if s.scheme == "residual" else 0.0,
         }
         self.balance = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(())) for name, w in self.weights.items() if w and s.learn_weights}
+            {name: nn.Parameter(torch.zeros(())) for name, w in self.weights.items() if w and s.uncertainty_weighting}
         )
-        self.perceptual = perceptual_loss(s.perceptual) if self.weights["perceptual"] else None
+        self.perceptual = perceptual_loss(s.perceptual_features) if self.weights["perceptual"] else None
         self.discriminator = Discriminator() if self.weights["adversarial"] else None
 
     def terms(
-        self, made: Prediction, low: Tensor, target: Tensor, seen: Degradation | None = None
+        self, prediction: Prediction, low: Tensor, target: Tensor, comparison: Degradation | None = None
     ) -> dict[str, Tensor]:
-        """Return each term that has a weight, unweighted.
+        """Return the terms of nonzero weight, unweighted.
 
         Parameters
         ----------
-        made : Prediction
+        prediction : Prediction
         low : Tensor, (B, h, w)
-            What was measured.
+            Measured slices.
         target : Tensor, (B, H, W)
-        seen : Degradation, optional
-            What images have to go through before they are compared with `target`.
+            Ground truth.
+        comparison : Degradation, optional
+            Degradation applied to predictions before they are compared with `target`.
         """
         terms: dict[str, Tensor] = {}
-        weights, image = self.weights, made.image if seen is None else seen.degrade(made.image)
+        weights = self.weights
+        image = prediction.image if comparison is None else comparison.degrade(prediction.image)
         if weights["squared"]:
             terms["squared"] = (image - target).square().mean()
         if weights["absolute"]:
             terms["absolute"] = (image - target).abs().mean()
         if weights["consistency"]:
-            again = self.scheme[0].degradation(low.shape[1:]).degrade(made.raw)
-            terms["consistency"] = (again - low).square().mean()
-        if weights["orthogonality"] and made.U is not None and made.V is not None:
-            terms["orthogonality"] = departure(made.U) + departure(made.V)
+            degraded = self.scheme[0].degradation(low.shape[1:]).degrade(prediction.raw)
+            terms["consistency"] = (degraded - low).square().mean()
+        if weights["orthogonality"] and prediction.U is not None and prediction.V is not None:
+            terms["orthogonality"] = orthogonality_error(prediction.U) + orthogonality_error(prediction.V)
         if weights["perceptual"] and self.perceptual is not None:
             terms["perceptual"] = self.perceptual(image, target)
         if weights["adversarial"] and self.discriminator is not None:
@@ -71,7 +78,7 @@ class Losses(nn.Module):
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """Return the weighted sum."""
+        """Return the weighted sum of terms."""
         sums = [self.weights[name] * term for name, term in terms.items()]
         for k, name in enumerate(terms):
             if name in self.balance:
@@ -79,13 +86,19 @@ class Losses(nn.Module):
         return torch.stack(sums).sum()
 
     def coefficients(self) -> dict[str, float]:
-        """Return what each term is multiplied with now."""
+        """Return the present coefficient of each term."""
         learned = {name: float(torch.exp(-e.detach())) for name, e in self.balance.items()}
         return {name: weight * learned.get(name, 1.0) for name, weight in self.weights.items() if weight}
 
 
 class Discriminator(nn.Module):
-    """Tells parts of predictions (0) from true ones (1), by least squares (PatchGAN of Isola et al., CVPR 2017)."""
+    """Patch discriminator with the least-squares objective of LSGAN: predicted patches 0, true patches 1.
+
+    References
+    ----------
+    .. [1] P. Isola et al., "Image-to-image translation with conditional adversarial networks", CVPR 2017.
+    .. [2] X. Mao et al., "Least squares generative adversarial networks", ICCV 2017.
+    """
 
     def __init__(self, channels: int = 32) -> None:
         super().__init__()
@@ -95,17 +108,17 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(2 * channels, 1, 3, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return a verdict (B, 1, H/4, W/4) for the parts of images (B, H, W)."""
-        verdict: Tensor = self.layers(images[:, None])
-        return verdict
+        """Return scores (B, 1, H/4, W/4) of the patches of images (B, H, W)."""
+        scores: Tensor = self.layers(images[:, None])
+        return scores
 
-    def loss(self, made: Tensor, target: Tensor) -> Tensor:
-        """Return what the discriminator itself makes small."""
-        true, false = self.forward(target), self.forward(made.detach())
+    def loss(self, predictions: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of the discriminator itself."""
+        true, false = self.forward(target), self.forward(predictions.detach())
         return (1 - true).square().mean() + false.square().mean()
 
 
-def departure(vectors: Tensor) -> Tensor:
+def orthogonality_error(vectors: Tensor) -> Tensor:
     """Return the mean over slices of ``|U^T U - I|^2`` for each mode, of vectors (B, N, r)."""
     gram = vectors.transpose(1, 2) @ vectors
     off: Tensor = (gram - torch.eye(gram.shape[-1]).to(gram)).square().sum((1, 2))

@@ -1,8 +1,8 @@
-"""Networks that predict what a spline lacks, from images of low resolution and their splines.
+"""Residual networks: predict the residual of a spline from low-resolution slices and their splines.
 
-Each is called with a slice and its neighbours, ``low`` (B, C, h, w), and their splines, ``base`` (B, C, H, W); both are
-normalised, the middle one of C is predicted, and the residual returned is (B, 1, H, W). All begin with a residual of 0.
-Those that look at ``low`` alone may be given the middle one of ``base`` alone.
+Each network takes a slice with its neighbours, ``low`` (B, C, h, w), and their splines, ``base`` (B, C, H, W), both
+normalized, and returns the residual (B, 1, H, W) of the middle one. The residual of an untrained network is 0. Networks
+that use ``low`` only accept ``base`` of the middle slice alone.
 """
 
 from __future__ import annotations
@@ -14,31 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .bspline import interpolation
-from .degradation import separable
-from .settings import FOREIGN, TrainSRSettings
+from .bspline import interpolation_matrix
+from .degradation import apply_separable
+from .settings import SPANDREL_BACKBONES, TrainSRSettings
 
-_STEM = 0.1  # of what a residual block adds at first: deep stacks of them then begin near to the identity
-_HEADS = 4  # of attention, which divide the features
+_RESIDUAL_SCALE = 0.1  # initial scale of residual blocks, so that deep stacks of them start near the identity
+_HEADS = 4  # attention heads; they divide the channels
 
 
 class ResidualNetwork(nn.Module):
-    """What all of them are.
+    """Base class of the residual networks.
 
     Attributes
     ----------
     sees_base : bool
-        Whether it works on ``base``, and not on ``low``.
+        Whether the input of the network is ``base`` instead of ``low``.
     """
 
     sees_base = False
 
 
 class EDSR(ResidualNetwork):
-    """Residual blocks without batch norm at low resolution, and a shuffle of pixels to the high one.
+    """EDSR [1]_: residual blocks without batch norm at low resolution, followed by a pixel shuffle.
 
-    B. Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPR workshops 2017. Where a
-    factor is not whole, features are interpolated instead of shuffled.
+    For fractional factors, features are interpolated instead of shuffled.
+
+    References
+    ----------
+    .. [1] B. Lim et al., "Enhanced deep residual networks for single image super-resolution", CVPR workshops, 2017.
     """
 
     def __init__(self, depth: int, factors: tuple[float, float], channels: int, blocks: int) -> None:
@@ -58,13 +61,13 @@ class EDSR(ResidualNetwork):
             shuffled: Tensor = self.tail(features).unflatten(1, (fy, fx)).permute(0, 3, 1, 4, 2)  # (B, h, fy, w, fx)
             return shuffled.flatten(3, 4).flatten(1, 2)[:, None]
         axes = zip(low.shape[2:], self.factors, strict=True)
-        matrices = [None if f == 1 else interpolation(n, f, 1) for n, f in axes]
-        residual: Tensor = self.tail(separable(features, matrices))
+        matrices = [None if f == 1 else interpolation_matrix(n, f, 1) for n, f in axes]
+        residual: Tensor = self.tail(apply_separable(features, matrices))
         return residual
 
 
 class ResNet(ResidualNetwork):
-    """Residual blocks at high resolution, each with a rectifier at its end (He et al., CVPR 2016, without norms)."""
+    """Residual blocks at high resolution, each with a final ReLU (He et al., CVPR 2016, without batch norm)."""
 
     sees_base = True
 
@@ -84,7 +87,7 @@ class ResNet(ResidualNetwork):
 
 
 class UNet(ResidualNetwork):
-    """Three scales of the spline, each of twice as many features (Ronneberger et al., MICCAI 2015)."""
+    """U-Net on the spline: three scales with doubled numbers of features (Ronneberger et al., MICCAI 2015)."""
 
     sees_base = True
 
@@ -109,37 +112,37 @@ class UNet(ResidualNetwork):
         return residual
 
 
-class Foreign(ResidualNetwork):
-    """A network of spandrel, whose images are residuals once its last layer begins at 0.
+class SpandrelNetwork(ResidualNetwork):
+    """Network of the package spandrel, with its last layer set to 0 so that its output starts as a zero residual.
 
     RCAN: Y. Zhang et al., ECCV 2018. SwinIR: J. Liang et al., ICCV workshops 2021. HAT: X. Chen et al., CVPR 2023.
 
     Raises
     ------
-    ValueError
+    InputError
         If spandrel cannot be imported.
     """
 
     def __init__(self, name: str, depth: int, factor: int, channels: int, blocks: int) -> None:
         super().__init__()
-        self.network = _foreign(name, depth, factor, channels, blocks)
+        self.network = _spandrel_network(name, depth, factor, channels, blocks)
         _zero([layer for layer in self.network.modules() if isinstance(layer, nn.Conv2d)][-1])
-        # Of three slices SwinIR and HAT take the middle one for green, and add the mean of its pixels in photographs.
+        # SwinIR and HAT take three slices for RGB, and would add the mean colour of photographs.
         self.network.mean = torch.zeros(1, 1, 1, 1)
 
     def forward(self, low: Tensor, base: Tensor) -> Tensor:
         """Return the residual (B, 1, H, W)."""
         middle = low.shape[1] // 2
-        # spandrel's RCAN scales what it is given in place.
+        # spandrel's RCAN scales its input in place.
         residual: Tensor = self.network(low.clone())[:, middle : middle + 1]
         return residual
 
 
-def network(settings: TrainSRSettings) -> ResidualNetwork:
-    """Return the residual network that the settings of a scheme b ask for."""
+def build_network(settings: TrainSRSettings) -> ResidualNetwork:
+    """Return the residual network for settings of scheme B."""
     depth, channels, blocks = settings.depth, settings.channels, settings.blocks
-    if settings.backbone in FOREIGN:
-        return Foreign(settings.backbone, depth, int(settings.factor), channels, blocks)
+    if settings.backbone in SPANDREL_BACKBONES:
+        return SpandrelNetwork(settings.backbone, depth, int(settings.factor), channels, blocks)
     if settings.backbone == "edsr":
         return EDSR(depth, settings.factors, channels, blocks)
     return (ResNet if settings.backbone == "resnet" else UNet)(depth, channels, blocks)
@@ -150,11 +153,11 @@ class _Block(nn.Module):
         super().__init__()
         self.first, self.second = _conv(channels, channels), _conv(channels, channels)
         with torch.no_grad():
-            self.second.weight.mul_(_STEM)
+            self.second.weight.mul_(_RESIDUAL_SCALE)
 
     def forward(self, features: Tensor) -> Tensor:
-        added: Tensor = features + self.second(torch.relu(self.first(features)))
-        return added
+        result: Tensor = features + self.second(torch.relu(self.first(features)))
+        return result
 
 
 def _stage(a: int, b: int, blocks: int) -> nn.Module:
@@ -171,22 +174,24 @@ def _zero(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def _foreign(name: str, depth: int, factor: int, channels: int, blocks: int) -> Any:
+def _spandrel_network(name: str, depth: int, factor: int, channels: int, blocks: int) -> Any:
     kind = {"rcan": "RCAN", "swinir": "SwinIR", "hat": "HAT"}[name]
     try:
-        made = getattr(importlib.import_module(f"spandrel.architectures.{kind}"), kind)
-    except (ImportError, RuntimeError) as error:  # the latter of a torchvision made for another torch
+        architecture = getattr(importlib.import_module(f"spandrel.architectures.{kind}"), kind)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
             f"{name} needs spandrel (pip install 'napari-gsvolume[sr]'), which cannot be imported: {reason}."
         ) from error
-    groups = max(1, blocks // 2)  # of two blocks: attention within windows, and within shifted ones
+    groups = max(1, blocks // 2)  # groups of two blocks: attention in windows, and in shifted windows
     if name == "rcan":
-        return made(
+        return architecture(
             scale=factor, n_colors=depth, norm=False, n_feats=channels, n_resgroups=groups, n_resblocks=2, reduction=4
         )
     size = {"in_chans": depth, "embed_dim": channels - channels % _HEADS, "window_size": 8, "upscale": factor}
     layers = {"depths": [2] * groups, "num_heads": [_HEADS] * groups, "mlp_ratio": 2.0, "drop_path_rate": 0.0}
     if name == "swinir":
-        return made(upsampler="pixelshuffledirect", **size, **layers)
-    return made(upsampler="pixelshuffle", compress_ratio=4, squeeze_factor=4, num_feat=channels, **size, **layers)
+        return architecture(upsampler="pixelshuffledirect", **size, **layers)
+    return architecture(
+        upsampler="pixelshuffle", compress_ratio=4, squeeze_factor=4, num_feat=channels, **size, **layers
+    )

@@ -1,4 +1,4 @@
-"""Perceptual losses: differences of what networks that are not trained here make of images."""
+"""Perceptual losses: differences of image features of fixed networks."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..io.safetensors_file import opened
+from ..io.safetensors_file import open_safetensors
 
-_SEED = 0  # of random features, which are the same in every training
-_LPIPS_RANGE = 2.0  # normalised intensities that become 1 there; most are within
-_LEAST = 32  # pixels of an image's sides, as the networks of LPIPS halve them up to five times
+_SEED = 0  # the random features are the same in every training
+_LPIPS_RANGE = 2.0  # normalized intensity that becomes 1 in LPIPS; most intensities are within
+_LPIPS_SIDE = 32  # smallest image side in pixels: the networks of LPIPS halve it up to five times
 _WEIGHTS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 _ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def perceptual_loss(kind: str) -> nn.Module:
-    """Return a perceptual loss, called with images and targets, (B, H, W) each, normalised.
+    """Return a perceptual loss: a module called with images and targets, (B, H, W) each, normalized.
 
     Parameters
     ----------
     kind : str
-        "random", "monai", or a file for `VGG16Features`; see `TrainSRSettings.perceptual`.
+        "random", "monai", or a file for `VGG16Features`; see `TrainSRSettings.perceptual_features`.
 
     Raises
     ------
-    ValueError
-        If MONAI, or the weights it needs, are not there.
+    InputError
+        If MONAI, or the weights it needs, are missing.
     OSError, FileFormatError
         If the file cannot be read.
     """
@@ -43,7 +43,13 @@ def perceptual_loss(kind: str) -> nn.Module:
 
 
 class FeatureLoss(nn.Module):
-    """The mean squared differences of features, summed over scales (Johnson, Alahi & Fei-Fei, ECCV 2016)."""
+    """Perceptual loss [1]_: mean squared differences of features, summed over scales.
+
+    References
+    ----------
+    .. [1] J. Johnson, A. Alahi & L. Fei-Fei, "Perceptual losses for real-time style transfer and super-resolution",
+       ECCV 2016.
+    """
 
     def __init__(self, features: VGG) -> None:
         super().__init__()
@@ -56,16 +62,16 @@ class FeatureLoss(nn.Module):
 
 
 class VGG(nn.Module):
-    """Convolutions with rectifiers at scales of half the resolution each; never learned.
+    """Convolutions with ReLU at successive scales of half the resolution; never trained.
 
     Parameters
     ----------
     widths : sequence of (int, int)
-        Features and layers of each scale.
+        Numbers of features and layers at each scale.
     channels : int
-        Of the images; grey ones are repeated.
-    pool : callable
-        From one scale to the next.
+        Number of image channels; grey images are repeated.
+    pool : type
+        Pooling from one scale to the next.
     """
 
     def __init__(self, widths: Sequence[tuple[int, int]], channels: int, pool: type[nn.Module]) -> None:
@@ -89,10 +95,13 @@ class VGG(nn.Module):
 
 
 class RandomFeatures(VGG):
-    """Features of a small VGG of random weights.
+    """Features of a small VGG with random weights.
 
-    Such features tell textures apart nearly as those of trained ones do (Ustyuzhaninov et al. 2016, "Texture synthesis
-    using shallow convolutional networks with random filters"), and need no download.
+    Random features distinguish textures nearly as well as trained ones [1]_, and need no download.
+
+    References
+    ----------
+    .. [1] I. Ustyuzhaninov et al., "Texture synthesis using shallow convolutional networks with random filters", 2016.
     """
 
     def __init__(self) -> None:
@@ -105,27 +114,27 @@ class RandomFeatures(VGG):
 
 
 class VGG16Features(VGG):
-    """Features of VGG-16 (Simonyan & Zisserman, ICLR 2015), relu1_2 to relu4_3, of weights in a safetensors file.
+    """Features relu1_2 to relu4_3 of VGG-16 (Simonyan & Zisserman, ICLR 2015), with weights from a safetensors file.
 
-    Normalised intensities, whose median is 0 and whose span is about 4, are about as ImageNet's are normalised.
+    Normalized intensities, with median 0 and a span of about 4, are scaled approximately like ImageNet's.
 
     Parameters
     ----------
     path : str or path-like
-        Tensors are named as torchvision's vgg16 has them: ``features.0.weight`` to ``features.21.bias``. Others are
-        ignored.
+        File with the tensor names of torchvision's vgg16: ``features.0.weight`` to ``features.21.bias``. Other tensors
+        are ignored.
 
     Raises
     ------
     OSError
         If the file does not exist or may not be read.
     FileFormatError
-        If it is damaged, or lacks a tensor, or one has another shape or is not finite.
+        If the file is damaged, or a tensor is missing, has another shape or is not finite.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__([(64, 2), (128, 2), (256, 3), (512, 3)], 3, nn.MaxPool2d)
-        with opened(path, "pt", "weights of VGG-16") as file:
+        with open_safetensors(path, "pt", "weights of VGG-16") as file:
             names, n = set(file.keys()), 0
             for stage in self.stages:
                 for layer in (each for each in stage.modules() if isinstance(each, nn.Conv2d)):
@@ -136,7 +145,7 @@ class VGG16Features(VGG):
 
 
 class MonaiLoss(nn.Module):
-    """MONAI's `PerceptualLoss`, that is LPIPS (Zhang et al., CVPR 2018), on weights that are on this machine already.
+    """MONAI's `PerceptualLoss` (LPIPS, Zhang et al., CVPR 2018) with weights from torch's cache.
 
     Parameters
     ----------
@@ -144,9 +153,9 @@ class MonaiLoss(nn.Module):
 
     Raises
     ------
-    ValueError
-        If MONAI or what it needs cannot be imported, or torchvision's weights of the network are not where torch looks
-        for them. Nothing is downloaded.
+    InputError
+        If MONAI or its dependencies cannot be imported, or torchvision's weights of the network are not in torch's
+        cache. Nothing is downloaded.
     """
 
     def __init__(self, network: str = "vgg") -> None:
@@ -155,7 +164,7 @@ class MonaiLoss(nn.Module):
             importlib.import_module("lpips")
             models = importlib.import_module("torchvision.models")
             losses = importlib.import_module("monai.losses")
-        except (ImportError, RuntimeError) as error:  # the latter of a torchvision made for another torch
+        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
             reason = " ".join(str(error).split()).rstrip(".")
             raise InputError(
                 "MONAI's perceptual loss needs monai, lpips and torchvision (pip install 'napari-gsvolume[monai]'), "
@@ -168,13 +177,13 @@ class MonaiLoss(nn.Module):
                 f"MONAI's perceptual loss needs torchvision's weights {name}, which are not in {folder}; put them "
                 "there, or choose another perceptual loss."
             )
-        self.loss = _made_of_weights_only(losses.PerceptualLoss, spatial_dims=2, network_type=network)
+        self.loss = _build_weights_only(losses.PerceptualLoss, spatial_dims=2, network_type=network)
         self.requires_grad_(False)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of images (B, H, W)."""
         height, width = images.shape[1:]
-        around = (0, max(0, _LEAST - width), 0, max(0, _LEAST - height))
+        around = (0, max(0, _LPIPS_SIDE - width), 0, max(0, _LPIPS_SIDE - height))
         pair = (nn.functional.pad(each[:, None] / _LPIPS_RANGE, around, "replicate") for each in (images, targets))
         loss: Tensor = self.loss(*pair)
         return loss
@@ -182,7 +191,7 @@ class MonaiLoss(nn.Module):
 
 def _copy(file: Any, names: set[str], name: str, wanted: Tensor) -> None:
     if name not in names:
-        raise InputError(f"it lacks {name}")
+        raise InputError(f"the tensor {name} is missing")
     shape = tuple(file.get_slice(name).get_shape())
     if shape != wanted.shape:
         raise InputError(f"the shape of {name} is {shape}, not {tuple(wanted.shape)}")
@@ -192,13 +201,13 @@ def _copy(file: Any, names: set[str], name: str, wanted: Tensor) -> None:
     wanted.copy_(tensor)
 
 
-def _made_of_weights_only(make: Any, **how: Any) -> Any:
-    """Return what is made, while torch loads tensors alone: torchvision would have it unpickle anything."""
+def _build_weights_only(build: Any, **options: Any) -> Any:
+    """Return ``build(**options)`` while torch loads tensors only: torchvision would unpickle anything."""
     before = os.environ.get(_ONLY_WEIGHTS)
     os.environ[_ONLY_WEIGHTS] = "1"
     try:
-        with warnings.catch_warnings(action="ignore"):  # lpips calls torchvision as was usual before 0.13
-            return make(**how)
+        with warnings.catch_warnings(action="ignore"):  # lpips uses the torchvision interface of before 0.13
+            return build(**options)
     finally:
         if before is None:
             del os.environ[_ONLY_WEIGHTS]

@@ -1,4 +1,4 @@
-"""The parameters of a super-resolution, once: keyword arguments, rows of the widget, options of the shell."""
+"""Settings of super-resolution, written once: keyword arguments, rows of the widget and options of the shell."""
 
 from __future__ import annotations
 
@@ -10,142 +10,255 @@ from ..errors import InputError
 from ..grid import Axis
 from ..settings import Count, NotNegative, Positive
 
-ITERATIONS = 3000
-PATCH = 32
-WHOLE = 128
-"""Pixels, of low resolution, up to which slices are learnt from as a whole."""
-SMALLEST = 8
-"""Pixels, of low resolution, that a side of what is learnt from has at least."""
-LearnedScheme = Literal["a", "b"]
-Backbone = Literal["edsr", "resnet", "unet", "rcan", "swinir", "hat"]
-Orthogonality = Literal["penalty", "qr"]
-Functions = Literal["bspline", "decoders"]
-FOREIGN = ("rcan", "swinir", "hat")
+DEFAULT_ITERATIONS = 3000
+DEFAULT_PATCH_SIZE = 32
+MAX_WHOLE_SLICE = 128
+"""Largest side, in low-resolution pixels, of a training sample that is a whole slice."""
+MIN_PATCH_SIZE = 8
+"""Smallest side, in low-resolution pixels, of a training sample."""
 
-Axes = Literal["in-plane", "through-plane"]
+Scheme = Literal["spline", "singular-vectors", "residual"]
+TrainedScheme = Literal["singular-vectors", "residual"]
+Backbone = Literal["edsr", "resnet", "unet", "rcan", "swinir", "hat"]
+SPANDREL_BACKBONES = ("rcan", "swinir", "hat")
+Orthogonality = Literal["penalty", "qr"]
+Basis = Literal["bspline", "learned"]
+UpsampleAxes = Literal["in-plane", "through-plane"]
 DegradationKind = Literal["block-mean", "bicubic", "psf"]
-Of = Literal["slice", "slices", "unfolding"]
-Scheme = Literal["spline", "a", "b"]
+
+_FACTOR = "Upsampling factor along each axis: above 1, at most 16, whole or not"
+_DEGRADATION = "Degradation model: how low-resolution voxels arise from high-resolution ones"
+_FWHM = "Full width at half maximum of the point spread function, in low-resolution voxels"
+_SLICE_AXIS = "Axis along which the slices are stacked"
 
 
 class SuperResolveSettings(BaseModel):
-    """What is made finer, how, and what the scanner is taken to have done."""
+    """Settings of `superresolve`: factor, axes, scheme and degradation model.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.super_resolution import SuperResolveSettings
+    >>> SuperResolveSettings(factor=3, upsample_axes="through-plane").scheme
+    'spline'
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    factor: Annotated[float, Field(gt=1, le=16)] = Field(2.0, description="Times as many voxels along each axis")
+    factor: Annotated[float, Field(gt=1, le=16)] = Field(2.0, description=_FACTOR)
     scheme: Scheme = Field(
-        "spline", description="What predicts the finer voxels: a cubic B-spline, or a model trained by scheme a or b"
+        "spline",
+        description="Super-resolution method: cubic B-spline (spline), or a trained model that predicts singular "
+        "vectors (scheme A, singular-vectors) or a residual image (scheme B, residual)",
     )
-    axes: Axes = Field("in-plane", description="Make pixels of the slices finer, or make more slices")
-    axis: Axis = Field("z", description="Along which the slices are stacked")
-    degradation: DegradationKind = Field("block-mean", description="How a voxel measured the finer ones")
-    fwhm: Positive = Field(1.0, description="Full width at half maximum of the psf, voxels of the input")
-    project: bool = Field(True, description="Make the result agree exactly with the input, once degraded")
+    upsample_axes: UpsampleAxes = Field(
+        "in-plane", description="Axes to super-resolve: both axes of the slices (in-plane), or the slice axis"
+    )
+    slice_axis: Axis = Field("z", description=_SLICE_AXIS)
+    degradation: DegradationKind = Field("block-mean", description=_DEGRADATION)
+    fwhm: Positive = Field(1.0, description=_FWHM)
+    project: bool = Field(True, description="Project the result so that its degradation equals the input exactly")
     ensemble: bool = Field(
-        True, description="Of a model: the mean of what it makes of flipped and turned slices, which takes longer"
+        True, description="Self-ensemble: average the predictions over flips and rotations (slower; trained models)"
     )
 
 
 class TrainSRSettings(BaseModel):
-    """What is learnt, from what, and when to stop."""
+    """Settings of `train_superresolution`: scheme, network, degradation model, losses and limits.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.super_resolution import TrainSRSettings
+    >>> settings = TrainSRSettings(scheme="residual", factor=2, upsample_axes="through-plane")
+    >>> settings.factors
+    (2.0, 1.0)
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    factor: Annotated[float, Field(gt=1, le=16)] = Field(2.0, description="Times as many voxels along each axis")
-    scheme: LearnedScheme = Field(
-        "b", description="a: singular vectors and values are predicted; b: a spline is corrected by a residual network"
+    factor: Annotated[float, Field(gt=1, le=16)] = Field(2.0, description=_FACTOR, json_schema_extra={"panel": "Data"})
+    scheme: TrainedScheme = Field(
+        "residual",
+        description="Training scheme: predict singular vectors and singular values (scheme A, singular-vectors), or "
+        "add the output of a residual network to a low-rank interpolation (scheme B, residual)",
+        json_schema_extra={"panel": "Network"},
     )
-    backbone: Backbone = Field("edsr", description="The residual network of b; rcan, swinir and hat are spandrel's")
-    axes: Axes = Field("in-plane", description="Learn to make both axes of slices finer, or one only")
-    axis: Axis = Field("z", description="Along which the slices are stacked")
-    degradation: DegradationKind = Field("block-mean", description="How a voxel measured the finer ones")
-    fwhm: Positive = Field(1.0, description="Full width at half maximum of the psf, voxels of low resolution")
-    project: bool = Field(True, description="Make the prediction agree exactly with what was measured, as last layer")
-    rank: Count | None = Field(None, description="Modes of a slice that are interpolated; all of them if not given")
-    functions: Functions = Field(
-        "bspline", description="Of b: what makes singular vectors finer, B-splines or two learned decoders as of a"
+    backbone: Backbone = Field(
+        "edsr",
+        description="Residual network of scheme B; rcan, swinir and hat need the package spandrel",
+        json_schema_extra={"panel": "Network"},
     )
-    order: Annotated[int, Field(ge=1, le=5)] = Field(3, description="Of these B-splines: 1 is linear, 3 cubic")
+    upsample_axes: UpsampleAxes = Field(
+        "in-plane",
+        description="Axes to train for: both axes of the slices (in-plane), or one (through-plane)",
+        json_schema_extra={"panel": "Data"},
+    )
+    slice_axis: Axis = Field("z", description=_SLICE_AXIS, json_schema_extra={"panel": "Data"})
+    degradation: DegradationKind = Field("block-mean", description=_DEGRADATION, json_schema_extra={"panel": "Data"})
+    fwhm: Positive = Field(1.0, description=_FWHM, json_schema_extra={"panel": "Data"})
+    project: bool = Field(
+        True,
+        description="Data-consistency projection as the last layer: degraded predictions equal the measurement",
+        json_schema_extra={"panel": "Network"},
+    )
+    rank: Count | None = Field(
+        None,
+        description="Number of modes of a slice that are used; default: all",
+        json_schema_extra={"panel": "Network"},
+    )
+    basis: Basis = Field(
+        "bspline",
+        description="Interpolation of the singular vectors in scheme B: B-splines, or learned decoders as in scheme A",
+        json_schema_extra={"panel": "Network"},
+    )
+    spline_degree: Annotated[int, Field(ge=1, le=5)] = Field(
+        3, description="B-spline degree: 1 linear, 3 cubic", json_schema_extra={"panel": "Network"}
+    )
     smoothing: NotNegative = Field(
-        0.0, description="Weight of the roughness of a slice's strongest mode in them; of mode k (s_1/s_k)^2 times that"
+        0.0,
+        description="Roughness penalty of the B-spline fit to the singular vectors; scaled by (s_1/s_k)^2 for mode k",
+        json_schema_extra={"panel": "Network"},
     )
     context: Annotated[int, Field(ge=0, le=4)] = Field(
-        1, description="Slices on either side that the network sees, for b"
+        1,
+        description="Number of neighbouring slices on either side in the input of the network (scheme B)",
+        json_schema_extra={"panel": "Data"},
     )
-    patch: Annotated[int, Field(ge=SMALLEST, le=1024)] | None = Field(
+    patch_size: Annotated[int, Field(ge=MIN_PATCH_SIZE, le=1024)] | None = Field(
         None,
-        description=f"Low-resolution pixels of a patch's sides; {PATCH} if not given, whole slices where modes matter",
+        description=f"Patch size in low-resolution pixels; default: {DEFAULT_PATCH_SIZE}, or whole slices where the "
+        "prediction depends on the SVD of a slice",
+        json_schema_extra={"panel": "Data"},
     )
-    batch: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="Patches, or slices, of an iteration")
-    channels: Annotated[int, Field(ge=4, le=256)] = Field(32, description="Features of a network's layers")
-    blocks: Annotated[int, Field(ge=1, le=64)] = Field(6, description="Its residual blocks, or layers of attention")
-    learning_rate: Positive = Field(1e-3, description="Of Adam, at first; it falls to nothing")
-    lambda_squared: NotNegative = Field(1.0, description="Weight of the mean squared difference (L1 of scheme a)")
-    lambda_absolute: NotNegative = Field(0.0, description="Weight of the mean absolute difference")
-    lambda_consistency: NotNegative = Field(
-        0.1, description="Weight of the mean squared difference once degraded, before the projection (L2 of a)"
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        4, description="Number of patches or slices in a batch", json_schema_extra={"panel": "Data"}
     )
-    lambda_orthogonality: NotNegative = Field(
-        1e-4, description="Weight of |U^T U - I|^2 + |V^T V - I|^2, for each mode, of decoders (L3 of a)"
+    channels: Annotated[int, Field(ge=4, le=256)] = Field(
+        32, description="Number of feature channels of the network", json_schema_extra={"panel": "Network"}
     )
-    lambda_perceptual: NotNegative = Field(0.0, description="Weight of differences of features of a VGG, for b")
-    perceptual: str = Field(
-        "random", description="Its weights: random, monai for MONAI's loss, or a .safetensors file of VGG-16"
+    blocks: Annotated[int, Field(ge=1, le=64)] = Field(
+        6,
+        description="Number of residual blocks, or of attention layers, of the network",
+        json_schema_extra={"panel": "Network"},
     )
-    lambda_adversarial: NotNegative = Field(0.0, description="Weight of what a patch discriminator tells, for b")
-    learn_weights: bool = Field(False, description="Learn the balance of the losses as well (Kendall et al. 2018)")
-    orthogonality: Orthogonality = Field("penalty", description="Of the predicted vectors: penalised, or exact by QR")
-    weighting: bool = Field(True, description="Learn W_y and W_x of decoders, a weight for each frequency")
-    random_signs: bool = Field(False, description="Learn from negatives, too")
-    time_limit: Positive | None = Field(None, description="Stop after this many seconds")
-    iterations: Count | None = Field(None, description=f"Iterations; {ITERATIONS} if no time is given")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of all that is random")
-    hold_out: Annotated[float, Field(gt=0, le=0.5)] = Field(0.1, description="Part of the slices, which only judge")
+    learning_rate: Positive = Field(
+        1e-3,
+        description="Initial learning rate of Adam; cosine decay to 1 %",
+        json_schema_extra={"panel": "Optimization"},
+    )
+    l2_weight: NotNegative = Field(
+        1.0, description="Weight of the mean squared error", json_schema_extra={"panel": "Losses"}
+    )
+    l1_weight: NotNegative = Field(
+        0.0, description="Weight of the mean absolute error", json_schema_extra={"panel": "Losses"}
+    )
+    consistency_weight: NotNegative = Field(
+        0.1,
+        description="Weight of the data-consistency loss: mean squared error after degradation, before projection",
+        json_schema_extra={"panel": "Losses"},
+    )
+    orthogonality_weight: NotNegative = Field(
+        1e-4,
+        description="Weight of the orthogonality loss of predicted singular vectors, |U^T U - I|^2 for each mode",
+        json_schema_extra={"panel": "Losses"},
+    )
+    perceptual_weight: NotNegative = Field(
+        0.0, description="Weight of the perceptual loss (scheme B)", json_schema_extra={"panel": "Losses"}
+    )
+    perceptual_features: str = Field(
+        "random",
+        description="Feature network of the perceptual loss: random weights (random), MONAI's LPIPS (monai), or a "
+        "VGG-16 .safetensors file",
+        json_schema_extra={"panel": "Losses"},
+    )
+    adversarial_weight: NotNegative = Field(
+        0.0,
+        description="Weight of the adversarial loss of a patch discriminator (scheme B)",
+        json_schema_extra={"panel": "Losses"},
+    )
+    uncertainty_weighting: bool = Field(
+        False,
+        description="Train the balance of the losses, too (uncertainty weighting, Kendall et al. 2018)",
+        json_schema_extra={"panel": "Losses"},
+    )
+    orthogonality: Orthogonality = Field(
+        "penalty",
+        description="Orthogonality of predicted singular vectors: a loss term, or exact by QR decomposition",
+        json_schema_extra={"panel": "Network"},
+    )
+    frequency_weighting: bool = Field(
+        True,
+        description="Train a weight for each frequency of the singular vectors (decoders)",
+        json_schema_extra={"panel": "Network"},
+    )
+    sign_flips: bool = Field(
+        False, description="Augment the training data with sign flips", json_schema_extra={"panel": "Data"}
+    )
+    time_limit: Positive | None = Field(
+        None, description="Time limit of the training in seconds", json_schema_extra={"panel": "Optimization"}
+    )
+    iterations: Count | None = Field(
+        None,
+        description=f"Number of iterations; default: {DEFAULT_ITERATIONS} without a time limit",
+        json_schema_extra={"panel": "Optimization"},
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="Seed of the random numbers", json_schema_extra={"panel": "Optimization"}
+    )
+    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.1,
+        description="Fraction of the slices held out for validation",
+        json_schema_extra={"panel": "Data"},
+    )
 
     @model_validator(mode="after")
-    def _together(self) -> TrainSRSettings:
-        whole = self.factor in (2, 3, 4) and self.axes == "in-plane"
-        if self.scheme == "b" and self.backbone in FOREIGN and not whole:
-            raise InputError(f"{self.backbone} makes images 2, 3 or 4 times finer in both axes; choose edsr instead")
-        if self.patch is not None and self.rank is not None and self.rank > self.patch:
-            raise InputError(f"patches of {self.patch} x {self.patch} pixels have no {self.rank} modes; lower the rank")
-        if self.perceptual not in ("random", "monai") and not self.perceptual.lower().endswith(".safetensors"):
-            raise InputError(f"perceptual is random, monai or a .safetensors file of VGG-16; got {self.perceptual}")
-        if self.functions == "decoders" and (self.smoothing or self.order != 3):
-            raise InputError("smoothing and order are those of B-splines; leave them out with decoders")
-        telling = self.lambda_squared + self.lambda_absolute
-        if self.scheme == "b":
-            telling += self.lambda_perceptual + self.lambda_adversarial
-        if telling == 0:
-            raise InputError("without a weight of the difference to the target there is nothing to learn")
+    def _check_combination(self) -> TrainSRSettings:
+        fits_spandrel = self.factor in (2, 3, 4) and self.upsample_axes == "in-plane"
+        if self.scheme == "residual" and self.backbone in SPANDREL_BACKBONES and not fits_spandrel:
+            raise InputError(
+                f"{self.backbone} needs factor 2, 3 or 4 and in-plane super-resolution; choose the backbone edsr"
+            )
+        if self.patch_size is not None and self.rank is not None and self.rank > self.patch_size:
+            size = f"{self.patch_size} x {self.patch_size}"
+            raise InputError(f"patches of {size} pixels have at most {self.patch_size} modes, not {self.rank}")
+        features = self.perceptual_features
+        if features not in ("random", "monai") and not features.lower().endswith(".safetensors"):
+            raise InputError(
+                f"perceptual_features is random, monai or a .safetensors file of VGG-16 weights; got {features}"
+            )
+        if self.basis == "learned" and (self.smoothing or self.spline_degree != 3):
+            raise InputError("smoothing and spline_degree apply to B-splines only; omit them with learned decoders")
+        weights = self.l2_weight + self.l1_weight
+        if self.scheme == "residual":
+            weights += self.perceptual_weight + self.adversarial_weight
+        if weights == 0:
+            raise InputError("all losses that compare with the target have weight 0; there is nothing to train")
         return self
 
     @property
     def factors(self) -> tuple[float, float]:
-        """The factor along the rows and along the columns of a slice."""
-        return self.factor, self.factor if self.axes == "in-plane" else 1.0
+        """Upsampling factors (rows, columns) of a slice."""
+        return self.factor, self.factor if self.upsample_axes == "in-plane" else 1.0
 
     @property
     def depth(self) -> int:
-        """Slices that the network sees at once; the middle one is predicted."""
-        return 1 + 2 * self.context if self.scheme == "b" else 1
+        """Number of slices in the input of the network; the middle one is predicted."""
+        return 1 + 2 * self.context if self.scheme == "residual" else 1
 
     @property
-    def decodes(self) -> bool:
-        """Whether singular vectors on the finer grid are learned."""
-        return self.scheme == "a" or self.functions == "decoders"
+    def has_decoders(self) -> bool:
+        """Whether learned decoders predict singular vectors on the fine grid."""
+        return self.scheme == "singular-vectors" or self.basis == "learned"
 
     @property
-    def modal(self) -> bool:
-        """Whether what is learnt depends on the modes of a whole slice, of which a patch has others.
+    def needs_whole_slices(self) -> bool:
+        """Whether a prediction depends on the modes of a whole slice, which differ from those of a patch.
 
-        Scheme a of all modes does not: to first order its details are those of an image, whatever the modes.
+        Scheme A with all modes does not: to first order its details are those of an image, whatever the modes.
         """
-        decoders = self.scheme == "b" and self.functions == "decoders"
+        decoders = self.scheme == "residual" and self.basis == "learned"
         return decoders or self.rank is not None or self.smoothing > 0
 
     @property
-    def side(self) -> int | None:
-        """Pixels of low resolution of a patch's sides; None for whole slices."""
-        return PATCH if self.patch is None and not self.modal else self.patch
+    def patch_side(self) -> int | None:
+        """Side of the patches in low-resolution pixels; None for whole slices."""
+        return DEFAULT_PATCH_SIZE if self.patch_size is None and not self.needs_whole_slices else self.patch_size

@@ -1,7 +1,7 @@
-"""From singular vectors, samples at pixel centres, to functions of a continuous coordinate.
+"""Functions of a continuous coordinate through singular vectors, which are samples at pixel centres.
 
-Coordinates are in index units, pixel centres at integers: the n samples of a vector lie at 0 to n - 1, and its pixels
-cover [-1/2, n - 1/2], which is where functions mirror or repeat themselves.
+Coordinates are in index units, with pixel centres at integers: the n samples of a vector lie at 0 to n - 1, and its
+pixels cover [-1/2, n - 1/2]. Functions are mirrored or repeated at these borders.
 """
 
 from __future__ import annotations
@@ -24,20 +24,28 @@ BasisKind = Literal["bspline", "legendre", "periodic", "mirrored", "rbf"]
 
 _Function = Callable[[Float64Array, int], Float64Array]
 
-_ALL_AT_ONCE = 1000  # scattered samples; of more, the nearest decide
+_ALL_AT_ONCE = 1000  # scattered samples; with more, only the nearest are used
 _NEAREST = 64
 
 
 @dataclass(frozen=True, eq=False)
 class ContinuousBasis:
-    """Functions of one coordinate (of several, scattered samples), made from vectors by `fitted`.
+    """Functions of one coordinate, or of several for scattered samples, fitted to vectors by `fit`.
 
     Attributes
     ----------
     kind : str
-        What they are made of.
+        Kind of the basis.
     rank : int
-        How many there are.
+        Number of functions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.svd import ContinuousBasis
+    >>> basis = ContinuousBasis.fit(np.cos(np.arange(8.0))[:, None])
+    >>> np.allclose(basis.evaluate([2, 5])[:, 0], np.cos([2, 5]))  # interpolates the samples
+    True
     """
 
     kind: BasisKind
@@ -45,7 +53,7 @@ class ContinuousBasis:
     _function: _Function
 
     @classmethod
-    def fitted(
+    def fit(
         cls,
         vectors: ArrayLike,
         kind: BasisKind = "bspline",
@@ -55,58 +63,62 @@ class ContinuousBasis:
         smoothing: float | Sequence[float] | Float64Array = 0.0,
         positions: ArrayLike | None = None,
     ) -> ContinuousBasis:
-        """Return functions through, or near to, the samples of each mode.
+        """Fit functions to the samples of each mode: interpolation, or smoothing.
 
         Parameters
         ----------
         vectors : array_like, (n, r)
-            Samples, one mode a column.
+            Samples, one mode in each column.
         kind : {"bspline", "legendre", "periodic", "mirrored", "rbf"}
-            - ``bspline``: a spline of uniform B-splines, mirrored about the outer faces.
-            - ``legendre``: a sum of Legendre polynomials, by least squares. It grows fast outside of the pixels.
-            - ``periodic``: a Fourier series of period n. Ends that differ make it ring.
-            - ``mirrored``: a cosine series (DCT-II), that is a Fourier series of the mirrored samples.
-            - ``rbf``: a thin-plate spline through scattered samples, in 1D (where its kernel is r^3) or more
-              (r^2 log r); of more than 1000 samples the 64 nearest.
+            - ``bspline``: uniform B-spline, mirrored about the outer faces [1]_.
+            - ``legendre``: Legendre polynomials, by least squares. They grow fast outside of the pixels.
+            - ``periodic``: Fourier series of period n. It rings if the ends differ.
+            - ``mirrored``: cosine series (DCT-II), a Fourier series of the mirrored samples.
+            - ``rbf``: thin-plate spline through scattered samples, in 1D (kernel r^3) or more (kernel r^2 log r); with
+              more than 1000 samples, through the 64 nearest.
         order : int
-            Degree of the pieces of a B-spline, 1 to 5.
+            B-spline degree, 1 to 5.
         degree : int, optional
-            Of the polynomials; ``2 sqrt(n)`` when omitted, as higher ones oscillate between samples at equal steps
-            (Rakhmanov 2007).
+            Degree of the polynomials; ``2 sqrt(n)`` when omitted, as higher degrees oscillate between equidistant
+            samples (Rakhmanov 2007).
         smoothing : float or sequence of float, (r,)
-            Weight, for each mode or for all, of a roughness that is added to the sum of squared differences; 0
-            interpolates (but for ``legendre``). The roughness is the integral of the squared second derivative; of a
-            B-spline of order 1 or 2 that of the first, of order 5 the third (of even order: that of differences of
-            coefficients); for ``rbf`` it is scipy's; for ``legendre`` the derivative is that of Legendre's equation,
-            (d/dt)(1 - t^2)(d/dt).
+            Weight of the roughness penalty, for each mode or for all; 0 interpolates (except ``legendre``). The
+            roughness is the integral of the squared second derivative; for B-splines of degree 1 or 2 the first, of
+            degree 5 the third derivative (for even degrees: differences of coefficients); for ``rbf`` that of scipy;
+            for ``legendre`` with the derivative of Legendre's equation, (d/dt)(1 - t^2)(d/dt).
         positions : array_like, (n,) or (n, d), optional
-            Where the samples are, for ``rbf`` (d is any) and ``legendre``; 0 to n - 1 when omitted. Pixels in a mask
-            are ``np.argwhere(mask)``.
+            Positions of the samples, for ``rbf`` (any d) and ``legendre``; 0 to n - 1 when omitted. For pixels in a
+            mask, ``np.argwhere(mask)``.
 
         Raises
         ------
-        ValueError
-            If vectors, positions, order, degree or smoothing are not as above.
+        InputError
+            If vectors, positions, order, degree or smoothing are out of range.
 
         Notes
         -----
-        The B-spline is that of Unser, Aldroubi & Eden 1993 (B-spline signal processing): coefficients are the samples
-        divided, frequency by frequency, by ``B(w) + smoothing (2 - 2 cos w)^m``, m = (order + 1) // 2. Mirrored
-        samples make their DCT the right transform, so the boundary is exact.
+        The coefficients of the B-spline are the samples divided, frequency by frequency, by
+        ``B(w) + smoothing (2 - 2 cos w)^m``, m = (order + 1) // 2 [1]_. For mirrored samples this is exact with the
+        DCT.
+
+        References
+        ----------
+        .. [1] M. Unser, A. Aldroubi & M. Eden, "B-spline signal processing", IEEE Transactions on Signal Processing 41,
+           1993.
         """
         samples = _checked(vectors)
         n, r = samples.shape
         smooth = np.asarray(smoothing, dtype=np.float64)
         if smooth.shape not in ((), (r,)) or not (np.isfinite(smooth).all() and (smooth >= 0).all()):
-            raise InputError(f"The smoothing is 0 or more, one number or one for each of {r} modes.")
+            raise InputError(f"The smoothing is 0 or more: one number, or one for each of {r} modes.")
         weights = np.broadcast_to(smooth, (r,))
         if kind not in get_args(BasisKind):
-            raise InputError(f"Functions are made of {', '.join(get_args(BasisKind))}; got {kind}.")
+            raise InputError(f"The basis is one of {', '.join(get_args(BasisKind))}; got {kind}.")
         if positions is not None and kind not in ("rbf", "legendre"):
-            raise InputError("Only rbf and legendre take samples at positions of their own; leave them out.")
+            raise InputError("Only rbf and legendre accept positions of the samples; omit them.")
         places = np.arange(n, dtype=np.float64) if positions is None else np.asarray(positions, dtype=np.float64)
         if len(places) != n or not np.isfinite(places).all() or places.ndim != 1 + (kind == "rbf" and places.ndim == 2):
-            raise InputError(f"There are {n} samples, and positions of the shape {places.shape}.")
+            raise InputError(f"There are {n} samples, but positions of the shape {places.shape}.")
         if kind == "bspline":
             function = _bspline(samples, order, weights)
         elif kind == "legendre":
@@ -118,14 +130,14 @@ class ContinuousBasis:
         return cls(kind, r, function)
 
     def evaluate(self, x: ArrayLike, derivative: int = 0) -> Float64Array:
-        """Return all functions at some coordinates.
+        """Return the values of all functions at coordinates.
 
         Parameters
         ----------
         x : array_like, (m,), or (m, d) for scattered samples in d dimensions
-            In index units, any.
+            Coordinates in index units.
         derivative : int
-            Of what order, a step of one index unit; 0 for the functions themselves. Not for ``rbf``.
+            Order of the derivative, per index unit; 0 for the functions themselves. Not for ``rbf``.
 
         Returns
         -------
@@ -133,29 +145,37 @@ class ContinuousBasis:
 
         Raises
         ------
-        ValueError
+        InputError
             If coordinates are not finite or have another shape, or there is no such derivative.
         """
         places = np.asarray(x, dtype=np.float64)
         if places.ndim != 1 + (self.kind == "rbf" and places.ndim == 2) or not np.isfinite(places).all():
-            raise InputError(f"Coordinates are a list of finite numbers; the shape of these is {places.shape}.")
+            raise InputError(f"Coordinates are a list of finite numbers; got the shape {places.shape}.")
         if derivative < 0 or (derivative and self.kind == "rbf"):
-            raise InputError(f"There is no derivative of order {derivative} of {self.kind} functions here.")
+            raise InputError(f"The {self.kind} functions have no derivative of order {derivative} here.")
         return self._function(places, derivative)
 
 
 @dataclass(frozen=True, eq=False)
 class ContinuousImage:
-    """The image ``f(x, y) = sum_k values[k] u_k(y) v_k(x)`` of finite rank, at any coordinates.
+    """Image ``f(x, y) = sum_k values[k] u_k(y) v_k(x)`` of finite rank, at continuous coordinates.
 
     Attributes
     ----------
     values : ndarray, (r,)
         Singular values.
     along_y, along_x : ContinuousBasis
-        The functions u_k and v_k.
+        Functions u_k and v_k.
     shape : tuple of int
-        (Y, X) of the samples.
+        Shape (Y, X) of the samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.svd import ContinuousImage, decompose
+    >>> image = np.outer(np.arange(1.0, 5), [1.0, 2.0, 4.0])
+    >>> ContinuousImage.from_svd(decompose(image)).resampled((2, 2)).shape
+    (8, 6)
     """
 
     values: Float64Array
@@ -164,7 +184,7 @@ class ContinuousImage:
     shape: tuple[int, int]
 
     @classmethod
-    def of(
+    def from_svd(
         cls,
         decomposition: SliceSVD,
         rank: int | None = None,
@@ -174,55 +194,54 @@ class ContinuousImage:
         degree: int | None = None,
         smoothing: float | Sequence[float] | Float64Array = 0.0,
     ) -> ContinuousImage:
-        """Return the function of an image's first `rank` modes (all when omitted); the rest as `ContinuousBasis`.
+        """Return the function of the first `rank` modes of an image (all when omitted); see `ContinuousBasis.fit`.
 
-        With B-splines, at full rank and without smoothing, this is the tensor-product spline through the image:
-        interpolating the factors is then interpolating the image.
+        With B-splines, at full rank and without smoothing, this is the tensor-product spline through the image.
         """
         rank = decomposition.rank if rank is None else rank
         if not 1 <= rank <= decomposition.rank:
             raise InputError(f"The rank is 1 to {decomposition.rank} here; got {rank}.")
         along_y, along_x = (
-            ContinuousBasis.fitted(vectors[:, :rank], kind, order=order, degree=degree, smoothing=smoothing)
+            ContinuousBasis.fit(vectors[:, :rank], kind, order=order, degree=degree, smoothing=smoothing)
             for vectors in (decomposition.U, decomposition.V)
         )
         return cls(decomposition.values[:rank], along_y, along_x, decomposition.shape)
 
     def on(self, y: ArrayLike, x: ArrayLike, derivative: tuple[int, int] = (0, 0)) -> Float64Array:
-        """Return f, or a derivative by (y, x), on the grid of coordinates y (m,) and x (l,), shape (m, l)."""
+        """Return f, or a derivative with respect to (y, x), on the grid of y (m,) and x (l,), shape (m, l)."""
         return (self.along_y.evaluate(y, derivative[0]) * self.values) @ self.along_x.evaluate(x, derivative[1]).T
 
     def at(self, points: ArrayLike) -> Float64Array:
         """Return f at points (p, 2), each (y, x), shape (p,)."""
         places = np.asarray(points, dtype=np.float64)
         if places.ndim != 2 or places.shape[1] != 2:
-            raise InputError(f"Points are (y, x), one a row; the shape of these is {places.shape}.")
+            raise InputError(f"Points are rows (y, x); got the shape {places.shape}.")
         # (p, r), (r,), (p, r) -> (p,)
         return np.asarray((self.along_y.evaluate(places[:, 0]) * self.along_x.evaluate(places[:, 1])) @ self.values)
 
     def resampled(self, factors: tuple[float, float]) -> Float64Array:
-        """Return f at the pixels of a grid with `factors` (y, x) times as many; that grid is `Grid.resampled`."""
+        """Return f at the pixels of the grid ``Grid.resampled(factors)``, factors (y, x)."""
         y, x = (fine_centres(n, factor) for n, factor in zip(self.shape, factors, strict=True))
         return self.on(y, x)
 
 
 def fine_centres(n: int, factor: float) -> Float64Array:
-    """Return the centres, in index units of an axis of n voxels, of one with `factor` times as many over its extent.
+    """Return the centres of the fine voxels of an upsampled axis, in index units of the n coarse voxels.
 
     The first faces coincide, as in `Grid.resampled`: ``(i + 1/2) / factor - 1/2`` for i below ``round(n factor)``.
     """
     return np.asarray((np.arange(max(1, round(n * factor))) + 0.5) / factor - 0.5)
 
 
-def _folded(x: Float64Array, n: int) -> tuple[Float64Array, Float64Array]:
-    """Return coordinates mirrored into [-1/2, n - 1/2], and -1 where the direction has turned, else 1."""
+def _mirror_coordinates(x: Float64Array, n: int) -> tuple[Float64Array, Float64Array]:
+    """Return coordinates mirrored into [-1/2, n - 1/2], and -1 where the direction is reversed, else 1."""
     phase = np.mod(x + 0.5, 2 * n)
     turned = phase > n
     return np.where(turned, 2 * n - phase, phase) - 0.5, np.where(turned, -1.0, 1.0)
 
 
 def bspline_response(n: int, order: int) -> tuple[Float64Array, Float64Array]:
-    """Return what makes coefficients samples, and their roughness, for each frequency of a DCT-II: both (n, 1)."""
+    """Return the frequency responses (n, 1), for a DCT-II, from B-spline coefficients to samples and to roughness."""
     w = np.pi * np.arange(n)[:, None] / n
     element = BSpline.basis_element(np.arange(order + 2) - (order + 1) / 2)
     offsets = np.arange(1, order // 2 + 1)
@@ -236,13 +255,13 @@ def _bspline(samples: Float64Array, order: int, smoothing: Float64Array) -> _Fun
     n = len(samples)
     gain, rough = bspline_response(n, order)
     coefficients = idct(dct(samples, axis=0) / (gain + smoothing * rough), axis=0)
-    # As many more on either side as reach in; coefficient j is that of the B-spline centred at j.
+    # Padded by the B-splines that overlap the borders; coefficient j is that of the B-spline centred at j.
     padded = np.pad(coefficients, ((order, order), (0, 0)), mode="symmetric")
     knots = np.arange(len(padded) + order + 1) - order - (order + 1) / 2
     spline = BSpline(knots, padded, order)
 
     def function(x: Float64Array, derivative: int) -> Float64Array:
-        inside, sign = _folded(x, n)
+        inside, sign = _mirror_coordinates(x, n)
         return np.asarray(spline(inside, nu=derivative) * sign[:, None] ** derivative)
 
     return function
@@ -268,7 +287,7 @@ def _periodic(samples: Float64Array, smoothing: Float64Array) -> _Function:
     w = 2 * np.pi * np.arange(len(spectrum)) / n
     spectrum[0] /= 2
     if n % 2 == 0:
-        spectrum[-1] /= 2  # of the highest frequency, samples tell the cosine alone
+        spectrum[-1] /= 2  # at the highest frequency, samples determine the cosine only
     spectrum /= 1 + smoothing * w[:, None] ** 4
 
     def function(x: Float64Array, derivative: int) -> Float64Array:
@@ -309,20 +328,21 @@ def _rbf(samples: Float64Array, places: Float64Array, smoothing: Float64Array) -
         raise InputError("Two samples are at the same position; a function has one value there.")
     if n <= d:
         raise InputError(f"A thin-plate spline in {d}D needs more than {d} samples; there are {n}.")
-    made = {
+    kernel: Literal["cubic", "thin_plate_spline"] = "cubic" if d == 1 else "thin_plate_spline"
+    neighbours = _NEAREST if n > _ALL_AT_ONCE else None
+    interpolators = {
         weight: RBFInterpolator(
-            places, samples[:, smoothing == weight], smoothing=weight,
-            kernel="cubic" if d == 1 else "thin_plate_spline", neighbors=_NEAREST if n > _ALL_AT_ONCE else None,
+            places, samples[:, smoothing == weight], smoothing=weight, kernel=kernel, neighbors=neighbours
         )
         for weight in np.unique(smoothing)
-    }  # fmt: skip
+    }
 
     def function(x: Float64Array, derivative: int) -> Float64Array:
         points = x.reshape(len(x), -1)
         if points.shape[1] != d:
             raise InputError(f"The samples are in {d}D; the shape of these coordinates is {x.shape}.")
         values = np.empty((len(x), samples.shape[1]))
-        for weight, interpolator in made.items():
+        for weight, interpolator in interpolators.items():
             values[:, smoothing == weight] = interpolator(points)
         return values
 
@@ -332,7 +352,7 @@ def _rbf(samples: Float64Array, places: Float64Array, smoothing: Float64Array) -
 def _checked(vectors: ArrayLike) -> Float64Array:
     samples = np.asarray(vectors, dtype=np.float64)
     if samples.ndim != 2 or samples.size == 0:
-        raise InputError(f"Vectors are the columns of a matrix (n, r); the shape of these is {samples.shape}.")
+        raise InputError(f"Vectors are the columns of a matrix (n, r); got the shape {samples.shape}.")
     if not np.isfinite(samples).all():
-        raise InputError("The vectors hold NaN or infinite numbers, which no function goes through.")
+        raise InputError("The vectors contain NaN or infinite numbers, which cannot be interpolated.")
     return samples

@@ -1,7 +1,7 @@
-"""Singular value decompositions of slices, and what their singular values tell.
+"""Singular value decomposition of slices, and figures of their singular values.
 
-A slice F (Y, X) is a matrix F = U diag(s) V^T. Values descend; every spectrum here is along the last axis of an array,
-so that one function serves a slice, (r,), and all slices of a volume, (slices, r).
+A slice F (Y, X) is a matrix F = U diag(s) V^T. Singular values descend; every spectrum is along the last axis of an
+array, so the same functions apply to a slice, (r,), and to all slices of a volume, (slices, r).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from ..errors import InputError
 from ..metrics import psnr_db
 from ..types import Float64Array
 
-# Sides from which first ranks are found by random projections, and the part of the ranks up to which that is faster.
+# Shorter side from which random projections are used, and the fraction of modes up to which they are faster.
 _LARGE, _FEW = 1024, 1 / 8
 _OVERSAMPLING, _POWER_ITERATIONS = 10, 8
-_AMBIGUOUS = 1e-6  # a mode whose parts above and below zero differ by less of their squares has no majority
+_AMBIGUOUS = 1e-6  # relative difference of squares above and below zero, up to which a mode has no majority
 
 
 @dataclass(frozen=True, eq=False)
 class SliceSVD:
-    """The singular value decomposition of an image, or its first ranks.
+    """Singular value decomposition of an image, or its first modes.
 
     Attributes
     ----------
     U : ndarray, (Y, r)
-        Left singular vectors, one a column: along y.
+        Left singular vectors, along y, one in each column.
     values : ndarray, (r,)
-        Singular values, descending, in the intensity's unit.
+        Singular values, descending, in the unit of the intensities.
     V : ndarray, (X, r)
-        Right singular vectors: along x.
+        Right singular vectors, along x, one in each column.
     """
 
     U: Float64Array
@@ -54,23 +54,23 @@ class SliceSVD:
         """Shape (Y, X) of the image."""
         return len(self.U), len(self.V)
 
-    def truncated(self, rank: int) -> Float64Array:
+    def truncate(self, rank: int) -> Float64Array:
         """Return the sum of the first `rank` modes, (Y, X): the best image of that rank (Eckart & Young 1936).
 
         Raises
         ------
-        ValueError
+        InputError
             If `rank` is not 1 to the number of modes.
         """
         _check_rank(rank, self.rank)
         return (self.U[:, :rank] * self.values[:rank]) @ self.V[:, :rank].T
 
     def mode(self, k: int) -> Float64Array:
-        """Return the image of rank one ``values[k] u_k v_k^T``, (Y, X), counted from 0.
+        """Return the rank-1 image ``values[k] u_k v_k^T`` of mode k, counted from 0, (Y, X).
 
         Raises
         ------
-        ValueError
+        InputError
             If there is no such mode.
         """
         if not 0 <= k < self.rank:
@@ -81,35 +81,61 @@ class SliceSVD:
 def decompose(matrix: ArrayLike, rank: int | None = None) -> SliceSVD:
     """Return the singular value decomposition of an image, with canonical signs.
 
-    All modes, and few of an image whose shorter side is below 1024, are LAPACK's in float64. Few modes (an eighth of
-    the shorter side, or less) of a larger one are found by random projections with 8 power iterations (Halko,
-    Martinsson & Tropp 2011, with a fixed seed). Their values are too small, by a part of the order of
-    ``(s[rank + 10] / s[k])**34``: nothing for modes that stand out of the noise; where the spectrum is flat, the last
-    of the modes asked for are a few percent off and mixed with their neighbours. The image of that rank has an error
-    less than 1 % above the smallest.
-
     Parameters
     ----------
     matrix : array_like, (Y, X)
-        Real, finite, and not the same everywhere.
+        Image: real, finite, and not constant.
     rank : int, optional
-        The first so many modes; all ``min(Y, X)`` when omitted.
+        Number of modes; all ``min(Y, X)`` when omitted.
+
+    Returns
+    -------
+    SliceSVD
+        Singular vectors and singular values.
 
     Raises
     ------
-    ValueError
-        If the matrix has other axes (a volume, colours), holds NaN or infinite numbers, or is constant, or if `rank`
+    InputError
+        If the matrix has other axes (a volume, colours), contains NaN or infinite numbers, or is constant, or if `rank`
         is not 1 to the shorter side.
+
+    See Also
+    --------
+    optimal_threshold : Threshold of the singular values for denoising.
+    ContinuousImage.from_svd : Function of continuous coordinates through an image.
 
     Notes
     -----
-    Singular vectors come in pairs of either sign. As Bro, Acar & Kolda 2008 (Resolving the sign ambiguity in the
-    singular value decomposition, J. Chemometrics 22) have it, a vector points to where the majority of the data does:
+    LAPACK in float64 computes all modes, and few modes of an image with a shorter side below 1024. Few modes (an eighth
+    of the shorter side, or less) of a larger image are computed by random projections with 8 power iterations [1]_ and
+    a fixed seed. Their values are too small by a fraction of the order of ``(s[rank + 10] / s[k])**34``: negligible for
+    modes above the noise; where the spectrum is flat, the last of the requested modes are a few percent off and mixed
+    with their neighbours. The error of the image of that rank is less than 1 % above the smallest one.
+
+    The sign of a pair of singular vectors is arbitrary. Here a vector points where the majority of the data does [2]_:
     the rows and columns of F, projected on u_k and v_k, are s_k times the entries of v_k and u_k, so the sign is such
-    that ``sum(sign(u_k) u_k^2) + sum(sign(v_k) v_k^2) > 0``; of two votes that differ, that is the louder one. Where
-    there is no majority (odd functions), the first of the largest entries of u_k is positive.
+    that ``sum(sign(u_k) u_k^2) + sum(sign(v_k) v_k^2) > 0``. Without a majority (odd functions), the first of the
+    largest entries of u_k is positive.
+
+    References
+    ----------
+    .. [1] N. Halko, P. Martinsson & J. Tropp, "Finding structure with randomness: probabilistic algorithms for
+       constructing approximate matrix decompositions", SIAM Review 53, 2011.
+    .. [2] R. Bro, E. Acar & T. Kolda, "Resolving the sign ambiguity in the singular value decomposition", Journal of
+       Chemometrics 22, 2008.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.svd import decompose
+    >>> image = np.outer([1.0, 2.0, 2.0], [3.0, 4.0])
+    >>> svd = decompose(image)
+    >>> np.round(svd.values, 6)
+    array([15.,  0.])
+    >>> np.allclose(svd.truncate(1), image)
+    True
     """
-    array = checked_slice(matrix)
+    array = check_slice(matrix)
     shorter = min(array.shape)
     if rank is not None:
         _check_rank(rank, shorter)
@@ -123,19 +149,19 @@ def decompose(matrix: ArrayLike, rank: int | None = None) -> SliceSVD:
 
 
 def canonical_signs(U: Float64Array, V: Float64Array) -> Float64Array:
-    """Return 1 or -1 for each pair of columns of U (Y, r) and V (X, r): what to multiply both by; see `decompose`."""
+    """Return the canonical sign, 1 or -1, of each pair of columns of U (Y, r) and V (X, r); see `decompose`."""
     majority = (np.sign(U) * U**2).sum(0) + (np.sign(V) * V**2).sum(0)
     largest = np.abs(U) >= (1 - _AMBIGUOUS) * np.abs(U).max(0)
     first = np.take_along_axis(U, largest.argmax(0)[None], 0)[0]
     return np.where(np.where(np.abs(majority) > _AMBIGUOUS, majority, first) < 0, -1.0, 1.0)
 
 
-def checked_slice(matrix: ArrayLike) -> Float64Array:
-    """Return an image (Y, X) as float64; raise ValueError if it is none, or has nothing to decompose."""
+def check_slice(matrix: ArrayLike) -> Float64Array:
+    """Return an image (Y, X) as float64; raise InputError if it has other axes, is constant or not finite."""
     array = np.asarray(matrix)
     if array.ndim != 2:
         raise InputError(
-            f"A slice has two axes and one intensity a pixel; this has {array.ndim} axes (shape {array.shape})."
+            f"A slice has two axes and one intensity a pixel; got {array.ndim} axes (shape {array.shape})."
         )
     array = _finite(array)
     if array.min() == array.max():
@@ -143,7 +169,7 @@ def checked_slice(matrix: ArrayLike) -> Float64Array:
     return array
 
 
-def each_spectrum(volume: ArrayLike, axis: int) -> Iterator[Float64Array]:
+def iter_spectra(volume: ArrayLike, axis: int) -> Iterator[Float64Array]:
     """Yield the singular values of the slices of a volume (Z, Y, X) across an axis, (min side,) each; see `spectra`."""
     slices = np.moveaxis(_checked_volume(volume), axis, 0)
     for one in slices:
@@ -153,48 +179,55 @@ def each_spectrum(volume: ArrayLike, axis: int) -> Iterator[Float64Array]:
 def spectra(volume: ArrayLike, axis: int) -> Float64Array:
     """Return the singular values of all slices of a volume across an axis.
 
-    Constant slices, as there are outside of a body, are allowed: they have one value, or none.
+    Constant slices, as outside of a body, are allowed: they have at most one nonzero singular value.
 
     Parameters
     ----------
     volume : array_like, (Z, Y, X)
         Real and finite.
     axis : int
-        Along which the slices are stacked, 0 to 2.
+        Axis along which the slices are stacked, 0 to 2.
 
     Returns
     -------
     ndarray, (slices, r)
-        r is the shorter side of the slices.
+        Singular values; r is the shorter side of the slices.
 
     Raises
     ------
-    ValueError
-        If it is no volume, has no such axis, or holds NaN or infinite numbers.
+    InputError
+        If the volume has other axes, or contains NaN or infinite numbers.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.phantoms import vessel_phantom
+    >>> from napari_gsvolume.svd import spectra
+    >>> spectra(vessel_phantom(16)[0], axis=0).shape
+    (16, 16)
     """
     _check_axis(axis)
-    return np.stack(list(each_spectrum(volume, axis)))
+    return np.stack(list(iter_spectra(volume, axis)))
 
 
-def unfolding(volume: ArrayLike, axis: int) -> NDArray[Any]:
-    """Return the mode-n unfolding of a volume (Kolda & Bader 2009): one slice a row.
+def unfold(volume: ArrayLike, axis: int) -> NDArray[Any]:
+    """Return the mode-n unfolding of a volume (Kolda & Bader 2009): each slice becomes a row.
 
     Parameters
     ----------
     volume : array_like, (Z, Y, X)
         Any numbers.
     axis : int
-        The axis that becomes the rows, 0 to 2.
+        Axis of the rows, 0 to 2.
 
     Returns
     -------
     ndarray, (slices, pixels)
-        Pixels in the order of the two other axes, the last one fastest.
+        Matrix; pixels in the order of the two other axes, the last one fastest.
 
     Raises
     ------
-    ValueError
-        If it is no volume or has no such axis.
+    InputError
+        If the volume has other axes.
     """
     _check_axis(axis)
     array = _checked_volume(volume)
@@ -202,16 +235,26 @@ def unfolding(volume: ArrayLike, axis: int) -> NDArray[Any]:
 
 
 def cumulative_energy(values: ArrayLike) -> Float64Array:
-    """Return the part of the sum of squares in the first 1, 2, ... modes, (..., r); 1 throughout where all are 0."""
+    """Return the fraction of the sum of squares in the first 1, 2, ... modes, (..., r); 1 where all values are 0."""
     squares = np.square(np.asarray(values, dtype=np.float64))
     total = squares.sum(-1, keepdims=True)
     return np.where(total > 0, np.cumsum(squares, -1) / np.where(total > 0, total, 1), 1.0)
 
 
 def effective_rank(values: ArrayLike) -> Float64Array:
-    """Return the effective rank of Roy & Vetterli 2007, (...): exp of the entropy of the values as parts of their sum.
+    """Return the effective rank [1]_, (...): exponential of the entropy of the normalized singular values.
 
-    1 for one mode alone, r for r equal ones, 0 where all values are 0.
+    It is 1 for a single mode, r for r equal values, and 0 where all values are 0.
+
+    References
+    ----------
+    .. [1] O. Roy & M. Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.svd import effective_rank
+    >>> round(float(effective_rank([2.0, 2.0, 2.0, 0.0])), 6)
+    3.0
     """
     s = np.asarray(values, dtype=np.float64)
     total = s.sum(-1, keepdims=True)
@@ -228,31 +271,42 @@ def stable_rank(values: ArrayLike) -> Float64Array:
 
 
 def optimal_threshold(values: ArrayLike, shape: tuple[int, int], noise: float | None = None) -> Float64Array:
-    """Return the hard threshold of Gavish & Donoho 2014: modes below are better left out of a noisy image.
+    """Return the optimal hard threshold of singular values for denoising [1]_.
 
-    With white noise of standard deviation sigma it is ``lambda(b) sqrt(max(shape)) sigma``, where
-    ``b = min(shape) / max(shape)`` and ``lambda(b)^2 = 2 (b + 1) + 8 b / (b + 1 + sqrt(b^2 + 14 b + 1))``. With unknown
-    noise it is ``omega(b) median(values)``, ``omega(b) = lambda(b) / sqrt(mu_b)``; mu_b, the median of the
-    Marchenko-Pastur law, is computed, not the paper's cubic approximation of omega.
+    For white noise of standard deviation sigma it is ``lambda(b) sqrt(max(shape)) sigma``, with
+    ``b = min(shape) / max(shape)`` and ``lambda(b)^2 = 2 (b + 1) + 8 b / (b + 1 + sqrt(b^2 + 14 b + 1))``. For unknown
+    noise it is ``omega(b) median(values)``, ``omega(b) = lambda(b) / sqrt(mu_b)``; mu_b is the exact median of the
+    Marchenko-Pastur law, instead of the cubic approximation of omega in the paper.
 
     Parameters
     ----------
     values : array_like, (..., r)
-        All ``r = min(shape)`` singular values (the median needs them; with a known noise the first will do).
+        All ``r = min(shape)`` singular values, which the median needs; any of them for known noise.
     shape : tuple of int
-        Of the matrix.
+        Shape of the matrix.
     noise : float, optional
-        Standard deviation of the noise of a pixel; estimated from the median value when omitted.
+        Standard deviation of the noise of a pixel; estimated from the median when omitted.
 
     Returns
     -------
     ndarray, (...)
-        In the unit of `values`.
+        Threshold in the unit of `values`.
 
     Raises
     ------
-    ValueError
+    InputError
         If values are missing for the median, or `noise` is negative.
+
+    References
+    ----------
+    .. [1] M. Gavish & D. Donoho, "The optimal hard threshold for singular values is 4/sqrt(3)", IEEE Transactions on
+       Information Theory 60, 2014.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.svd import optimal_threshold
+    >>> round(float(optimal_threshold([5.0, 1.0], (2, 2), noise=1.0)), 4)  # 4 / sqrt(3) * sqrt(2)
+    3.266
     """
     s = np.asarray(values, dtype=np.float64)
     short, long = sorted(shape)
@@ -268,21 +322,21 @@ def optimal_threshold(values: ArrayLike, shape: tuple[int, int], noise: float | 
 
 
 def best_psnr_db(values: ArrayLike, shape: tuple[int, int], data_range: float) -> Float64Array:
-    """Return the PSNR in dB that no image of rank 1, 2, ... exceeds, (r,) (Eckart & Young 1936).
+    """Return the highest PSNR in dB of an image of rank 1, 2, ..., (r,) (Eckart & Young 1936).
 
-    The squared error of the best image of rank k is the sum of the other squared values.
+    The squared error of the best image of rank k is the sum of squares of the other singular values.
 
     Parameters
     ----------
     values : array_like, (r,)
         All singular values of the image.
     shape : tuple of int
-        Of the image.
+        Shape of the image.
     data_range : float
-        Of the intensities, as in any PSNR.
+        Range of the intensities that the PSNR refers to.
     """
     squares = np.square(np.asarray(values, dtype=np.float64))
-    beyond = np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)  # from the small ones, which the large would swallow
+    beyond = np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)  # summed from the smallest, for precision
     return np.array([psnr_db(error / (shape[0] * shape[1] * data_range**2)) for error in beyond])
 
 
@@ -298,10 +352,12 @@ def _randomised(array: Float64Array, rank: int) -> tuple[Float64Array, Float64Ar
 
 @lru_cache(maxsize=64)
 def _marchenko_pastur_median(ratio: float) -> float:
-    """Return the median of the law of eigenvalues of W W^T / n, W (m, n) of white unit noise, ratio = m / n."""
+    """Return the median eigenvalue of W W^T / n for W (m, n) of white unit noise, ratio = m / n."""
     lower, width = (1 - np.sqrt(ratio)) ** 2, 4 * np.sqrt(ratio)
 
-    def density(angle: float) -> float:  # of x = lower + width sin^2: smooth, where that of x has infinite slopes
+    def density(
+        angle: float,
+    ) -> float:  # with x = lower + width sin^2 it is smooth, while the density of x has infinite slopes
         sine, cosine = np.sin(angle), np.cos(angle)
         return float(width**2 * (sine * cosine) ** 2 / (np.pi * ratio * (lower + width * sine**2 + 1e-300)))
 
@@ -313,7 +369,9 @@ def _marchenko_pastur_median(ratio: float) -> float:
 
 def _finite(array: NDArray[Any]) -> Float64Array:
     if array.dtype.kind not in "biuf" or array.size == 0:
-        raise InputError(f"Real numbers are decomposed, one or more; got {array.dtype} of shape {array.shape}.")
+        raise InputError(
+            f"The matrix has to contain real numbers, one or more; got {array.dtype} of shape {array.shape}."
+        )
     if not np.isfinite(array).all():
         raise InputError("There are NaN or infinite intensities, which have no singular values; replace them first.")
     return array.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Attenuation and intensity (Beer-Lambert law), Hounsfield units."""
+"""Beer-Lambert law: attenuation and intensity; Hounsfield units."""
 
 from __future__ import annotations
 
@@ -14,52 +14,95 @@ from ..gaussians import GaussianVolume
 from ..types import Float32Array
 
 WATER = 0.0193
-"""Attenuation of water at 70 keV, about the mean energy of a CT scanner's beam, in 1 / mm."""
+"""Linear attenuation coefficient of water at 70 keV, about the mean energy of a CT scanner, 1 / mm."""
 
 
 def attenuation(intensities: ArrayLike, i0: float, flat: ArrayLike | None = None) -> Float32Array:
-    """Return line integrals of attenuation, ``-log(I / (I0 flat))``.
+    """Return line integrals of attenuation from measured intensities, ``p = -log(I / (I0 flat))``.
 
     Parameters
     ----------
     intensities : array_like, (K, V, U)
-        What the detector has counted, its dark signal subtracted.
+        Detector counts, with the dark signal subtracted.
     i0 : float
-        The intensity where nothing is in the way; 1 if `flat` has it.
+        Unattenuated intensity; 1 if `flat` is an image of the open beam itself.
     flat : array_like, (V, U) or (K, V, U), optional
-        How much of `i0` each pixel shows where nothing is in the way; 1 everywhere if omitted.
+        Flat field: open-beam intensity of each pixel, relative to `i0`; 1 everywhere if omitted.
+
+    Returns
+    -------
+    ndarray, (K, V, U), float32
+        Line integrals, dimensionless; the optical depth along each ray.
 
     Raises
     ------
     ValueError
-        If an intensity, `i0` or a pixel of the flat field is not a positive number, or the flat field is of another
-        detector.
+        If an intensity, `i0` or a pixel of the flat field is not a positive number, or the flat field has another
+        shape.
+
+    See Also
+    --------
+    intensities : The inverse.
+
+    References
+    ----------
+    .. [1] A. C. Kak and M. Slaney, "Principles of Computerized Tomographic Imaging", IEEE Press, 1988, chapter 4.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.tomography import attenuation
+    >>> attenuation([[[1000.0, 367.88]]], i0=1000.0).round(3) + 0.0
+    array([[[0., 1.]]], dtype=float32)
     """
     images = np.asarray(intensities, np.float64)
     bad = int(np.count_nonzero(~(images > 0) | ~np.isfinite(images)))
     if bad:
         raise InputError(
-            f"{bad:,} of {images.size:,} intensities are zero, negative or no numbers and have no logarithm; set them "
+            f"{bad:,} of {images.size:,} intensities are zero, negative or not finite and have no logarithm; set them "
             "to one count, or check that the dark signal was not subtracted twice."
         )
     return np.asarray(-np.log(images / _open(i0, flat, images.shape)), np.float32)
 
 
 def intensities(line_integrals: ArrayLike, i0: float, flat: ArrayLike | None = None) -> Float32Array:
-    """Return what comes through, ``I0 flat exp(-p)``: the inverse of `attenuation`."""
+    """Return the transmitted intensities of line integrals, ``I = I0 flat exp(-p)`` (Beer-Lambert law).
+
+    Parameters
+    ----------
+    line_integrals : array_like, (K, V, U)
+        Line integrals of attenuation, dimensionless.
+    i0 : float
+        Unattenuated intensity.
+    flat : array_like, (V, U) or (K, V, U), optional
+        Flat field, relative to `i0`; 1 everywhere if omitted.
+
+    Returns
+    -------
+    ndarray, (K, V, U), float32
+
+    See Also
+    --------
+    attenuation : The inverse, with its reference.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.tomography import intensities
+    >>> intensities([[[0.0, 1.0]]], i0=1000.0).round(1)
+    array([[[1000. ,  367.9]]], dtype=float32)
+    """
     images = np.asarray(line_integrals, np.float64)
     return np.asarray(np.exp(-images) * _open(i0, flat, images.shape), np.float32)
 
 
 def _open(i0: float, flat: ArrayLike | None, shape: tuple[int, ...]) -> Any:
-    """Return the intensity where nothing is in the way."""
+    """Return the open-beam intensity of each pixel."""
     if not 0 < i0 < math.inf:
-        raise InputError(f"The intensity I0 where nothing is in the way has to be positive; got {i0:g}.")
+        raise InputError(f"The unattenuated intensity I0 has to be positive; got {i0:g}.")
     if flat is None:
         return i0
     field = np.asarray(flat, np.float64)
     if field.shape not in (shape, shape[1:]):
-        raise InputError(f"The flat field is of shape {field.shape}, the images are of {shape[1:]} pixels (v, u).")
+        raise InputError(f"The flat field has shape {field.shape}, the images have {shape[1:]} pixels (v, u).")
     if not ((field > 0) & np.isfinite(field)).all():
         raise InputError("The flat field holds pixels that are not positive numbers; replace them by their neighbours.")
     return i0 * field
@@ -74,9 +117,26 @@ def hounsfield_to_attenuation(hu: ArrayLike, water: float = WATER) -> Float32Arr
 
 
 def hounsfield_to_attenuation(hu: ArrayLike | GaussianVolume, water: float = WATER) -> Float32Array | GaussianVolume:
-    """Return the attenuation ``water (1 + HU / 1000)``, in the unit of `water`: 1 / mm.
+    """Return the linear attenuation coefficient of Hounsfield units, ``water (1 + HU / 1000)``.
 
-    Voxels get at least 0; Gaussians stay a sum of Gaussians, which may fall a little below.
+    Parameters
+    ----------
+    hu : array_like or GaussianVolume
+        Volume in Hounsfield units.
+    water : float
+        Linear attenuation coefficient of water; at 70 keV it is 0.0193 / mm.
+
+    Returns
+    -------
+    ndarray or GaussianVolume
+        Attenuation in the unit of `water`. Voxels are clipped at 0; Gaussians are not clipped and may fall slightly
+        below 0.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.tomography import hounsfield_to_attenuation
+    >>> hounsfield_to_attenuation([-1000, 0, 1000])
+    array([0.    , 0.0193, 0.0386], dtype=float32)
     """
     if isinstance(hu, GaussianVolume):
         background = water * (1 + hu.background / 1000)

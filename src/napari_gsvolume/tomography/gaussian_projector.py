@@ -1,6 +1,6 @@
-"""X-rays: every pixel of every view is a line integral of the sum of Gaussians.
+"""Analytic X-ray projector: line integrals of a sum of Gaussians in closed form.
 
-Seen along a ray of direction n (unit length, in the scanner's millimetres), a 3D Gaussian is a 2D one. With J the
+Projected along rays of direction n (unit length, in mm), a 3D Gaussian is a 2D Gaussian. With J the
 derivative of pixel coordinates by index coordinates and S the covariance::
 
     mean  pi(mu),    covariance  J S J^T,    weight  w (2 pi / n^T P n)^(1/2)
@@ -26,8 +26,8 @@ from ..operators.gaussian_sum import Gaussians, multiplicity, symmetric, upper
 from .scan import Scan
 
 
-class _Seen(NamedTuple):
-    """N Gaussians as one view sees them."""
+class _Footprints(NamedTuple):
+    """Footprints of N Gaussians on the detector of one view."""
 
     means: Tensor  # (N, 2), pixels in array order (v, u)
     factors: Tensor  # (N, 2, 2)
@@ -36,14 +36,19 @@ class _Seen(NamedTuple):
     along: Tensor  # W^T n / |W^T n|, (N, 3)
 
 
-class XRay:
-    """The projections of Gaussians in the views of a scan.
+class GaussianProjector:
+    """Forward operator from Gaussians to the projections of a scan, with jvp and vjp.
 
     Parameters
     ----------
     scan : Scan
+        Acquisition geometry.
     device : torch.device
-        Where the Gaussians are.
+        Device of the Gaussians.
+
+    References
+    ----------
+    .. [1] M. Zwicker, H. Pfister, J. van Baar and M. Gross, "EWA volume splatting", IEEE Visualization, 29-36, 2001.
     """
 
     def __init__(self, scan: Scan, device: torch.device | str = "cpu") -> None:
@@ -60,52 +65,54 @@ class XRay:
 
     def predict(self, gaussians: Gaussians, views: range | None = None) -> Tensor:
         """Return the line integrals, intensity times mm, ``(K, V, U)`` float32."""
-        return self._views(gaussians, views, lambda seen: splat(
-            seen.means, seen.factors, _constant(gaussians.weights * seen.gain), self.shape
-        ))  # fmt: skip
+        return self._views(
+            gaussians,
+            views,
+            lambda view: splat(view.means, view.factors, _constant(gaussians.weights * view.gain), self.shape),
+        )
 
-    def derivative(self, gaussians: Gaussians, step: Tensor) -> Tensor:
+    def jvp(self, gaussians: Gaussians, step: Tensor) -> Tensor:
         """Return J step: how every pixel changes with a whitened step ``(N, K)``, ``(K, V, U)``."""
         B = symmetric(step[:, 4:], 3)
 
-        def one(seen: _Seen) -> Tensor:
-            P = seen.factors @ seen.factors.mT  # 2D precision
-            weight = gaussians.weights * seen.gain
-            shift = (seen.flat @ step[:, 1:4, None])[:, :, 0]
-            growth = P @ (seen.flat @ B @ seen.flat.mT) @ P
-            stretch = _quadratic_form(B, seen.along) / 2
-            constant = seen.gain * (step[:, 0] + gaussians.weights * stretch)
+        def one(view: _Footprints) -> Tensor:
+            P = view.factors @ view.factors.mT  # 2D precision
+            weight = gaussians.weights * view.gain
+            shift = (view.flat @ step[:, 1:4, None])[:, :, 0]
+            growth = P @ (view.flat @ B @ view.flat.mT) @ P
+            stretch = _quadratic_form(B, view.along) / 2
+            constant = view.gain * (step[:, 0] + gaussians.weights * stretch)
             linear = weight[:, None] * (P @ shift[:, :, None])[:, :, 0]
             quadratic = upper(growth) * (weight[:, None] / 2 * multiplicity(2, growth))
-            return splat(seen.means, seen.factors, torch.cat([constant[:, None], linear, quadratic], 1), self.shape)
+            return splat(view.means, view.factors, torch.cat([constant[:, None], linear, quadratic], 1), self.shape)
 
         return self._views(gaussians, None, one)
 
-    def transposed_derivative(self, gaussians: Gaussians, images: Tensor) -> Tensor:
+    def vjp(self, gaussians: Gaussians, images: Tensor) -> Tensor:
         """Return J^T images, ``(N, K)``."""
         total = torch.zeros(len(gaussians.weights), 10, device=images.device)
         for k, image in enumerate(images):
-            seen = self._seen(gaussians, k)
-            P = seen.factors @ seen.factors.mT
-            weight = (gaussians.weights * seen.gain)[:, None]
-            moments = gather(seen.means, seen.factors, image)
-            a = seen.flat.mT @ (P @ moments[:, 1:3, None]) * weight[:, :, None]
-            M = seen.flat.mT @ (P @ symmetric(moments[:, 3:], 2) @ P) @ seen.flat * (weight[:, :, None] / 2)
-            M = M + seen.along[:, :, None] * seen.along[:, None] * (weight * moments[:, :1] / 2)[:, :, None]
-            total[:, 0] += seen.gain * moments[:, 0]
+            view = self._project(gaussians, k)
+            P = view.factors @ view.factors.mT
+            weight = (gaussians.weights * view.gain)[:, None]
+            moments = gather(view.means, view.factors, image)
+            a = view.flat.mT @ (P @ moments[:, 1:3, None]) * weight[:, :, None]
+            M = view.flat.mT @ (P @ symmetric(moments[:, 3:], 2) @ P) @ view.flat * (weight[:, :, None] / 2)
+            M = M + view.along[:, :, None] * view.along[:, None] * (weight * moments[:, :1] / 2)[:, :, None]
+            total[:, 0] += view.gain * moments[:, 0]
             total[:, 1:4] += a[:, :, 0]
             total[:, 4:] += upper(M) * multiplicity(3, M)
         return total
 
-    def _views(self, gaussians: Gaussians, views: range | None, image: Callable[[_Seen], Tensor]) -> Tensor:
+    def _views(self, gaussians: Gaussians, views: range | None, image: Callable[[_Footprints], Tensor]) -> Tensor:
         chosen = range(len(self.scan)) if views is None else views
         out = torch.empty(len(chosen), *self.shape, device=gaussians.weights.device)
         for place, k in enumerate(chosen):
-            out[place] = image(self._seen(gaussians, k))
+            out[place] = image(self._project(gaussians, k))
         return out
 
-    def _seen(self, gaussians: Gaussians, view: int) -> _Seen:
-        """Return the Gaussians as a view sees them; computed in float64, as pixels far from the origin are."""
+    def _project(self, gaussians: Gaussians, view: int) -> _Footprints:
+        """Return the footprints of the Gaussians in a view; float64 keeps positions far from the origin exact."""
         W = gaussians.factors.double()
         x = (gaussians.means.double() - self._middle) * self._voxel  # mm
         G = self._inverse[view]
@@ -116,7 +123,7 @@ class XRay:
             n = self._directions[view].expand_as(x)
         else:
             n = x - self._origins[view]
-            depth = y[:, 2, None]  # 1 in the plane of the detector
+            depth = y[:, 2, None]  # 1 in the detector plane
             u = u / depth[:, 0]
             J = torch.stack([(G[0] - u[:, None] * G[2]) / depth, J[:, 1]], 1)
             if self.scan.beam == "fan":
@@ -124,17 +131,17 @@ class XRay:
             else:
                 v = v / depth[:, 0]
                 J = torch.stack([J[:, 0], (G[1] - v[:, None] * G[2]) / depth], 1)
-        n = n / n.norm(dim=1, keepdim=True) / self._voxel  # voxels a mm
+        n = n / n.norm(dim=1, keepdim=True) / self._voxel  # voxels per mm
         along = (W.mT @ n[:, :, None])[:, :, 0]
         thickness = along.norm(dim=1)  # (n^T P n)^(1/2)
-        # J by index coordinates, rows (v, u): images are arrays of rows.
+        # J with respect to index coordinates, rows in array order (v, u).
         flat = (J.flip(1) * self._voxel) @ torch.linalg.inv(W).mT
         root = torch.linalg.cholesky(flat @ flat.mT)
         factors = torch.linalg.inv(root).mT
         middle = torch.tensor([(n - 1) / 2 for n in self.shape], dtype=torch.float64).to(x)
         means = torch.stack([v, u], 1) + middle
         gain = math.sqrt(2 * math.pi) / thickness
-        return _Seen(*(t.float() for t in (means, factors, gain, flat, along / thickness[:, None])))
+        return _Footprints(*(t.float() for t in (means, factors, gain, flat, along / thickness[:, None])))
 
 
 def _constant(weights: Tensor) -> Tensor:

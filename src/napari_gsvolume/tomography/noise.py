@@ -1,4 +1,4 @@
-"""Noise of projections: photon counts (Poisson) and electronic noise (Gaussian)."""
+"""Noise model of projections: photon counting noise (Poisson) and electronic noise (Gaussian)."""
 
 from __future__ import annotations
 
@@ -10,38 +10,57 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from ..types import Float32Array
 
-DEPTH = 4.0
-"""Optical depth of the largest line integral where intensities are no attenuation: 1.8 % of the photons come through"""
-_MOST_COUNTS = 1e15  # numpy's Poisson numbers end at 9e18
+OPTICAL_DEPTH = 4.0
+"""Default optical depth of the largest line integral of arbitrary intensities: a transmission of 1.8 %."""
+_MAX_COUNTS = 1e15  # numpy's Poisson generator is limited to 9e18
 
 
-def with_noise(
+def add_noise(
     images: ArrayLike,
     photons: float | None = None,
     sigma: float | None = None,
     seed: int = 0,
-    depth: float | None = DEPTH,
+    depth: float | None = OPTICAL_DEPTH,
 ) -> Float32Array:
-    """Return projections with noise.
+    """Return projections with Poisson noise of photon counts, Gaussian noise, or both.
 
     Parameters
     ----------
     images : array_like, (K, V, U)
         Line integrals; with `sigma` alone, any images.
     photons : float, optional
-        Counts a pixel where nothing is in the way. They are Poisson's, at least one, and become line integrals again,
-        in the unit of `images`.
+        Unattenuated photons per pixel. Counts are drawn from a Poisson distribution, clipped at one, and converted
+        back to line integrals in the unit of `images`.
     sigma : float, optional
-        Standard deviation of Gaussian noise that is added (after that of photons), in the unit of `images`.
+        Standard deviation of additive Gaussian noise, in the unit of `images`.
     seed : int
+        Seed of the random generator.
     depth : float or None
-        Line integrals of any intensity are no optical depths: they are scaled such that the largest of all views
-        becomes this one. None if the intensities are attenuation in 1 / mm, and so nothing is to be scaled.
+        Optical depth of the largest line integral of all views, for intensities in arbitrary units. None if the
+        intensities are attenuation in 1 / mm: the line integrals are optical depths then.
+
+    Returns
+    -------
+    ndarray, (K, V, U), float32
 
     Raises
     ------
     ValueError
-        If a number is not positive, or no line integral is.
+        If a parameter is not positive, or no line integral is.
+
+    References
+    ----------
+    .. [1] J. Hsieh, "Computed Tomography: Principles, Design, Artifacts, and Recent Advances", SPIE Press, 2nd ed.,
+       2009, chapter 5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.tomography import add_noise
+    >>> clean = np.full((1, 50, 50), 2.0)
+    >>> noisy = add_noise(clean, photons=1e4, depth=None)
+    >>> bool(abs(noisy.std() / np.sqrt(np.exp(2) / 1e4) - 1) < 0.1)
+    True
     """
     random = np.random.default_rng(seed)
     noisy = np.asarray(images, np.float64)
@@ -56,11 +75,19 @@ def with_noise(
     return noisy.astype(np.float32)
 
 
-def noise_variance(images: ArrayLike, photons: float, depth: float | None = DEPTH) -> Float32Array:
-    """Return the variance of each line integral, 1 / counts, in the unit of `images` squared.
+def noise_variance(images: ArrayLike, photons: float, depth: float | None = OPTICAL_DEPTH) -> Float32Array:
+    """Return the variance of each line integral due to photon noise, 1 / counts, in the unit of `images` squared.
 
-    The counts are those expected, at least one. Parameters are as in `with_noise`; noisy images, too, give about the
-    variance of their pixels.
+    Counts are expected counts, clipped at one. Noisy images give an estimate of the variance of their own pixels.
+
+    Parameters
+    ----------
+    images, photons, depth
+        Projections and photon noise, as in `add_noise`.
+
+    Returns
+    -------
+    ndarray, (K, V, U), float32
     """
     values = np.asarray(images, np.float64)
     scale = _depth_scale(values, depth)
@@ -68,21 +95,23 @@ def noise_variance(images: ArrayLike, photons: float, depth: float | None = DEPT
 
 
 def _depth_scale(images: NDArray[np.float64], depth: float | None) -> float:
-    """Return the factor that makes line integrals optical depths."""
+    """Return the factor from line integrals to optical depths."""
     if depth is None:
         return 1.0
     largest = float(images.max())
     if not 0 < depth < math.inf:
         raise InputError(f"The optical depth of the largest line integral has to be positive; got {depth:g}.")
     if not largest > 0:
-        raise InputError("No line integral is positive, so there is nothing that could absorb photons.")
+        raise InputError("No line integral is positive, so no photon is absorbed.")
     return depth / largest
 
 
 def _mean_counts(depths: NDArray[np.float64], photons: float) -> NDArray[np.float64]:
     if not 0 < photons < math.inf:
-        raise InputError(f"The number of photons a pixel has to be positive; got {photons:g}.")
+        raise InputError(f"The number of photons per pixel has to be positive; got {photons:g}.")
     counts = photons * np.exp(-depths)
-    if counts.max() > _MOST_COUNTS:
-        raise InputError(f"Up to {counts.max():.0e} photons a pixel are too many to be counted; ask for fewer.")
+    if counts.max() > _MAX_COUNTS:
+        raise InputError(
+            f"Up to {counts.max():.0e} photons per pixel are too many for the Poisson generator; reduce the number."
+        )
     return counts

@@ -1,8 +1,8 @@
-"""How a scanner looks at a volume: where rays start and which pixels they end in.
+"""Acquisition geometry: positions of source, detector and volume, and the geometry file.
 
-Lengths are in millimetres in the scanner's frame: its axes are the array axes of the volume, its origin the volume's
-centre. The rotation axis of the presets is z through the origin. Vectors here are in array order (z, y, x), in files
-(x, y, z) (docs/projections.md).
+Lengths are in millimetres in the scanner frame: the axes are the array axes of the volume, the origin is the centre of
+the volume. The rotation axis of circular scans is z through the origin. Vectors are in array order (z, y, x) here, and
+in (x, y, z) order in files (docs/projections.md).
 """
 
 from __future__ import annotations
@@ -25,50 +25,62 @@ from ..units import mm_per_unit, voxel_size_mm
 
 Beam = Literal["parallel", "fan", "cone"]
 Mode = Literal["xray", "mip", "minip", "mean"]
-"""What a pixel shows of its ray: the line integral, or the largest, smallest or mean intensity."""
-Preset = Literal["circle", "limited arc", "C-arm", "biplane"]
-ARCS: dict[Beam, float] = {"parallel": 180.0, "fan": 360.0, "cone": 360.0}
-"""Degrees over which views are spread by default: a parallel view from behind shows nothing new."""
-VIEWS = 50
-_LIMITED_ARC, _C_ARM_ARC = 120.0, 200.0  # degrees
+"""Quantity computed along each ray: line integral, or maximum, minimum or mean intensity projection."""
 FORMAT: Literal["napari-gsvolume scan"] = "napari-gsvolume scan"
-_C_ARM_TO_AXIS, _C_ARM_LENGTH = 750.0, 1200.0  # mm, from the source to the axis and to the detector
-_CLEARANCE = 1.05  # of a C-arm's detector, in radii of the volume
 
 
 class ScanError(InputError):
-    """A scan that cannot be: the sentence says why."""
+    """Invalid acquisition geometry."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """The geometry of V projections of a volume.
+    """Acquisition geometry of K projections of a volume.
 
-    Pixel (i, j) of view k is centred on ``centres[k] + (i - (U - 1) / 2) u[k] + (j - (V - 1) / 2) v[k]``. Rays to it
-    come along ``sources[k]`` if the beam is parallel; from the point ``sources[k]`` if it is a cone; and from that
-    point moved by ``(j - (V - 1) / 2) v[k]`` if it is a fan, so that every row of the detector has a fan of its own.
+    Pixel (i, j) of view k is centred on ``centres[k] + (i - (U - 1) / 2) u[k] + (j - (V - 1) / 2) v[k]``. A parallel
+    beam has rays along ``sources[k]``; a cone beam has rays from the point ``sources[k]``; a fan beam has one point
+    source per detector row, at ``sources[k] + (j - (V - 1) / 2) v[k]`` for row j.
 
     Parameters
     ----------
     beam : "parallel", "fan" or "cone"
+        Beam geometry.
     sources : ndarray, (K, 3)
-        Positions of the source, mm; of a parallel beam the direction of its rays, of any length.
+        Source positions, mm; for a parallel beam the ray directions, of any length.
     centres : ndarray, (K, 3)
-        Positions of the middle of the detector, mm. Offsets of the detector are in here.
+        Positions of the detector centres, mm. They include the detector offset.
     u, v : ndarray, (K, 3)
-        Steps from one pixel to the next along the rows and columns of the detector, mm. Tilts are in here.
+        Steps from one pixel to the next along the detector rows and columns, mm. They include the detector tilt.
     pixels : (int, int)
-        Pixels along u and v.
+        Numbers of detector pixels (U, V) along u and v.
     shape : (int, int, int)
-        Voxels of the volume along z, y, x.
+        Numbers of voxels of the volume along z, y, x.
     voxel_size : ndarray, (3,)
-        In mm, along z, y, x.
+        Voxel size along z, y, x, mm.
 
     Raises
     ------
     ScanError
-        If shapes do not fit each other, a number is not finite, a detector is flat on its rays, or a source lies in
-        its detector's plane.
+        If array shapes are inconsistent, a number is not finite, a detector is parallel to its rays, or a source lies
+        in the plane of its detector.
+
+    See Also
+    --------
+    circular_scan, c_arm_scan, parallel_view, preset_scan : Make scans.
+
+    Notes
+    -----
+    All vectors are in array order (z, y, x) and in the scanner frame: its axes are the array axes of the volume, its
+    origin is the centre of the volume.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.tomography import circular_scan, spread_angles
+    >>> scan = circular_scan((16, 24, 24), 1.0, spread_angles(6, 180))
+    >>> len(scan), scan.beam, scan.image_shape
+    (6, 'parallel', (6, 16, 34))
+    >>> scan.select([0, 3]).image_shape
+    (2, 16, 34)
     """
 
     beam: Beam
@@ -98,7 +110,7 @@ class Scan:
         if flat.any():
             raise ScanError(
                 f"In view {int(flat.argmax())} rays run along the detector, or its rows along its columns; "
-                "mend its geometry."
+                "correct its geometry."
             )
 
     def __len__(self) -> int:
@@ -106,28 +118,38 @@ class Scan:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Views, and rows and columns of pixels: the shape ``(K, V, U)`` of a stack of images."""
+        """Shape ``(K, V, U)`` of a stack of projections: views, detector rows, detector columns."""
         return len(self), self.pixels[1], self.pixels[0]
 
     @property
     def origins(self) -> NDArray[np.float64]:
-        """The point of each view where its `frames` start: the source, or the detector's centre, ``(K, 3)``."""
+        """Origins of the `frames`, mm, ``(K, 3)``: sources, or detector centres of a parallel beam."""
         return self.centres if self.beam == "parallel" else self.sources
 
     @property
     def frames(self) -> NDArray[np.float64]:
-        """Matrices with columns u, v and the ray through the detector's centre, ``(K, 3, 3)``.
+        """Matrices with columns u, v and the ray through the detector centre, ``(K, 3, 3)``.
 
-        A point x has ``y = frame^-1 (x - origin)``, and is seen at pixel offsets ``y_0, y_1`` (parallel), ``y_0 / y_2,
-        y_1`` (fan) or ``y_0 / y_2, y_1 / y_2`` (cone) from the middle.
+        With ``y = frame^-1 (x - origin)``, a point x projects to the pixel offsets ``y_0, y_1`` (parallel), ``y_0 /
+        y_2, y_1`` (fan) or ``y_0 / y_2, y_1 / y_2`` (cone) from the detector centre.
         """
         rays = self.sources if self.beam == "parallel" else self.centres - self.sources
         return np.stack([self.u, self.v, rays], axis=2)
 
     def rays(self, view: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return of each ray of a view its point at the source, or on the detector if parallel, and unit direction.
+        """Return a point on each ray of a view and the unit direction of the ray.
 
-        Both ``(V, U, 3)``, mm.
+        Parameters
+        ----------
+        view : int
+            Index of the view.
+
+        Returns
+        -------
+        points : ndarray, (V, U, 3)
+            Position of the source, or of the pixel for a parallel beam, mm.
+        directions : ndarray, (V, U, 3)
+            Unit vectors towards the detector.
         """
         across, down = (np.arange(n) - (n - 1) / 2 for n in self.pixels)
         rows = down[:, None, None] * self.v[view]
@@ -140,22 +162,22 @@ class Scan:
         return points, ways / np.linalg.norm(ways, axis=-1, keepdims=True)
 
     def select(self, views: Sequence[int] | NDArray[np.intp]) -> Scan:
-        """Return the scan of some of the views."""
+        """Return the scan with a subset of the views."""
         index = np.asarray(views, int)
         return replace(self, sources=self.sources[index], centres=self.centres[index], u=self.u[index], v=self.v[index])
 
     def with_pixels(self, u: int | None = None, v: int | None = None) -> Scan:
-        """Return the scan with other numbers of pixels on detectors of the same size."""
+        """Return the scan with other numbers of pixels on a detector of the same size."""
         n_u, n_v = u or self.pixels[0], v or self.pixels[1]
         return replace(self, u=self.u * self.pixels[0] / n_u, v=self.v * self.pixels[1] / n_v, pixels=(n_u, n_v))
 
     def of_grid(self, grid: Grid) -> Scan:
-        """Return the same scan of the volume on another grid: other voxels around the same centre."""
+        """Return the scan with the voxels of another grid, centred on the same point."""
         nz, ny, nx = grid.shape
         return replace(self, shape=(nz, ny, nx), voxel_size=voxel_size_mm(grid))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the geometry as it is in files, vectors in (x, y, z)."""
+        """Return the content of the geometry file, with vectors in (x, y, z) order."""
         first = "direction" if self.beam == "parallel" else "source"
         return {
             "format": FORMAT,
@@ -170,12 +192,20 @@ class Scan:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the geometry as JSON."""
+        """Write the geometry file, JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Scan:
-        """Read the geometry from JSON; a `ScanError` says what is wrong with it."""
+        """Read a geometry file.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ScanError
+            If the file is not a valid geometry.
+        """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -185,7 +215,13 @@ class Scan:
 
     @classmethod
     def from_dict(cls, data: Any) -> Scan:
-        """Return the scan that `to_dict` describes, or one given by angles; a `ScanError` says what is wrong."""
+        """Return the scan of the content of a geometry file: views one by one, or the gantry angles of a circle.
+
+        Raises
+        ------
+        ScanError
+            If the content is not a valid geometry.
+        """
         try:
             file = _File.model_validate(data)
         except ValidationError as error:
@@ -193,7 +229,7 @@ class Scan:
         return file.scan()
 
 
-def orbit(
+def circular_scan(
     shape: Sequence[int],
     voxel_size: Any,
     angles: Any,
@@ -206,33 +242,49 @@ def orbit(
     offset: Sequence[float] = (0.0, 0.0),
     tilt: float = 0.0,
 ) -> Scan:
-    """Return views from a circle around z.
+    """Return the scan of a circular orbit around the z axis.
 
-    In the view at angle a rays (of a cone, the middle one) run along (x, y) = (-sin a, cos a); u is along (cos a, sin
-    a) and v along z.
+    At gantry angle a the rays (the central ray of a fan or cone) run along (x, y) = (-sin a, cos a); u points along
+    (cos a, sin a) and v along z.
 
     Parameters
     ----------
-    shape, voxel_size
-        Of the volume, as in `Scan`.
+    shape : (int, int, int)
+        Numbers of voxels of the volume along z, y, x.
+    voxel_size : float or array_like, (3,)
+        Voxel size along z, y, x, mm.
     angles : array_like, (K,)
-        In degrees.
+        Gantry angles, degrees.
     beam : "parallel", "fan" or "cone"
-    source_to_axis, source_to_detector : float, optional
-        In mm, of fans and cones; by default the axis is as far from the source as four radii of the volume, and in
-        the middle between source and detector.
-    pixels, pixel_size : two numbers, optional
-        Of the detector, along u and v, mm. By default pixels are as large as the smallest voxel's image, and as many
-        as it takes to see all of the volume in every view.
-    offset : two floats
-        Where the detector's middle is beside the middle ray, mm along u and v.
+        Beam geometry.
+    source_to_axis : float, optional
+        Distance from the source of a fan or cone to the rotation axis, mm; by default four radii of the volume.
+    source_to_detector : float, optional
+        Distance from the source to the detector, mm; by default twice `source_to_axis`.
+    pixels : (int, int), optional
+        Numbers of detector pixels along u and v; by default enough to see all of the volume in every view.
+    pixel_size : (float, float), optional
+        Pixel pitch along u and v, mm; by default that of the smallest voxel, magnified to the detector.
+    offset : (float, float)
+        Detector offset along u and v from the central ray, mm.
     tilt : float
-        Rotation of the detector in its plane, degrees.
+        In-plane rotation of the detector, degrees.
+
+    Returns
+    -------
+    Scan
 
     Raises
     ------
     ScanError
-        If there are no angles, or a distance is not positive or too short: the source inside the volume.
+        If there are no angles, a distance is not positive, or the source lies inside the volume.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.tomography import circular_scan
+    >>> scan = circular_scan((8, 16, 16), (2.0, 1.0, 1.0), [0, 45, 90, 135], "cone", pixels=(40, 20))
+    >>> scan.image_shape
+    (4, 20, 40)
     """
     nz, ny, nx = shape
     size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3)
@@ -247,12 +299,12 @@ def orbit(
             f"The source has to be further from the axis ({to_axis:g} mm) than the volume reaches ({radius:g} mm), and "
             f"the detector further from the source ({to_detector:g} mm) than the axis."
         )
-    # How large the part of the volume nearest to the source is seen, and its middle.
+    # Magnification of the part of the volume nearest to the source, and of its centre.
     nearest, middle = (1.0, 1.0) if beam == "parallel" else (to_detector / (to_axis - radius), to_detector / to_axis)
     default = min(size[1:]) * middle, size[0] * (middle if beam == "cone" else 1)
-    du, dv = default if pixel_size is None else _positive(pixel_size)
+    du, dv = default if pixel_size is None else check_pixel_size(pixel_size)
     if pixels is None:
-        sine = radius / to_axis  # of half the angle at which the source sees the volume
+        sine = radius / to_axis  # of half the opening angle under which the source sees the volume
         half = radius if beam == "parallel" else to_detector * sine / math.sqrt(1 - sine**2)
         tall = height * (nearest if beam == "cone" else 1) + 2 * abs(offset[1])
         pixels = math.ceil(2 * (half + abs(offset[0])) / du - 1e-6), math.ceil(tall / dv - 1e-6)
@@ -274,113 +326,11 @@ def orbit(
     )
 
 
-def _positive(pixel_size: Sequence[float]) -> Sequence[float]:
+def check_pixel_size(pixel_size: Sequence[float]) -> Sequence[float]:
+    """Return the pixel size; raise a `ScanError` if it is not positive."""
     if not all(0 < d < math.inf for d in pixel_size):
         raise ScanError(f"The size of a pixel has to be positive; got {' x '.join(f'{d:g}' for d in pixel_size)} mm.")
     return pixel_size
-
-
-def c_arm(shape: Sequence[int], voxel_size: Any, angles: Any, **detector: Any) -> Scan:
-    """Return views of a cone from a C-arm: 1,200 mm from source to detector, 750 mm from source to axis.
-
-    Both are scaled up where a volume is too large for them, so that source and detector stay outside of it.
-
-    Parameters
-    ----------
-    shape, voxel_size, angles
-        As in `orbit`.
-    **detector
-        ``pixels``, ``pixel_size``, ``offset`` and ``tilt``, as in `orbit`.
-    """
-    size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3)
-    radius = math.hypot(shape[1] * size[1], shape[2] * size[2]) / 2
-    scale = max(1.0, _CLEARANCE * radius / (_C_ARM_LENGTH - _C_ARM_TO_AXIS))
-    to_axis, length = scale * _C_ARM_TO_AXIS, scale * _C_ARM_LENGTH
-    return orbit(shape, size, angles, "cone", source_to_axis=to_axis, source_to_detector=length, **detector)
-
-
-def along(
-    shape: Sequence[int],
-    voxel_size: Any,
-    direction: Any,
-    u: Any,
-    v: Any,
-    *,
-    pixels: Sequence[int] | None = None,
-    pixel_size: Sequence[float] | None = None,
-) -> Scan:
-    """Return one view of parallel rays along any direction.
-
-    Parameters
-    ----------
-    shape, voxel_size
-        Of the volume, as in `Scan`.
-    direction : array_like, (3,)
-        Of the rays, of any length.
-    u, v : array_like, (3,)
-        About where the detector's rows and columns point; they are made perpendicular to the rays and to each other.
-    pixels, pixel_size : two numbers, optional
-        Of the detector, mm. By default pixels are as large as the smallest side of a voxel, and as many as it takes to
-        see all of the volume.
-
-    Raises
-    ------
-    ScanError
-        If the three vectors lie in a plane.
-    """
-    size = np.broadcast_to(np.asarray(voxel_size, np.float64), 3)
-    vectors = np.array([direction, u, v], np.float64)
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
-    if not np.isfinite(vectors).all() or abs(np.linalg.det(unit)) < 1e-9:
-        raise ScanError("The rays, the rows and the columns of a view have to point in three different directions.")
-    # Gram and Schmidt: the upper triangle's diagonal has the signs that keep the directions.
-    Q, R = np.linalg.qr(unit.T)
-    ray, across, down = (Q * np.sign(np.diag(R))).T
-    du, dv = (min(size), min(size)) if pixel_size is None else _positive(pixel_size)
-    if pixels is None:
-        sides = np.array(shape) * size
-        pixels = [math.ceil(np.abs(sides * axis).sum() / d - 1e-6) for axis, d in ((across, du), (down, dv))]
-    n_u, n_v, (nz, ny, nx) = int(pixels[0]), int(pixels[1]), (int(n) for n in shape)
-    return Scan(
-        "parallel", ray[None], np.zeros((1, 3)), du * across[None], dv * down[None], (n_u, n_v), (nz, ny, nx), size
-    )
-
-
-def preset(
-    name: Preset,
-    shape: Sequence[int],
-    voxel_size: Any,
-    *,
-    beam: Beam = "parallel",
-    views: int = VIEWS,
-    arc: float | None = None,
-    **detector: Any,
-) -> Scan:
-    """Return one of the usual scans.
-
-    Parameters
-    ----------
-    name : "circle", "limited arc", "C-arm" or "biplane"
-        Views over all of `ARCS`, over `arc`, over 200 degrees of a C-arm (a cone), or two views, at 0 and 90 degrees.
-    shape, voxel_size
-        Of the volume, as in `Scan`.
-    beam : "parallel", "fan" or "cone"
-    views : int
-    arc : float, optional
-        Degrees of a limited arc, 120 if omitted.
-    **detector
-        As in `c_arm`.
-    """
-    if name == "C-arm":
-        return c_arm(shape, voxel_size, spread(views, _C_ARM_ARC), **detector)
-    whole = ARCS[beam] if name == "circle" else _LIMITED_ARC if arc is None else arc
-    angles = [0.0, 90.0] if name == "biplane" else spread(views, whole)
-    return orbit(shape, voxel_size, angles, beam, **detector)
-
-
-def spread(views: int, arc: float) -> NDArray[np.float64]:
-    """Return angles evenly spread over an arc that starts at 0, in degrees; its end is the start of a next arc."""
-    return np.arange(views, dtype=np.float64) * (arc / views)
 
 
 Vector = tuple[float, float, float]
@@ -411,7 +361,7 @@ class _View(_Part):
 
 
 class _File(_Part):
-    """The JSON file: views one by one, or angles of a circle."""
+    """Model of the geometry file: views one by one, or the gantry angles of a circle."""
 
     format: Literal["napari-gsvolume scan"] = FORMAT
     version: Literal[1] = 1
@@ -439,11 +389,15 @@ class _File(_Part):
         volume, detector = self.volume, self.detector
         shape, size = volume.shape[::-1], np.array(volume.voxel_size[::-1])
         if self.angles is not None:
-            return orbit(
-                shape, size, self.angles, self.beam,
-                source_to_axis=self.source_to_axis, source_to_detector=self.source_to_detector,
-                pixels=detector.pixels, pixel_size=detector.pixel_size, offset=detector.offset, tilt=detector.tilt,
-            )  # fmt: skip
+            return circular_scan(
+                shape,
+                size,
+                self.angles,
+                self.beam,
+                source_to_axis=self.source_to_axis,
+                source_to_detector=self.source_to_detector,
+                **detector.model_dump(),
+            )
         views = self.views or []
         firsts = [view.direction if self.beam == "parallel" else view.source for view in views]
         columns = (firsts, *([getattr(view, name) for view in views] for name in ("centre", "u", "v")))
@@ -452,7 +406,16 @@ class _File(_Part):
 
 
 def grid_of_scan(scan: Scan, middle: ArrayLike = (0.0, 0.0, 0.0), unit: str = "mm") -> Grid:
-    """Return the voxels that a scan is of, around a point of the world that has this unit."""
+    """Return the voxel grid of a scan.
+
+    Parameters
+    ----------
+    scan : Scan
+    middle : array_like, (3,)
+        World position of the centre of the volume, in `unit`.
+    unit : str
+        Unit of length of the world axes.
+    """
     affine = np.diag([*(scan.voxel_size / mm_per_unit(unit)), 1.0])
     affine[:-1, -1] = np.asarray(middle) - affine[:-1, :-1] @ (np.array(scan.shape) - 1) / 2
     return Grid(scan.shape, affine, (unit,) * 3)

@@ -1,7 +1,8 @@
-"""Projections of voxels: rays through the trilinear interpolant, and the exact transpose (numba, all cores).
+"""Ray casting through the trilinear interpolant of a volume, and its exact adjoint (numba, all cores).
 
-Beyond its outermost voxels' centres a volume falls to zero within one voxel. Samples lie in the middle of steps of
-equal length along each ray, so that `back_project` can add at the very places where `project` reads.
+Beyond the outermost voxel centres a volume falls to zero within one voxel. Samples lie in the middle of steps of equal
+length along each ray; `back_project` scatters to the sample positions of `project_voxels`, so that it is the exact
+adjoint.
 """
 
 from __future__ import annotations
@@ -20,27 +21,29 @@ from . import voxel_projector_torch
 from .scan import Mode, Scan
 
 _MODES: dict[str, int] = {"xray": 0, "mip": 1, "minip": 2, "mean": 3}
-STEP = 0.5
-"""Length of a step by default, in the smallest side of a voxel."""
+RAY_STEP = 0.5
+"""Default distance between samples along a ray, relative to the smallest side of a voxel."""
 _BEAMS = {"parallel": 0, "fan": 1, "cone": 2}
 
 
-def project(
-    volume: ArrayLike, scan: Scan, mode: Mode = "xray", *, step: float = STEP, device: str = "cpu"
+def project_voxels(
+    volume: ArrayLike, scan: Scan, mode: Mode = "xray", *, step: float = RAY_STEP, device: str = "cpu"
 ) -> NDArray[np.float32]:
-    """Return the projections of a volume.
+    """Project voxels by ray casting.
 
     Parameters
     ----------
-    volume : array_like, the scan's shape
+    volume : array_like, (Z, Y, X)
+        Voxels, of the scan's shape.
     scan : Scan
+        Acquisition geometry.
     mode : "xray", "mip", "minip" or "mean"
-        The line integral, in intensity times mm; or the largest, the smallest, or the mean intensity along the ray
-        within the volume's voxel centres, 0 where it misses them.
+        Line integral, in intensity times mm; or maximum, minimum or mean intensity along the part of the ray within
+        the outermost voxel centres, 0 for rays that miss them.
     step : float
-        Distance between samples, in the smallest side of a voxel.
+        Distance between samples, relative to the smallest side of a voxel.
     device : str
-        Of torch; on any but the CPU `raycast_torch` samples the rays.
+        Device of torch; all but the CPU use `voxel_projector_torch`.
 
     Returns
     -------
@@ -49,27 +52,33 @@ def project(
     Raises
     ------
     ValueError
-        If the volume is not of the scan's shape, or not finite.
+        If the volume does not have the scan's shape, or is not finite.
     """
-    array = np.ascontiguousarray(volume, np.float32)
-    if array.shape != scan.shape:
-        raise InputError(f"The scan is of a volume of shape {scan.shape}, this one is {array.shape}.")
-    if not np.isfinite(array).all():
-        raise InputError("The volume holds NaN or infinite voxels; replace them before projecting it.")
+    array = check_voxels(volume, scan)
     length = step * scan.voxel_size.min()
     if device != "cpu":
-        return voxel_projector_torch.project(torch.as_tensor(array, device=device), scan, mode, length)
+        return voxel_projector_torch.project_voxels(torch.as_tensor(array, device=device), scan, mode, length)
     images = np.zeros(scan.image_shape, np.float32)
     with launch_lock:
         _project(array, images, *_rays(scan), length, _MODES[mode])
     return images
 
 
-def back_project(images: ArrayLike, scan: Scan, *, step: float = STEP) -> NDArray[np.float32]:
-    """Return the transpose of the line integrals of `project` applied to images ``(K, V, U)``: a volume, float32."""
+def check_voxels(volume: ArrayLike, scan: Scan) -> NDArray[np.float32]:
+    """Return a volume as a contiguous array; raise ValueError if it cannot be projected."""
+    array = np.ascontiguousarray(volume, np.float32)
+    if array.shape != scan.shape:
+        raise InputError(f"The scan is of a volume of shape {scan.shape}, this volume is {array.shape}.")
+    if not np.isfinite(array).all():
+        raise InputError("The volume holds NaN or infinite voxels; replace them before projecting it.")
+    return array
+
+
+def back_project(images: ArrayLike, scan: Scan, *, step: float = RAY_STEP) -> NDArray[np.float32]:
+    """Apply the adjoint of the line integrals of `project_voxels` to images ``(K, V, U)``; return a float32 volume."""
     array = np.ascontiguousarray(images, np.float32)
     if array.shape != scan.image_shape:
-        raise InputError(f"The scan has images of shape {scan.image_shape}, these are {array.shape}.")
+        raise InputError(f"The scan has projections of shape {scan.image_shape}, these are {array.shape}.")
     parts = np.zeros((numba.get_num_threads(), *scan.shape), np.float32)
     with launch_lock:
         _back_project(array, parts, *_rays(scan), step * scan.voxel_size.min())
@@ -77,7 +86,7 @@ def back_project(images: ArrayLike, scan: Scan, *, step: float = STEP) -> NDArra
 
 
 def _rays(scan: Scan) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Return of each view source, centre, u and v ``(K, 4, 3)``, voxel size, and the kind of beam."""
+    """Return source, centre, u and v of each view ``(K, 4, 3)``, the voxel size, and the index of the beam."""
     return np.stack([scan.sources, scan.centres, scan.u, scan.v], 1), scan.voxel_size, _BEAMS[scan.beam]
 
 
@@ -88,7 +97,7 @@ def _floor(x):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, inline="always")
 def _ray(view, i, j, beam, voxel, middle, low, high, step):  # type: ignore[no-untyped-def]
-    """Return where the ray to a pixel starts, how it goes on, in voxels a step, and its number of steps in the box."""
+    """Return first sample (voxels), step (voxels per sample), and number of samples of the ray to a pixel."""
     start, way = np.empty(3), np.empty(3)
     length = 0.0
     for d in range(3):
@@ -98,7 +107,7 @@ def _ray(view, i, j, beam, voxel, middle, low, high, step):  # type: ignore[no-u
         start[d] = (pixel if beam == 0 else source) / voxel[d] + middle[d]
         length += way[d] * way[d]
     length = np.sqrt(length)
-    enter, leave = (-1e30 if beam == 0 else 0.0), 1e30  # in steps; rays begin at their source
+    enter, leave = (-1e30 if beam == 0 else 0.0), 1e30  # in steps; rays start at the source
     for d in range(3):
         way[d] *= step / (length * voxel[d])
         if abs(way[d]) > 1e-12:
@@ -107,7 +116,7 @@ def _ray(view, i, j, beam, voxel, middle, low, high, step):  # type: ignore[no-u
         elif not low[d] <= start[d] <= high[d]:
             leave = enter
     if beam != 0:
-        leave = min(leave, length / step)  # and end at their pixel
+        leave = min(leave, length / step)  # and end at the pixel
     if not leave > enter:
         return start, way, 0
     n = -_floor(enter - leave + 1e-9)
@@ -148,9 +157,7 @@ def _project(volume, images, views, voxel, beam, step, mode):  # type: ignore[no
     for row in prange(n_views * nv):
         k, jj = row // nv, row % nv
         for ii in range(nu):
-            start, way, n = _ray(
-                views[k], ii - (nu - 1) / 2, jj - (nv - 1) / 2, beam, voxel, middle, low, high, step
-            )  # fmt: skip
+            start, way, n = _ray(views[k], ii - (nu - 1) / 2, jj - (nv - 1) / 2, beam, voxel, middle, low, high, step)
             total, most, least = 0.0, -np.inf, np.inf
             for s in range(n):
                 value = _sample(volume, start[0] + s * way[0], start[1] + s * way[1], start[2] + s * way[2])
@@ -179,7 +186,7 @@ def _back_project(images, parts, views, voxel, beam, step):  # type: ignore[no-u
                     continue
                 start, way, n = _ray(
                     views[k], ii - (nu - 1) / 2, jj - (nv - 1) / 2, beam, voxel, middle, low, high, step
-                )  # fmt: skip
+                )
                 for s in range(n):
                     z, y, x = start[0] + s * way[0], start[1] + s * way[1], start[2] + s * way[2]
                     z0, y0, x0 = _floor(z), _floor(y), _floor(x)

@@ -1,6 +1,6 @@
-"""Projections of voxels where there is a GPU: the rays of `raycast`, sampled by torch.
+"""Ray casting of voxels with torch, for GPUs.
 
-The same samples at the same places, so that both agree to rounding.
+The sample positions are those of `voxel_projector`, so that both agree to rounding.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch.nn.functional import grid_sample
 from .scan import Mode, Scan
 
 _CHUNK = 1 << 22
-"""Samples at once: 100 MB."""
+"""Number of samples per chunk: 100 MB."""
 
 
-def project(volume: Tensor, scan: Scan, mode: Mode, step: float) -> NDArray[np.float32]:
-    """Return what `raycast.project` does of a volume ``(Z, Y, X)``, on its device; `step` is in mm."""
+def project_voxels(volume: Tensor, scan: Scan, mode: Mode, step: float) -> NDArray[np.float32]:
+    """Project a volume ``(Z, Y, X)`` on its device, as `voxel_projector.project_voxels`; `step` is in mm."""
     return np.stack([_view(volume, scan, view, mode, step) for view in range(len(scan))])
 
 
@@ -26,11 +26,11 @@ def _view(volume: Tensor, scan: Scan, view: int, mode: Mode, step: float) -> NDA
     shape, size = np.array(volume.shape), scan.voxel_size
     starts, ways = scan.rays(view)  # (V, U, 3), mm
     lengths = np.inf
-    if scan.beam != "parallel":  # rays end at their pixel
+    if scan.beam != "parallel":  # rays end at the pixel
         across, down = (np.arange(n) - (n - 1) / 2 for n in scan.pixels)
         pixels = scan.centres[view] + across[:, None] * scan.u[view] + down[:, None, None] * scan.v[view]
         lengths = np.linalg.norm(pixels - starts, axis=-1)
-    starts, ways = starts / size + (shape - 1) / 2, ways / size * step  # in voxels, and voxels a step
+    starts, ways = starts / size + (shape - 1) / 2, ways / size * step  # in voxels, and voxels per step
     beyond = 1.0 if mode == "xray" else 0.0  # the interpolant falls to zero within a voxel
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = np.stack([(-beyond - starts) / ways, (shape - 1 + beyond - starts) / ways])
@@ -50,7 +50,7 @@ def _view(volume: Tensor, scan: Scan, view: int, mode: Mode, step: float) -> NDA
 def _sampled(
     volume: Tensor, places: NDArray[np.float64], ways: NDArray[np.float64], n: Tensor, mode: Mode, step: float
 ) -> NDArray[np.float32]:
-    """Return one number of each ray from its `n` samples."""
+    """Return the line integral or the maximum, minimum or mean of the `n` samples of each ray."""
     # grid_sample wants x first, from -1 to 1 between the outermost centres; an axis of one voxel has no such span.
     padded = torch.nn.functional.pad(volume, (1,) * 6)
     span = torch.tensor([(s - 1) / 2 for s in padded.shape], dtype=torch.float64, device=volume.device)

@@ -1,4 +1,4 @@
-"""How well linear models read labels off features of inputs that they did not learn from, and by chance."""
+"""Cross-validated accuracy of linear models on features of held-out inputs, and its distribution by chance."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from sklearn.preprocessing import StandardScaler
 
 from ...errors import InputError
 from ...types import Float64Array, IntArray
-from .labels import permuted
+from .labels import permute_labels
 
 Kind = Literal["classes", "values"]
 
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """A figure of held-out samples.
+    """Metric of held-out samples.
 
     Attributes
     ----------
     folds : ndarray, (folds,)
-        Of each; NaN where it has none (an AUC of one class alone).
+        Metric of each fold; NaN where undefined (AUC of a single class).
     chance : ndarray, (permutations,)
-        Means over folds for labels that mean nothing.
+        Means over folds for permuted labels.
     """
 
     folds: Float64Array
     chance: Float64Array
-    _shares: Float64Array = field(repr=False)  # samples of the folds, as parts of all
+    _shares: Float64Array = field(repr=False)  # fractions of the samples in the folds
 
     @property
     def mean(self) -> float:
@@ -48,28 +48,28 @@ class Measure:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean, from the spread over folds.
+        """95 % confidence interval of the mean, from the variance over folds.
 
-        Folds share what they learn from; the variance is corrected for that as by C. Nadeau & Y. Bengio, "Inference for
-        the generalization error", Machine Learning 52 (2003). It is still an approximation; `p` is not.
+        Folds share training samples; the variance is corrected for that (C. Nadeau & Y. Bengio, "Inference for the
+        generalization error", Machine Learning 52, 2003). It is still an approximation; `p` is not.
         """
         folds = self.folds[np.isfinite(self.folds)]
         if len(folds) < 2:
             return -np.inf, np.inf
         share = float(self._shares.mean())
-        spread = float(np.sqrt((1 / len(folds) + share / (1 - share)) * folds.var(ddof=1)))
-        half = float(student.ppf(0.975, len(folds) - 1)) * spread
+        deviation = float(np.sqrt((1 / len(folds) + share / (1 - share)) * folds.var(ddof=1)))
+        half = float(student.ppf(0.975, len(folds) - 1)) * deviation
         return self.mean - half, self.mean + half
 
     @property
     def p(self) -> float:
-        """Part of the permutations that are as good, itself counted: one-sided; NaN without permutations."""
+        """One-sided p-value of the permutation test, which counts the observed labels; NaN without permutations."""
         if len(self.chance) == 0:
             return float("nan")
         return float((1 + (self.chance >= self.mean).sum()) / (1 + len(self.chance)))
 
 
-def cross_validated(
+def cross_validate(
     X: Float64Array,
     y: NDArray[Any],
     groups: IntArray,
@@ -80,25 +80,25 @@ def cross_validated(
     *,
     permutations: int = 0,
 ) -> dict[str, Measure]:
-    """Return the measures of a logistic regression or ridge on standardised features, groups held out as wholes.
+    """Return metrics of a logistic regression or ridge on standardized features, with whole groups held out.
 
     Parameters
     ----------
     X : ndarray, (samples, features)
     y, groups : ndarray, (samples,)
     kind, folds, regularisation, seed, permutations
-        As of `linear_probe`.
+        As in `linear_probe`.
 
     Raises
     ------
-    ValueError
-        If all labels are the same, or there are too few groups to hold one out.
+    InputError
+        If all labels are equal, or there are too few groups to hold one out.
     """
     if len(np.unique(y)) < 2:
-        raise InputError("All labels that count are the same; there is nothing to tell apart.")
+        raise InputError("All labels are equal; there is nothing to classify.")
     folds = min(folds, len(np.unique(groups)))
     if folds < 2:
-        raise InputError("Held-out samples come from other inputs: two or more are needed, or groups= (block_groups).")
+        raise InputError("Whole inputs are held out: two or more are needed, or groups= (block_groups).")
     if kind == "classes":
         few = [c for c in np.unique(y).tolist() if len(np.unique(groups[y == c])) < 2]
         if few:
@@ -106,16 +106,16 @@ def cross_validated(
     rng = np.random.default_rng(seed)
     fitted = (kind, folds, regularisation, seed)
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # small fits, many times
-        true, shares = _crossed(X, y, groups, *fitted)
-        chance = [_crossed(X, permuted(y, groups, rng), groups, *fitted)[0] for _ in range(permutations)]
+        true, shares = _cross_validate(X, y, groups, *fitted)
+        chance = [_cross_validate(X, permute_labels(y, groups, rng), groups, *fitted)[0] for _ in range(permutations)]
     return {
         name: Measure(np.array(values), np.array([_mean(c[name]) for c in chance]), shares)
         for name, values in true.items()
     }
 
 
-def linear_directions(X: Float64Array, y: NDArray[Any], kind: Kind, regularisation: float = 1.0) -> Float64Array:
-    """Return the unit directions (features, outputs) along which what is read changes fastest."""
+def fit_linear_directions(X: Float64Array, y: NDArray[Any], kind: Kind, regularisation: float = 1.0) -> Float64Array:
+    """Return the unit directions (features, outputs) along which the prediction changes fastest."""
     fitted = _fit(X, y, kind, regularisation)
     weights = np.atleast_2d(fitted[-1].coef_) / fitted[0].scale_
     return np.asarray((weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-300)).T)
@@ -128,10 +128,10 @@ def _fit(X: Float64Array, y: NDArray[Any], kind: Kind, regularisation: float) ->
         return make_pipeline(StandardScaler(), model).fit(X, y)
 
 
-def _crossed(
+def _cross_validate(
     X: Float64Array, y: NDArray[Any], groups: IntArray, kind: Kind, folds: int, regularisation: float, seed: int
 ) -> tuple[dict[str, list[float]], Float64Array]:
-    """Return the figures of the folds, and what part of the samples each has."""
+    """Return the metrics of the folds, and the fraction of the samples in each."""
     split: Any = GroupKFold(folds, shuffle=True, random_state=seed)
     if kind == "classes":
         split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -141,17 +141,17 @@ def _crossed(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class in fewer groups than there are folds
         parts = list(split.split(X, y, groups))
-    for learn, test in parts:
+    for train, test in parts:
         shares.append(len(test) / len(y))
         if kind == "values":
-            fitted = _fit(X[learn], y[learn], kind, regularisation)
+            fitted = _fit(X[train], y[train], kind, regularisation)
             found["r2"].append(float(r2_score(y[test], fitted.predict(X[test]))))
             continue
-        if len(np.unique(y[learn])) < len(classes):
+        if len(np.unique(y[train])) < len(classes):
             found["auc"].append(np.nan)
             found["accuracy"].append(np.nan)
             continue
-        fitted = _fit(X[learn], y[learn], kind, regularisation)
+        fitted = _fit(X[train], y[train], kind, regularisation)
         chances = fitted.predict_proba(X[test])
         found["accuracy"].append(float(accuracy_score(y[test], classes[chances.argmax(1)])))
         if len(np.unique(y[test])) < len(classes):

@@ -1,4 +1,4 @@
-"""Counterfactuals: what a model would give if a layer said more, or less, of something."""
+"""Counterfactuals: the output of a model with edited activations of a layer."""
 
 from __future__ import annotations
 
@@ -11,48 +11,58 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map  # of whatever modules give
+from torch.utils._pytree import tree_map
 
 from ...errors import InputError
 from ..decomposition.components import Components
-from ..models.forward import Batch, call, evaluation_mode, first_tensor, forward_hooks
-from ..models.hooks import check_direction, intercept_layer
-from ..models.outputs import ForwardCall, select_modules, typed_modules
-from .labels import onto_grid
+from ..models.explained_model import ExplainedModel, Model
+from ..models.forward import Batch, find_tensor
+from ..models.hooks import check_direction
+from ..models.outputs import ForwardCall, typed_modules
+from .labels import resample_labels
 
 How = Literal["add", "scale", "remove"]
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A layer's activations moved along a direction.
+    """Edit of the activations of a layer along a direction.
 
-    Moved far, activations are such as the network never saw, and what it gives then says little: stay within what
-    `spread` and the layer's scores have. What changes is the effect of the direction as such, with all that the
-    network does after the layer; that the network came to it by the same way in an input is not said.
+    Large amounts lead to activations that the network never saw in training: stay within the range of `component_rms`
+    and of the scores of the layer. The change of the output is the effect of the direction itself, with everything
+    after the layer; no input need lead to these activations.
 
     Parameters
     ----------
     layer : str
     direction : array_like, (features,)
-        Of the layer's activations: a concept, a component.
+        Direction in the activations of the layer: a concept, a component.
     amount : float
-        How many times the direction is added (its length counts); or what the component along it is multiplied by.
+        Factor of the direction that is added (its length counts), or of the component along it, which is scaled.
     how : {"add", "scale", "remove"}
-        ``h + amount d``; ``h + (amount - 1) ((h - mean) . v) v``, v being d at unit length; or that with an amount of
-        0: the component is as it is on average, or 0.
+        ``h + amount d``; ``h + (amount - 1) ((h - mean) . v) v`` with v = d / |d|; or the same with an amount of 0,
+        which sets the component to its mean, or to 0.
     mean : array_like, (features,), optional
-        About which it is scaled; 0 when omitted.
+        Centre of the scaling; 0 if omitted.
     mask : array_like, optional
-        Where: True on the layer's grid, or on the input's (the majority of a position's voxels). Everywhere when
+        Region, True on the grid of the layer or of the input (the majority of the voxels of a position). Everywhere if
         omitted.
     features_axis : int, optional
-        As of `activations`.
+        As in `activations`.
 
     Raises
     ------
-    ValueError
-        If the direction is no vector of finite numbers, not all 0.
+    InputError
+        If the direction is no vector of finite numbers, or 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from napari_gsvolume import explain
+    >>> network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten())
+    >>> with explain.apply_edits(network, explain.Edit("0", [1.0, 0.0], amount=2.0)):
+    ...     network(torch.zeros(1, 2, 1, 1))
+    tensor([[2., 0.]])
     """
 
     layer: str
@@ -88,22 +98,24 @@ class Edit:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def of_mode(cls, decomposition: Components, mode: int, amount: float = 1.0, how: How = "add", **more: Any) -> Edit:
-        """Return an edit along a component, whose amount, when added, is in its `spread`.
+    def of_mode(
+        cls, decomposition: Components, mode: int, amount: float = 1.0, how: How = "add", **options: Any
+    ) -> Edit:
+        """Return an edit along a component; amounts that are added are in units of its `component_rms`.
 
         Raises
         ------
         ValueError
             If there is no such mode.
         """
-        length = spread(decomposition, mode) if how == "add" else 1.0
-        more.setdefault("mean", decomposition.mean)
-        return cls(decomposition.layer, length * decomposition.concepts[:, mode], amount, how, **more)
+        length = component_rms(decomposition, mode) if how == "add" else 1.0
+        options.setdefault("mean", decomposition.mean)
+        return cls(decomposition.layer, length * decomposition.concepts[:, mode], amount, how, **options)
 
-    def moved(self, amount: float, **more: Any) -> Edit:
-        """Return the same edit by another amount, for a slider; `more` are other arguments that change."""
+    def with_amount(self, amount: float, **changes: Any) -> Edit:
+        """Return the same edit with another amount, for a slider, and with other arguments changed."""
         same = {name: getattr(self, name) for name in ("mean", "mask", "features_axis")}
-        return Edit(self.layer, self.direction, amount, self.how, **same | more)
+        return Edit(self.layer, self.direction, amount, self.how, **same | changes)
 
     def apply(self, rows: Tensor) -> None:
         """Edit activations (pieces, *grid, features) in place."""
@@ -119,17 +131,17 @@ class Edit:
             grid = tuple(rows.shape[1:-1])
             if self.mask.ndim != len(grid):
                 raise InputError(f"The mask has {self.mask.ndim} axes, and the layer {self.layer!r} a grid of {grid}.")
-            here = self.mask if self.mask.shape == grid else onto_grid(self.mask, grid)
+            here = self.mask if self.mask.shape == grid else resample_labels(self.mask, grid)
             change = change * torch.from_numpy(np.ascontiguousarray(here)).to(rows.device)[..., None]
         rows += change
 
 
-def spread(decomposition: Components, mode: int) -> float:
-    """Return the root mean square of the projections of samples on a component.
+def component_rms(decomposition: Components, mode: int) -> float:
+    """Return the root mean square of the projections of all samples on a component.
 
     Raises
     ------
-    ValueError
+    InputError
         If there is no such mode.
     """
     if not 0 <= mode < decomposition.k:
@@ -138,56 +150,67 @@ def spread(decomposition: Components, mode: int) -> float:
 
 
 @contextmanager
-def edited(model: nn.Module, *edits: Edit) -> Iterator[None]:
-    """Within, calls of the model are under the edits; afterwards it is as before, after errors too.
+def apply_edits(model: Model, *edits: Edit) -> Iterator[None]:
+    """Context in which a model runs with edited activations; afterwards it is as before, after errors too.
 
-    Each call of the layer is edited. Nothing else of the model changes: call it in evaluation mode for what it gives.
+    Each call of the layer is edited. Nothing else changes, so call the model in evaluation mode.
 
     Raises
     ------
-    ValueError
-        If there is no such layer; and, of a call, if a direction or mask is not of its layer.
+    InputError
+        If there is no such layer; when the model is called, if a direction or mask does not fit its layer.
     """
+    explained = ExplainedModel.of(model)
     with ExitStack() as stack:
         for edit in edits:
 
-            def see(tensor: Tensor, view: Callable[[Tensor], Tensor], edit: Edit = edit) -> Tensor:
+            def replace(tensor: Tensor, view: Callable[[Tensor], Tensor], edit: Edit = edit) -> Tensor:
                 copy = tensor.clone()
                 edit.apply(view(copy))
                 return copy
 
-            stack.enter_context(intercept_layer(model, edit.layer, see, edit.features_axis))
+            stack.enter_context(explained.intercept(edit.layer, replace, edit.features_axis))
         yield
 
 
 class Counterfactual:
-    """A model at one batch, for edits of one layer, one after the other: behind a slider.
+    """Outputs of a model for one batch under successive edits of one layer, as for a slider.
 
-    What modules before the layer give is kept, and these are not run again. So the model's weights must stay as they
-    are meanwhile, and what it gives must depend on nothing but the batch (and random numbers, whose seed is fixed).
+    Outputs of the modules before the layer are kept, and these modules are not run again. The weights must therefore
+    not change, and the output must depend on the batch alone (and on random numbers, which have a fixed seed).
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module or ExplainedModel
     batch : Tensor, tuple or dict
     layer : str
     seed : int
 
     Raises
     ------
-    ValueError
+    InputError
         If the model cannot be called so, there is no such layer, or it is not called.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from napari_gsvolume.explain import Counterfactual, Edit
+    >>> network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten())
+    >>> counterfactual = Counterfactual(network, torch.zeros(1, 2, 1, 1), "0")
+    >>> [output.tolist() for _, output in counterfactual.along(Edit("0", [1.0, 0.0]), [-1, 1])]
+    [[[-1.0, 0.0]], [[1.0, 0.0]]]
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, layer: str, *, seed: int = 0) -> None:
-        self._model, self._batch, self.layer, self._seed = model, batch, layer, seed
-        [module] = select_modules(model, [layer]).values()
-        names = {m: name for name, m in model.named_modules()}
+    def __init__(self, model: Model, batch: Batch, layer: str, *, seed: int = 0) -> None:
+        explained = ExplainedModel.of(model)
+        self._explained, self._batch, self.layer, self._seed = explained, batch, layer, seed
+        [module] = explained.modules([layer]).values()
+        names = {m: name for name, m in explained.model.named_modules()}
         done: list[tuple[nn.Module, Any]] = []  # outermost calls that ended before the layer's, in order
         started: list[int] = []
         ended = False
-        now = ForwardCall(batch, 0)
-        typed = set(typed_modules(model))
+        current = ForwardCall(batch, 0)
+        typed = set(typed_modules(explained.model))
         self._before: set[str] = set()
         self._axis: int | None = None
 
@@ -198,13 +221,13 @@ class Counterfactual:
             nonlocal ended
             first = started.pop()
             if not ended:
-                del done[first:]  # what ran within it
-                done.append((m, tree_map(_copied, given)))
+                del done[first:]  # calls within it
+                done.append((m, tree_map(_copy, given)))
                 ended = m is module
                 if m in typed:
-                    now.note(m, _, given)
+                    current.record(m, _, given)
                 if ended:
-                    self._axis = now.axis(layer, m, first_tensor(given, f"The layer {layer!r}"), None)
+                    self._axis = current.axis(layer, m, find_tensor(given, f"The layer {layer!r}"), None)
                 else:
                     self._before.add(names[m])
 
@@ -212,10 +235,9 @@ class Counterfactual:
             for m in names:
                 handle = m.register_forward_pre_hook(start)
                 stack.callback(handle.remove)
-            stack.enter_context(forward_hooks(dict.fromkeys(names, end)))
-            with evaluation_mode(model, seed), torch.no_grad():
-                self.unedited = tree_map(_copied, call(model, batch))
-                """What the model gives without an edit."""
+            stack.enter_context(explained.hooks(dict.fromkeys(names, end)))
+            self.unedited = tree_map(_copy, explained.run(batch, seed))
+            """Output without an edit."""
         if not ended:
             raise InputError(f"The layer {layer!r} is never called by the model.")
         self._kept: dict[nn.Module, list[Any]] = {}
@@ -223,46 +245,45 @@ class Counterfactual:
             self._kept.setdefault(m, []).append(given)
 
     def __call__(self, *edits: Edit) -> Any:
-        """Return what the model gives under edits of the layer, or of later ones.
+        """Return the output under edits of the layer, or of later ones.
 
         Raises
         ------
-        ValueError
-            As of `edited`; or if an edit is of an earlier layer, which is not run again.
+        InputError
+            As in `apply_edits`; or if an edit belongs to an earlier layer, which is not run again.
         """
         for edit in edits:
             if edit.layer in self._before - {self.layer}:
                 raise InputError(f"The layer {edit.layer!r} comes before {self.layer!r}, whose activations are kept.")
-        # Modules that would tell along which axis the layer's features are may not run again.
+        # The modules that determine the axis of features of the layer may not run again.
         edits = tuple(
-            edit.moved(edit.amount, features_axis=self._axis)
+            edit.with_amount(edit.amount, features_axis=self._axis)
             if edit.layer == self.layer and edit.features_axis is None
             else edit
             for edit in edits
         )
         with ExitStack() as stack:
             for module, given in self._kept.items():
-                stack.enter_context(_instead(module, given))
-            stack.enter_context(edited(self._model, *edits))
-            with evaluation_mode(self._model, self._seed), torch.no_grad():
-                return call(self._model, self._batch)
+                stack.enter_context(_replay_outputs(module, given))
+            stack.enter_context(apply_edits(self._explained, *edits))
+            return self._explained.run(self._batch, self._seed)
 
     def along(self, edit: Edit, amounts: ArrayLike) -> Iterator[tuple[float, Any]]:
-        """Yield each of several amounts of an edit, and what the model gives."""
+        """Yield amounts of an edit, and the outputs."""
         for amount in np.asarray(amounts, dtype=np.float64):
-            yield float(amount), self(edit.moved(float(amount)))
+            yield float(amount), self(edit.with_amount(float(amount)))
 
 
 @contextmanager
-def _instead(module: nn.Module, given: list[Any]) -> Iterator[None]:
-    """Within, the first calls of a module give what is given; its own hooks run."""
+def _replay_outputs(module: nn.Module, given: list[Any]) -> Iterator[None]:
+    """Context in which the first calls of a module return given outputs; its own hooks run."""
     forward, own = module.forward, "forward" in vars(module)
     rest = list(given)
 
-    def instead(*args: Any, **kwargs: Any) -> Any:
-        return tree_map(_copied, rest.pop(0)) if rest else forward(*args, **kwargs)
+    def replay(*args: Any, **kwargs: Any) -> Any:
+        return tree_map(_copy, rest.pop(0)) if rest else forward(*args, **kwargs)
 
-    module.forward = instead
+    module.forward = replay
     try:
         yield
     finally:
@@ -272,5 +293,5 @@ def _instead(module: nn.Module, given: list[Any]) -> Iterator[None]:
             del module.forward
 
 
-def _copied(leaf: Any) -> Any:
+def _copy(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf

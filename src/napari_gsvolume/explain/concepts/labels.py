@@ -1,4 +1,4 @@
-"""Labels of inputs, or painted on them, at the samples of a layer; and how they would lie if they meant nothing."""
+"""Labels of inputs, or painted on them, at the samples of a layer; and their random permutations."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ How = Literal["majority", "nearest", "mean"]
 def labels_at(places: SampleLocations, labels: ArrayLike | Sequence[ArrayLike], how: How = "majority") -> NDArray[Any]:
     """Return the label of each sample of a layer.
 
-    A position of a layer's grid stands for a cell of the input's voxels: those whose centres lie in it. (It *sees* more
-    of the input, its receptive field.)
+    A position of the grid of a layer covers a cell of voxels of the input: those with their centres in it. (Its
+    receptive field is larger.)
 
     Parameters
     ----------
     places : SampleLocations
-        Where the samples lie.
+        Locations of the samples.
     labels : array_like, (inputs,), or sequence of array_like
-        One value for each input; or for each an array on its grid, (y, x) or (z, y, x), as of a Labels layer.
+        One value for each input; or an array on the grid of each input, (y, x) or (z, y, x), such as a Labels layer.
     how : {"majority", "nearest", "mean"}
-        What a position gets of a painted array: the label that most of its cell has (of as many the smallest), that of
-        the voxel nearest to its middle, or the mean of the cell, for values that are no labels.
+        Resampling of painted arrays: most frequent label in the cell (the smallest of equally frequent ones), label of
+        the voxel nearest to its centre, or mean of the cell, for continuous values.
 
     Returns
     -------
@@ -37,12 +37,12 @@ def labels_at(places: SampleLocations, labels: ArrayLike | Sequence[ArrayLike], 
 
     Raises
     ------
-    ValueError
-        If there are not as many labels as inputs, an array is not on its input's grid, or a layer's samples belong to
-        no one input.
+    InputError
+        If there are not as many labels as inputs, an array is not on the grid of its input, or the samples of the layer
+        belong to no single input.
     """
     if (places.inputs < 0).any():
-        raise InputError("This layer gives one thing for a whole batch, so its samples have no labels.")
+        raise InputError("This layer has one output for a whole batch, so its samples have no labels.")
     arrays = [np.asarray(one) for one in labels]  # type: ignore[union-attr]
     needed = int(places.inputs.max(initial=-1)) + 1
     if len(arrays) < needed:
@@ -58,14 +58,14 @@ def labels_at(places: SampleLocations, labels: ArrayLike | Sequence[ArrayLike], 
             raise InputError(
                 f"The labels of input {number} have the shape {array.shape}, and the input that of {expected} voxels."
             )
-        here.append(onto_grid(array, tuple(grid), how).ravel())
+        here.append(resample_labels(array, tuple(grid), how).ravel())
     sizes = np.array([len(one) for one in here])
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     return np.asarray(np.concatenate(here)[starts[places.piece] + places.position])
 
 
-def onto_grid(array: NDArray[Any], grid: tuple[int, ...], how: How = "majority") -> NDArray[Any]:
-    """Return an array on the grid of an input's voxels at the positions of a layer's grid; see `labels_at`."""
+def resample_labels(array: NDArray[Any], grid: tuple[int, ...], how: How = "majority") -> NDArray[Any]:
+    """Resample an array from the voxels of an input to the grid of a layer; see `labels_at`."""
     axes = [np.floor((np.arange(g) + 0.5) * n / g).astype(np.int64) for n, g in zip(array.shape, grid, strict=True)]
     nearest = np.asarray(array[np.ix_(*axes)])
     if how == "nearest" or any(g >= n for n, g in zip(array.shape, grid, strict=True) if g != n):
@@ -86,21 +86,21 @@ def onto_grid(array: NDArray[Any], grid: tuple[int, ...], how: How = "majority")
     return np.asarray(values[label].reshape(grid))
 
 
-def rows_of(decomposition: Components) -> Float64Array:
-    """Return A (samples, features) as far as its modes make it up: all of it, of a decomposition with all modes."""
+def reconstruct_activations(decomposition: Components) -> Float64Array:
+    """Return A (samples, features) reconstructed from its modes: exactly, if the decomposition has all modes."""
     rows = (decomposition.scores * decomposition.values) @ decomposition.concepts.T
     return np.asarray(rows if decomposition.mean is None else rows + decomposition.mean)
 
 
 def block_groups(places: SampleLocations, blocks: int = 4) -> IntArray:
-    """Return a group for each sample: blocks of the grid, so many along each axis, of each input by itself.
+    """Return a group for each sample: blocks of the grid of each input, `blocks` along each axis.
 
-    For cross-validation within one painted volume. Samples on both sides of a face between blocks still see much the
-    same voxels, so what is found within one volume is a little too good, and says nothing of other volumes.
+    Blocks are for cross-validation within one painted volume. Receptive fields overlap at the faces between blocks, so
+    results within one volume are slightly optimistic, and do not generalize to other volumes.
 
     Raises
     ------
-    ValueError
+    InputError
         If there is less than one block.
     """
     if blocks < 1:
@@ -110,11 +110,11 @@ def block_groups(places: SampleLocations, blocks: int = 4) -> IntArray:
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def permuted(labels: NDArray[Any], groups: IntArray, rng: np.random.Generator) -> NDArray[Any]:
-    """Return labels as they might lie if they had nothing to do with the samples, which keep their groups.
+def permute_labels(labels: NDArray[Any], groups: IntArray, rng: np.random.Generator) -> NDArray[Any]:
+    """Return labels permuted under the null hypothesis that they are independent of the samples.
 
-    Labels that are the same within every group are dealt out to the groups anew. Others are given to another group as a
-    whole, moved along cyclically by a random number of samples: labels of neighbours stay as alike as they are.
+    Labels that are constant within every group are permuted among the groups. Others are moved to another group as a
+    whole, with a random cyclic shift, which keeps the correlation of neighbours.
     """
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     constant = all((labels[m] == labels[m[0]]).all() for m in members)

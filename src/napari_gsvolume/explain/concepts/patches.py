@@ -1,4 +1,4 @@
-"""Components brought back to the inputs: where they are expressed, in which patches most, and what raises them."""
+"""Components on the inputs: maps over an input, and the patches that express them most."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from ...errors import InputError
 from ...grid import Grid
 from ...types import Float64Array
 from ..decomposition.components import Components
-from ..models.forward import Inputs, batches
-from .attribution import real
+from ..models.explained_model import ExplainedModel
+from ..models.forward import Inputs
+from .attribution import find_real_tensor
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptMap:
-    """How strongly a mode is expressed at each position of one input.
+    """Map of a mode over one input.
 
     Attributes
     ----------
     image : ndarray of float64
-        On the layer's grid, or on the input's if it was resampled: projections of the activations on the concept, in
-        their unit, positive or negative; NaN where no sample was taken.
+        Projections of the activations on the concept, in their unit, on the grid of the layer, or on that of the input
+        if resampled; NaN where no sample was taken.
     scale : ndarray of float64, (d,)
         Extent of a voxel of the image, in voxels of the input.
     translate : ndarray of float64, (d,)
@@ -43,19 +44,17 @@ class ConceptMap:
     layer: str
 
     def grid(self, source: Grid) -> Grid:
-        """Return where the image is in the world, given where the input is.
-
-        The layer `layers.grid_placement` makes of it overlays the input.
+        """Return the grid of the map in world coordinates, given that of the input.
 
         Raises
         ------
-        ValueError
-            If the input has another number of axes, or voxels.
+        InputError
+            If the input has a different number of axes or voxels.
         """
         extents = np.round(np.array(self.image.shape) * self.scale).astype(int)
         if source.ndim != self.image.ndim or tuple(extents) != source.shape:
             raise InputError(
-                f"The map is of an input of {' x '.join(map(str, extents))} voxels, not of "
+                f"The map belongs to an input of {' x '.join(map(str, extents))} voxels, not of "
                 f"{' x '.join(map(str, source.shape))}."
             )
         return source.resampled(tuple(1 / self.scale))
@@ -66,44 +65,44 @@ def concept_map(
 ) -> ConceptMap:
     """Return the map of a mode over one input.
 
-    A position of a layer sees more than the voxels it lies on, so a map says where the layer *says* something and not
-    what of the input made it say so: see `component_gradient`, and edit the input. A mode is one direction; that it
-    looks like a structure in a few maps is a guess, to be tested by `linear_probe` or `run_tcav`.
+    The receptive field of a position is larger than its voxels: a map shows where the layer is active, not which part
+    of the input causes it (see `component_gradient`). A mode is one direction; its likeness to a structure in a few
+    maps is a hypothesis, to be tested by `linear_probe` or `tcav`.
 
     Parameters
     ----------
     decomposition : Components
-        Of activations: with places.
+        Activations, with the locations of the samples.
     mode : int
     number : int
-        Of the input, counted through all batches.
+        Number of the input, counted through all batches.
     part : int
-        Which of several things that the layer gave for that input.
+        Part, where the layer has several outputs for an input.
     order : int, optional
-        Resample to the input's grid: 0 nearest, 1 linear. Stays on the layer's grid when omitted.
+        Resample to the grid of the input: 0 nearest, 1 linear. On the grid of the layer if omitted.
 
     Raises
     ------
-    ValueError
-        If there is no such mode, input or part, there are no places, the layer has no grid, or, to resample, its grid
-        is not that of the input or positions were left out.
+    InputError
+        If there is no such mode, input or part, no locations, or no grid; to resample, if the grid has other axes than
+        the input or positions were left out.
     """
     places = decomposition.places
     if places is None:
-        raise InputError("These samples have no places, so there is no map of them.")
+        raise InputError("These samples have no locations, so there is no map of them.")
     found = np.flatnonzero((places.inputs == number) & (places.parts == part))
     if len(found) == 0:
-        raise InputError(f"There is nothing of the input {number}, part {part}, in this decomposition.")
+        raise InputError(f"This decomposition has no samples of the input {number}, part {part}.")
     piece = int(found[0])
     if places.grids.shape[1] == 0:
-        raise InputError(f"The layer {decomposition.layer!r} gives one vector for an input, so there is no map.")
+        raise InputError(f"The layer {decomposition.layer!r} has one vector per input, so there is no map.")
     image: Float64Array = decomposition.map(mode, piece) * decomposition.values[mode]
     strides = places.strides[piece]
     if order is not None:
         if np.isnan(strides).any():
             raise InputError(f"The grid of the layer {decomposition.layer!r} has other axes than the input.")
         if np.isnan(image).any():
-            raise InputError("Positions were left out of this decomposition; take all samples to resample its maps.")
+            raise InputError("Positions were left out of this decomposition; use all samples to resample its maps.")
         if order not in (0, 1):
             raise InputError(f"Maps are resampled by order 0, nearest, or 1, linear; got {order}.")
         lengths = [round(n * s) for n, s in zip(image.shape, strides, strict=True)]
@@ -116,19 +115,19 @@ def concept_map(
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """A part of an input where a mode is expressed strongly.
+    """Patch of an input that expresses a mode strongly.
 
     Attributes
     ----------
     image : ndarray, (C, *size)
-        The input's channels there.
+        Channels of the input in the patch.
     input : int
     start : tuple of int, (d,)
-        Index of its first voxel in the input.
+        Index of the first voxel in the input.
     centre : tuple of float, (d,)
-        Index in the input of the position that expresses the mode.
+        Index in the input of the position with the strongest projection.
     strength : float
-        The projection there, in the unit of the activations.
+        Projection at the centre, in the unit of the activations.
     """
 
     image: NDArray[Any]
@@ -140,7 +139,7 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """The patches at both ends of a mode, strongest first.
+    """Patches at both ends of a mode, strongest first.
 
     Attributes
     ----------
@@ -154,42 +153,52 @@ class Patches:
 def top_patches(
     decomposition: Components, inputs: Inputs, mode: int, count: int = 8, size: int = 16, per_input: int = 3
 ) -> Patches:
-    """Return the patches of the inputs where a mode is expressed most, in both directions.
+    """Return the patches of the inputs that express a mode most, in both directions.
 
-    The strongest of many are extremes: they look alike sooner than the rest, and what they show need not be what the
-    mode does elsewhere. Look at a few in the middle as well, `concept_map` has them.
+    The strongest patches are extremes, and not representative of the mode: see its maps as well (`concept_map`).
 
     Parameters
     ----------
     decomposition : Components
-        Of activations.
+        Activations.
     inputs : Tensor, tuple, dict, or list of these
-        Those it is of: the first tensor of real numbers in each batch is (B, C, *extent).
+        Inputs that the activations belong to; the first tensor of real numbers in each batch is (B, C, *extent).
     mode : int
     count : int
-        How many at each end; fewer where there are no more.
+        Number of patches at each end; fewer if there are no more.
     size : int
-        Side of a patch in voxels of the input; no more than the input has. Take the layer's receptive field, at least.
+        Size of a patch in voxels of the input, limited to that of the input; at least the receptive field of the layer.
     per_input : int
-        At most so many of one input at each end. They do not overlap.
+        Largest number of patches of one input at each end. They do not overlap.
 
     Raises
     ------
-    ValueError
-        If there is no such mode, samples have no places in the inputs, or these are others.
+    InputError
+        If there is no such mode, samples have no locations in the inputs, or the inputs are others.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from napari_gsvolume import explain
+    >>> images = torch.zeros(1, 1, 12, 12)
+    >>> images[0, 0, 6, 6] = 1
+    >>> components = explain.activations(torch.nn.Conv2d(1, 2, 1, bias=False), images, [""])[""]
+    >>> found = explain.top_patches(components, images, mode=0, count=1, size=4)
+    >>> [patch.centre for patch in (*found.positive, *found.negative)]
+    [(6.0, 6.0)]
     """
     places = decomposition.places
     if places is None or np.isnan(places.strides).any() or places.grids.shape[1] == 0:
-        raise InputError(f"Samples of {decomposition.layer or 'this decomposition'} have no places in the inputs.")
+        raise InputError(f"Samples of {decomposition.layer or 'this decomposition'} have no locations in the inputs.")
     if not 0 <= mode < decomposition.k:
         raise InputError(f"There is no mode {mode}; they are 0 to {decomposition.k - 1}.")
     if min(count, size, per_input) < 1:
         raise InputError(f"Count, size and patches of an input are 1 or more; got {count}, {size} and {per_input}.")
-    images = [image for batch in batches(inputs) for image in real(batch).detach()]
-    whose, centres = places.input, places.coordinates
-    if whose.max() >= len(images) or images[0].ndim != centres.shape[1] + 1:
+    images = [image for batch in ExplainedModel.batches(inputs) for image in find_real_tensor(batch).detach()]
+    owners, centres = places.input, places.coordinates
+    if owners.max() >= len(images) or images[0].ndim != centres.shape[1] + 1:
         raise InputError(
-            f"The decomposition is of {whose.max() + 1} inputs of {centres.shape[1]} axes and channels; these are "
+            f"The decomposition has {owners.max() + 1} inputs of {centres.shape[1]} axes and channels; these are "
             f"{len(images)} of the shape {tuple(images[0].shape)}."
         )
     strength = decomposition.scores[:, mode] * decomposition.values[mode]
@@ -199,7 +208,7 @@ def top_patches(
         for sample in np.argsort(-sign * strength, kind="stable"):
             if len(taken) == count or sign * strength[sample] <= 0:
                 break
-            number = int(whose[sample])
+            number = int(owners[sample])
             image = images[number]
             extents = np.array(image.shape[1:])
             sides = np.minimum(size, extents)

@@ -1,78 +1,94 @@
-"""The activations of a model's layers, taken by forward hooks as it runs, and decomposed without being held."""
+"""Activations of layers, collected by forward hooks as a model runs, and decomposed as a stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import InputError
-from ..models.forward import Inputs, batches, call, evaluation_mode, forward_hooks
-from ..models.outputs import ForwardCall, Pieces, select_modules, typed_modules
+from ...progress import Budget, finish
+from ..models.explained_model import ExplainedModel, Model
+from ..models.forward import Inputs
+from ..models.outputs import LayerOutput
 from .components import Components, SampleLocations, check_modes
-from .sampling import BUDGET, CaptureStep, Run, Samples, two_passes
+from .sampling import MEMORY_LIMIT, ActivationStep, Run, Samples, decompose_steps
 
 
 def activations(
-    model: nn.Module, inputs: Inputs, layers: Sequence[str] | None = None, k: int = 16, **more: Any
+    model: Model, inputs: Inputs, layers: Sequence[str] | None = None, k: int = 16, **options: Any
 ) -> dict[str, Components]:
-    """Decompose the activations A = U S V^T of layers of a model: samples are positions, features are channels.
+    """Decompose the activations A = U S V^T of layers: samples are positions, features are channels.
 
-    Rows are streamed (see `streaming`); of them nothing is held but `budget` bytes. Where that is not enough for the
-    scores, the inputs are gone through twice. The model is in evaluation mode meanwhile, without gradients, and
-    afterwards as it was.
+    Rows are streamed (see `StreamingSVD`); no more than `memory_limit` bytes of them are kept for the scores. Beyond
+    that, the model is run twice. It is in evaluation mode and without gradients meanwhile, and afterwards as before.
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module or ExplainedModel
     inputs : Tensor, tuple, dict, or iterable of these
-        What the model is called with: one tensor, a tuple of arguments, a dict of keyword arguments, or several such
-        batches.
+        Arguments of the model: one tensor, a tuple of arguments, a dict of keyword arguments, or several such batches.
     layers : sequence of str, optional
-        Names as in ``model.named_modules()``. When omitted, all modules that have parameters of their own and are
-        called.
+        Names as in ``model.named_modules()``. All modules that have parameters of their own and are called, if omitted.
     k : int
-        How many modes. Layers that have fewer give what they have; a layer that is always 0 has none.
+        Number of components. Layers of a lower rank return fewer; a layer that is always 0 returns none.
     centre : bool
-        Whether to take the mean over samples away first: principal components. Not by default, as A = U S V^T.
+        Subtract the mean over samples: principal components. Off by default, as in A = U S V^T.
     max_samples : int, optional
-        At most so many positions of each layer, drawn evenly from all of them by the seed alone, however the inputs
-        are batched.
+        Largest number of positions of each layer, drawn uniformly; the draw depends on the seed alone, however the
+        inputs are batched.
     seed : int
-        For that, and for models that draw random numbers.
+        Seed of that draw, and of models that draw random numbers.
     features_axis : int or dict of str to int, optional
-        Which axis of a layer's output the features are along. When omitted: the last one of Linear, LayerNorm,
-        Embedding, attention and recurrent modules; 1 of convolutions and BatchNorm, InstanceNorm, GroupNorm. Of other
-        modules (activation functions, blocks) as in the last of these called before the output, if that had as many
-        axes and features; else the last of three axes, and 1 otherwise.
+        Axis of features of the output of a layer. If omitted: the last one of Linear, LayerNorm, Embedding, attention
+        and recurrent modules; 1 of convolutions and BatchNorm, InstanceNorm, GroupNorm. Other modules (activation
+        functions, blocks) use the axis of the last of these called before them, if it had as many axes and features;
+        else the last of three axes, and 1 otherwise.
     output : callable, optional
-        Takes the tensor out of what a layer gives. When omitted, the first in it, of tuples, dicts and dataclasses too.
-    budget : int
-        Bytes of activations to keep at most.
+        Selects the tensor in the output of a layer. The first one if omitted, in tuples, dicts and dataclasses too.
+    memory_limit : int
+        Largest number of bytes of activations that are kept.
+    budget : Budget, optional
+        Stop request: the batches so far are decomposed.
 
     Returns
     -------
     dict of str to Components
-        By layer, in the order asked for. ``places`` says where each sample lies.
+        By layer, in the order requested; ``places`` holds the location of each sample.
 
     Raises
     ------
-    ValueError
-        If there is no such layer, it is not called, gives no tensor of real finite numbers or other features from one
-        batch to the next; if the model cannot be called with the inputs; if these are none, or are needed twice and can
-        be had only once; if `k` or `max_samples` is below 1.
+    InputError
+        If there is no such layer, it is not called, returns no tensor of real finite numbers, or a different number of
+        features in different batches; if the model cannot be called with the inputs; if there are no inputs, or they
+        are needed twice and are a generator; if `k` or `max_samples` is below 1.
+
+    See Also
+    --------
+    activation_steps : The same as a long run.
+    jacobian, attention : Decompositions of other parts of a network.
+
+    References
+    ----------
+    .. [1] M. Raghu et al., "SVCCA: singular vector canonical correlation analysis for deep learning dynamics and
+       interpretability", NeurIPS 2017.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from napari_gsvolume import explain
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+    >>> components = explain.activations(network, torch.randn(2, 1, 8, 8), ["0"], k=2)["0"]
+    >>> components.concepts.shape, components.scores.shape
+    ((4, 2), (72, 2))
     """
-    for step in activation_steps(model, inputs, layers, k, **more):
-        last = step
-    assert last.result is not None
-    return last.result
+    return finish(activation_steps(model, inputs, layers, k, **options))
 
 
 def activation_steps(
-    model: nn.Module,
+    model: Model,
     inputs: Inputs,
     layers: Sequence[str] | None = None,
     k: int = 16,
@@ -82,20 +98,22 @@ def activation_steps(
     seed: int = 0,
     features_axis: int | Mapping[str, int] | None = None,
     output: Callable[[Any], Tensor] | None = None,
-    budget: int = BUDGET,
-) -> Iterator[CaptureStep]:
-    """Yield a step after each batch of `activations`; the last one has the result."""
+    memory_limit: int = MEMORY_LIMIT,
+    budget: Budget | None = None,
+) -> Generator[ActivationStep, None, dict[str, Components]]:
+    """Decompose activations as a long run, with a step after each batch; see `activations`."""
     check_modes(k)
     if max_samples is not None and max_samples < 1:
         raise InputError(f"At least one sample is needed; max_samples is {max_samples}.")
-    modules = select_modules(model, layers)
-    taken = {name: Samples(name, k, centre, max_samples, seed) for name in modules}
-    run = _runner(model, inputs, modules, taken, seed=seed, features_axis=features_axis, output=output)
-    yield from two_passes(inputs, taken, run, budget, layers is None)
+    explained = ExplainedModel.of(model)
+    modules = explained.modules(layers)
+    samples = {name: Samples(name, k, centre, max_samples, seed) for name in modules}
+    run = _runner(explained, inputs, samples, seed=seed, features_axis=features_axis, output=output)
+    return decompose_steps(inputs, samples, run, memory_limit, layers is None, budget or Budget())
 
 
-def captured(
-    model: nn.Module,
+def sample_activations(
+    model: Model,
     inputs: Inputs,
     layers: Sequence[str] | None,
     max_samples: int,
@@ -104,58 +122,22 @@ def captured(
     features_axis: int | Mapping[str, int] | None = None,
     output: Callable[[Any], Tensor] | None = None,
 ) -> dict[str, tuple[NDArray[Any], SampleLocations]]:
-    """Return activations (samples, features) themselves, and where the samples lie; parameters as of `activations`."""
+    """Return activations (samples, features) and the locations of the samples; parameters as in `activations`."""
     if max_samples < 1:
         raise InputError(f"At least one sample is needed; max_samples is {max_samples}.")
-    modules = select_modules(model, layers)
-    taken = {name: Samples(name, 1, False, max_samples, seed) for name in modules}
-    run = _runner(model, inputs, modules, taken, seed=seed, features_axis=features_axis, output=output)
-    for _ in run(taken, Samples.take):
+    explained = ExplainedModel.of(model)
+    samples = {name: Samples(name, 1, False, max_samples, seed) for name in explained.modules(layers)}
+    run = _runner(explained, inputs, samples, seed=seed, features_axis=features_axis, output=output)
+    for _ in run(samples, Samples.take):
         pass
-    return {name: layer.matrix() for name, layer in taken.items() if layer.samples or layers is not None}
+    return {name: layer.matrix() for name, layer in samples.items() if layer.samples or layers is not None}
 
 
-def passes(
-    model: nn.Module,
-    inputs: Inputs,
-    modules: Mapping[str, nn.Module],
-    take: Callable[[str, Pieces], None],
-    seed: int = 0,
-    *,
-    features_axis: int | Mapping[str, int] | None = None,
-    output: Callable[[Any], Tensor] | None = None,
-) -> Iterator[None]:
-    """ForwardCall the model with each batch, and `take` with what each of its modules gives; yield after each batch.
+def _runner(explained: ExplainedModel, inputs: Inputs, samples: Mapping[str, Samples], **options: Any) -> Run:
+    """Return the function that runs the model and passes the outputs of layers to their samples."""
 
-    Parameters are as of `activations`, but for `modules`, by their names.
-    """
-    axes = features_axis if isinstance(features_axis, Mapping) else dict.fromkeys(modules, features_axis)
-    first = 0
-    for number, batch in enumerate(batches(inputs)):
-        now = ForwardCall(batch, first)
-
-        def hook(name: str, now: ForwardCall = now) -> Callable[..., None]:
-            def see(layer: nn.Module, _: Any, given: Any) -> None:
-                take(name, now.pieces(name, layer, given, axes.get(name), output))
-
-            return see
-
-        typed = dict.fromkeys(typed_modules(model), now.note)
-        hooks = {module: hook(name) for name, module in modules.items()}
-        # Whoever consumes the steps may do anything between them: the model is itself then.
-        with evaluation_mode(model, seed + number), torch.no_grad(), forward_hooks(typed), forward_hooks(hooks):
-            call(model, batch)
-        first += now.count
-        yield
-
-
-def _runner(
-    model: nn.Module, inputs: Inputs, modules: Mapping[str, nn.Module], taken: Mapping[str, Samples], **more: Any
-) -> Run:
-    """Return what makes `passes` with the samples of the layers of some names."""
-
-    def run(names: Collection[str], take: Callable[[Samples, Pieces], None]) -> Iterator[None]:
-        some = {name: modules[name] for name in names}
-        return passes(model, inputs, some, lambda name, pieces: take(taken[name], pieces), **more)
+    def run(names: Collection[str], take: Callable[[Samples, LayerOutput], None]) -> Iterator[None]:
+        modules = explained.modules(list(names))
+        return explained.passes(inputs, modules, lambda name, pieces: take(samples[name], pieces), **options)
 
     return run

@@ -1,4 +1,4 @@
-"""What every analysis of a network returns: A = U S V^T, and where its samples lie."""
+"""Result of the analyses of a network: A = U S V^T, and the locations of its samples."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from ...errors import InputError
 from ...svd.decomposition import canonical_signs, cumulative_energy
 from ...types import Float64Array, IntArray
 
-# Modes below this part of the first one are what rounding leaves of a matrix of a lower rank.
+# Modes below this fraction of the first one are rounding errors of a matrix of lower rank.
 ROUNDING = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
 class SampleLocations:
-    """Where each sample of a layer lies.
+    """Locations of the samples of a layer.
 
-    A piece is what the layer gave for one input in one go; a sample is one position of the grid of a piece.
+    A piece is the output of the layer for one input in one call; a sample is one position of the grid of a piece.
 
     Attributes
     ----------
     piece : ndarray of int64, (samples,)
-        Which piece.
+        Piece of each sample.
     position : ndarray of int64, (samples,)
-        Which position of its grid, counted in C order.
+        Position of each sample in the grid of its piece, in C order.
     inputs : ndarray of int64, (pieces,)
-        Which input, counted through all batches from 0; -1 where the layer gave one thing for a whole batch.
+        Input of each piece, counted through all batches from 0; -1 for one output of a whole batch.
     parts : ndarray of int64, (pieces,)
-        Which of several things that the layer gave for that input: calls of the module in one pass, and windows folded
-        into the batch's axis.
+        Part of each piece, where a layer has several outputs for an input: calls of the module in one pass, and windows
+        folded into the axis of the batch.
     grids : ndarray of int64, (pieces, d)
         Shape of each grid: d is 0 for vectors, 1 for tokens, 2 for images, 3 for volumes.
     strides : ndarray of float64, (pieces, d)
@@ -49,7 +49,7 @@ class SampleLocations:
 
     @property
     def input(self) -> IntArray:
-        """Which input each sample belongs to, (samples,)."""
+        """Input of each sample, (samples,)."""
         return self.inputs[self.piece]
 
     @property
@@ -70,34 +70,41 @@ class SampleLocations:
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The first k modes of a matrix A (samples x features) = U diag(S) V^T.
+    """First k modes of a matrix A (samples x features) = U diag(S) V^T.
 
     Attributes
     ----------
     values : ndarray of float64, (k,)
-        Singular values S, descending: how strong each mode is, in the unit of A.
+        Singular values S, descending, in the unit of A.
     concepts : ndarray of float64, (features, k)
-        V: unit columns, orthogonal to each other; the directions that are used. Signs are canonical, as of
-        `spectral.spectra.decompose`.
+        V: orthonormal columns, the directions that are used. Signs are canonical, as in `svd.decompose`.
     scores : ndarray of float32 or float64, (samples, k)
-        U: unit columns, orthogonal to each other; how each sample expresses each concept. ``scores * values`` are the
-        samples' coordinates, A V.
+        U: orthonormal columns; how strongly each sample expresses each concept. ``scores * values`` are the
+        coordinates of the samples, A V.
     energy : ndarray of float64, (k,)
-        Part of the sum of squares of *all* of A that is in the first 1, 2, ... modes.
+        Fraction of the sum of squares of *all* of A in the first 1, 2, ... modes.
     total : float
-        That sum of squares.
+        Sum of squares of A.
     spectrum : ndarray of float64, (r,)
-        All singular values of A where they are known (see `complete`), else those that are.
+        All known singular values of A; see `complete`.
     layer : str
         Name of the module, as in `named_modules`.
     mean : ndarray of float64, (features,), or None
-        What was taken from every row of A, if that was asked for.
+        Mean that was subtracted from every row of A, if `centre` was requested.
     places : SampleLocations or None
-        Where the samples lie.
+        Locations of the samples.
     missed : float
-        By how much the squares of the values may be too small; 0 where they are exact but for rounding.
+        Bound of the error of the squared values, which may be too small by it; 0 if they are exact up to rounding.
     feature_shape, sample_shape : tuple of int, or None
-        Of the tensors that a column of `concepts` and of `scores` is, where they are tensors (a Jacobian's).
+        Shapes of the columns of `concepts` and of `scores` as tensors, where they are tensors (of a Jacobian).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.explain.decomposition.streaming_svd import compute_streaming_svd
+    >>> components = compute_streaming_svd([np.eye(3) * [3, 2, 1]], k=2)
+    >>> components.values, components.complete
+    (array([3., 2.]), True)
     """
 
     values: Float64Array
@@ -115,7 +122,7 @@ class Components:
 
     @property
     def k(self) -> int:
-        """Number of modes; fewer than were asked for where A has no more."""
+        """Number of modes; fewer than requested if the rank of A is lower."""
         return len(self.values)
 
     @property
@@ -130,7 +137,7 @@ class Components:
 
     @property
     def complete(self) -> bool:
-        """Whether `spectrum` has all singular values that are not 0."""
+        """True if `spectrum` has all singular values that are not 0."""
         return bool(np.square(self.spectrum).sum() >= (1 - 1e-9) * self.total)
 
     def map(self, mode: int, piece: int = 0) -> Float64Array:
@@ -138,11 +145,11 @@ class Components:
 
         Raises
         ------
-        ValueError
-            If there is no such mode or piece, or the samples have no places.
+        InputError
+            If there is no such mode or piece, or the samples have no locations.
         """
         if self.places is None:
-            raise InputError("These samples have no places, so there is no map of them.")
+            raise InputError("These samples have no locations, so there is no map of them.")
         if not 0 <= mode < self.k:
             raise InputError(f"There is no mode {mode}; they are 0 to {self.k - 1}.")
         if not 0 <= piece < len(self.places.grids):
@@ -154,12 +161,12 @@ class Components:
         return image.reshape(grid)
 
     def column(self, mode: int, of: str = "concepts") -> NDArray[Any]:
-        """Return a column of ``concepts`` or ``scores`` as the tensor that it is: an image, of an image's Jacobian.
+        """Return a column of ``concepts`` or ``scores`` as a tensor: an image, for the Jacobian of an image.
 
         Raises
         ------
-        ValueError
-            If there is no such mode, or these are no tensors.
+        InputError
+            If there is no such mode, or the columns are no tensors.
         """
         columns, shape = {
             "concepts": (self.concepts, self.feature_shape),
@@ -172,13 +179,13 @@ class Components:
         return np.asarray(columns[:, mode]).reshape(shape)
 
 
-def decomposition(
-    spectrum: Float64Array, V: Float64Array, U: NDArray[Any], total: float | None = None, **more: Any
+def build_components(
+    spectrum: Float64Array, V: Float64Array, U: NDArray[Any], total: float | None = None, **options: Any
 ) -> Components:
     """Return the decomposition of the modes in V (features, k) and U (samples, k), with canonical signs.
 
-    `spectrum` (r,), r >= k, has all values that are known, and `total`, the sum of squares of all of A, is that of them
-    when omitted. U and V are changed in place.
+    `spectrum` (r,), r >= k, has all known values, and `total` is the sum of squares of all of A, by default that of the
+    spectrum. U and V are changed in place.
     """
     for k in range(V.shape[1]):  # one by one: U may be most of the memory
         sign = canonical_signs(U[:, k : k + 1].astype(np.float64), V[:, k : k + 1])[0]
@@ -186,18 +193,18 @@ def decomposition(
             U[:, k] *= -1
             V[:, k] *= -1
     values = spectrum[: V.shape[1]]
-    of_known = float(np.square(spectrum).sum())
-    total = max(of_known, total or 0.0)
-    energy = cumulative_energy(spectrum)[: len(values)] * (of_known / total if total else 1.0)
-    return Components(values.copy(), V, U, energy, total, spectrum, **more)
+    known = float(np.square(spectrum).sum())
+    total = max(known, total or 0.0)
+    energy = cumulative_energy(spectrum)[: len(values)] * (known / total if total else 1.0)
+    return Components(values.copy(), V, U, energy, total, spectrum, **options)
 
 
-def lasting(spectrum: Float64Array, k: int) -> int:
-    """Return how many of the first k modes are there: not mere rounding."""
+def count_significant(spectrum: Float64Array, k: int) -> int:
+    """Return the number of the first k modes that exceed rounding."""
     return int((spectrum[:k] > ROUNDING * spectrum[:1].max(initial=0.0)).sum())
 
 
 def check_modes(k: int) -> None:
-    """Raise ValueError if k modes cannot be asked for."""
+    """Raise InputError if k is no number of modes."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError(f"The number of modes is 1 or more; got {k!r}.")

@@ -1,4 +1,4 @@
-"""Non-negative activations as sums of non-negative parts, A ~ W H."""
+"""Non-negative matrix factorization of non-negative activations, A ~ W H."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ...errors import InputError
 from ...types import Float64Array
+from ..models.explained_model import Model
 from ..models.forward import Inputs
-from .activations import captured
+from .activations import sample_activations
 from .components import SampleLocations, check_modes
 
 
 @dataclass(frozen=True, eq=False)
 class NMFComponents:
-    """The parts of a layer's activations A ~ scores diag(values) concepts^T, none of which is negative.
+    """Non-negative components of the activations of a layer, A ~ scores diag(values) concepts^T.
 
     Attributes
     ----------
     values : ndarray, (k,)
-        How strong each part is, descending: the norm of its term.
+        Strengths of the components, descending: the norms of their terms.
     concepts : ndarray, (features, k)
         Unit columns, not orthogonal.
     scores : ndarray, (samples, k)
         Unit columns, not orthogonal.
     energy : float
-        Part of the sum of squares of A that all parts together explain.
+        Fraction of the sum of squares of A that the components together explain.
     layer : str
     places : SampleLocations
-        Where the samples lie.
+        Locations of the samples.
     """
 
     values: Float64Array
@@ -45,7 +45,7 @@ class NMFComponents:
 
 
 def nmf(
-    model: nn.Module,
+    model: Model,
     inputs: Inputs,
     layers: Sequence[str],
     k: int = 16,
@@ -53,45 +53,57 @@ def nmf(
     max_samples: int = 20_000,
     seed: int = 0,
     iterations: int = 400,
-    **more: Any,
+    **options: Any,
 ) -> dict[str, NMFComponents]:
-    """Factorise non-negative activations, as they are after a ReLU.
+    """Factorize non-negative activations, such as those after a ReLU.
 
-    D. Lee & H. Seung, "Learning the parts of objects by non-negative matrix factorization", Nature 401, 1999, as
-    scikit-learn has it: coordinate descent from an initialisation by the SVD ("nndsvda"), so the same each time. T. Fel
-    et al., "CRAFT" (CVPR 2023), find it the easier one for people to read.
+    Coordinate descent of scikit-learn from a deterministic initialization by the SVD ("nndsvda"). Components of NMF
+    [1]_ are often easier to interpret than those of the SVD [2]_.
 
     Parameters
     ----------
     model, inputs, layers, seed
-        As of `activations`, as are ``features_axis`` and ``output``.
+        As in `activations`, as are ``features_axis`` and ``output``.
     k : int
-        How many parts; at most as many as there are features and samples.
+        Number of components; no more than features or samples.
     max_samples : int
-        At most so many positions, drawn by the seed.
+        Largest number of positions, drawn uniformly.
     iterations : int
-        At most.
+        Largest number of iterations.
 
     Raises
     ------
-    ValueError
-        If activations are negative somewhere, or all 0; or as of `activations`.
+    InputError
+        If activations are negative somewhere, or all 0; or as in `activations`.
+
+    References
+    ----------
+    .. [1] D. Lee & H. Seung, "Learning the parts of objects by non-negative matrix factorization", Nature 401, 1999.
+    .. [2] T. Fel et al., "CRAFT: concept recursive activation factorization for explainability", CVPR 2023.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from napari_gsvolume import explain
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+    >>> explain.nmf(network, torch.randn(2, 1, 8, 8), ["1"], k=2)["1"].concepts.shape
+    (4, 2)
     """
     from sklearn.decomposition import NMF
     from sklearn.exceptions import ConvergenceWarning
 
     check_modes(k)
     result = {}
-    for name, (matrix, places) in captured(model, inputs, layers, max_samples, seed, **more).items():
+    for name, (matrix, places) in sample_activations(model, inputs, layers, max_samples, seed, **options).items():
         if matrix.min() < 0:
             raise InputError(
-                f"The layer {name!r} has negative activations (down to {matrix.min():.3g}), of which there are no "
-                "non-negative parts; take the layer after its ReLU, or the SVD."
+                f"The layer {name!r} has negative activations (down to {matrix.min():.3g}), which have no non-negative "
+                "factorization; use the layer after its ReLU, or the SVD."
             )
         if not matrix.any():
-            raise InputError(f"The layer {name!r} is 0 for all samples, so it has no parts.")
+            raise InputError(f"The layer {name!r} is 0 for all samples, so it has no components.")
         model_of = NMF(min(k, *matrix.shape), init="nndsvda", max_iter=iterations, random_state=seed)
-        with warnings.catch_warnings():  # that it ends by the number of iterations; `energy` says how well it fits
+        with warnings.catch_warnings():  # of the number of iterations; `energy` tells how well it fits
             warnings.simplefilter("ignore", ConvergenceWarning)
             W = model_of.fit_transform(matrix.astype(np.float64))  # (samples, k)
         H = model_of.components_.T  # (features, k)

@@ -1,9 +1,9 @@
-"""The rows that a layer gives, one block after the other: decomposed as they pass, kept as far as a budget goes."""
+"""Samples of layers: rows that are decomposed as a stream, and kept up to a memory limit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sized
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,57 +12,59 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import InputError
+from ...progress import Budget, Step
 from ...types import IntArray
-from ..models.forward import Inputs, RefusedError, batches
-from ..models.outputs import Pieces
-from .components import Components, SampleLocations, decomposition
+from ..models.forward import Inputs, RefusedError, iterate_batches
+from ..models.outputs import LayerOutput
+from .components import Components, SampleLocations, build_components
 from .streaming_svd import Scores, StreamingSVD
 
-BUDGET = 2**30  # bytes of activations that are kept for the scores, of all layers together
+MEMORY_LIMIT = 2**30
+"""Bytes of activations that are kept for the scores, of all layers together."""
 
 
 class Samples:
-    """What is known of a layer's activations while they pass."""
+    """Activations of one layer, taken in batch by batch."""
 
     def __init__(self, name: str, k: int, centre: bool, max_samples: int | None, seed: int) -> None:
         self.name, self.centre, self.seed = name, centre, seed
         self.samples = 0
         self._svd = StreamingSVD(k, centre=centre)
-        self._tables: list[Pieces] = []  # without their rows
-        self._chosen = None if max_samples is None else _Chosen(max_samples)
+        self._tables: list[LayerOutput] = []  # without their rows
+        self._subset = None if max_samples is None else _RandomSubset(max_samples)
         self._kept: list[NDArray[Any]] | None = [] if max_samples is None else None
         self._scores: Scores | None = None
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the activations that are kept, and need not be."""
+        """Bytes of the activations that are kept and could be dropped."""
         return sum(rows.nbytes for rows in self._kept or ())
 
     def drop(self) -> None:
-        """Keep no activations."""
+        """Drop the activations: the model has to be run again for the scores."""
         self._kept = None
 
-    def take(self, pieces: Pieces) -> None:
-        """Take in what the layer gave."""
+    def take(self, pieces: LayerOutput) -> None:
+        """Take in an output of the layer."""
         self._check(pieces)
         first = sum(len(table.inputs) for table in self._tables)
         self._tables.append(replace(pieces, rows=torch.empty(0, pieces.rows.shape[-1])))
         count, positions, _ = pieces.rows.shape
         self.samples += count * positions
-        if self._chosen is not None:
-            whose = np.where(pieces.inputs < 0, self.samples, pieces.inputs)
-            self._chosen.take(pieces.rows, priorities(self.seed, whose, pieces.parts, positions), first)
+        if self._subset is not None:
+            owners = np.where(pieces.inputs < 0, self.samples, pieces.inputs)
+            self._subset.take(pieces.rows, draw_priorities(self.seed, owners, pieces.parts, positions), first)
             return
-        rows = _numbers(pieces.rows.flatten(0, 1))
+        rows = _to_numpy(pieces.rows.flatten(0, 1))
         self._svd.update(rows)
         if self._kept is not None:
             self._kept.append(rows)
 
     def decompose(self) -> None:
-        """Decompose all that was taken in, and score what was kept."""
+        """Decompose all activations, and compute the scores of those that were kept."""
         self._check_called()
-        if self._chosen is not None:
-            self._kept = [self._chosen.rows()]
+        if self._subset is not None:
+            self._kept = [self._subset.rows()]
             self._svd.update(self._kept[0])
         self._spectrum, self._V, self._mean = self._svd.result()
         self._scores = Scores(self._spectrum, self._V, self._mean, self._svd.rows)
@@ -76,25 +78,25 @@ class Samples:
 
     @property
     def complete(self) -> bool:
-        """Whether all samples have their scores."""
+        """True if all samples have scores."""
         return self._kept is not None
 
     def matrix(self) -> tuple[NDArray[Any], SampleLocations]:
-        """Return the samples that were chosen, (samples, features), and where they lie."""
+        """Return the sampled activations, (samples, features), and their locations."""
         self._check_called()
-        assert self._chosen is not None
-        rows = self._chosen.rows()
+        assert self._subset is not None
+        rows = self._subset.rows()
         return rows, self._places()
 
-    def score(self, pieces: Pieces) -> None:
-        """Score what the layer gave again."""
+    def score(self, pieces: LayerOutput) -> None:
+        """Compute the scores of an output of the second pass."""
         assert self._scores is not None
-        self._scores.update(_numbers(pieces.rows.flatten(0, 1)))
+        self._scores.update(_to_numpy(pieces.rows.flatten(0, 1)))
 
     def result(self) -> Components:
         """Return the decomposition."""
         assert self._scores is not None
-        return decomposition(
+        return build_components(
             self._spectrum,
             self._V,
             self._scores.result(),
@@ -108,12 +110,12 @@ class Samples:
     def _places(self) -> SampleLocations:
         tables = self._tables
         sizes = [len(t.inputs) for t in tables]
-        if self._chosen is None:
-            each = np.repeat([len(t.taken) for t in tables], sizes)  # positions of each piece
+        if self._subset is None:
+            each = np.repeat([len(t.sampled_positions) for t in tables], sizes)  # positions of each piece
             piece = np.repeat(np.arange(len(each)), each)
-            position = np.concatenate([np.tile(t.taken, len(t.inputs)) for t in tables])
+            position = np.concatenate([np.tile(t.sampled_positions, len(t.inputs)) for t in tables])
         else:
-            piece, position = self._chosen.piece, self._chosen.position
+            piece, position = self._subset.piece, self._subset.position
         d = len(tables[0].grid)
         return SampleLocations(
             piece,
@@ -128,103 +130,111 @@ class Samples:
         if self.samples == 0:
             raise InputError(f"The layer {self.name!r} is never called by the model, so it has no activations.")
 
-    def _check(self, pieces: Pieces) -> None:
+    def _check(self, pieces: LayerOutput) -> None:
         features = pieces.rows.shape[-1]
         if self._tables:
             before = self._tables[0]
             if features != before.rows.shape[-1] or len(pieces.grid) != len(before.grid):
                 raise RefusedError(
-                    f"The layer {self.name!r} gives {features} features on a grid of {len(pieces.grid)} axes, after "
+                    f"The layer {self.name!r} has {features} features on a grid of {len(pieces.grid)} axes, after "
                     f"{before.rows.shape[-1]} on {len(before.grid)}; say which axis they are along with features_axis=."
                 )
         if not bool(torch.isfinite(pieces.rows).all()):
             bad = ~torch.isfinite(pieces.rows).flatten(1).all(1).cpu().numpy()
             raise RefusedError(
-                f"The layer {self.name!r} gives NaN or infinite activations, first for the input "
+                f"The layer {self.name!r} has NaN or infinite activations, first for the input "
                 f"{pieces.inputs[bad].min()}."
             )
 
 
 @dataclass(frozen=True, eq=False)
-class CaptureStep:
-    """How far a capture is.
+class ActivationStep(Step):
+    """Step after a batch of `activation_steps`.
 
     Attributes
     ----------
     batch : int
-        Batches done, those of the second pass too.
-    message : str
-    result : dict of str to Components, or None
-        By layer; with the last step.
+        Number of batches that were run, of both passes.
     """
 
-    batch: int
-    message: str
-    result: dict[str, Components] | None = field(default=None, repr=False)
+    batch: int = 0
+
+    @property
+    def summary(self) -> str:
+        """Number of batches."""
+        return f"batch {self.batch:,}"
 
 
-# Calls the model with each batch; the function is called with what each of the named layers gives.
-Run = Callable[[Collection[str], Callable[[Samples, Pieces], None]], Iterator[None]]
+# Runs the model on each batch; the function is called with the output of each of the named layers.
+Run = Callable[[Collection[str], Callable[[Samples, LayerOutput], None]], Iterator[None]]
 
 
-def two_passes(
-    inputs: Inputs,
-    taken: dict[str, Samples],
-    run: Run,
-    budget: int,
-    uncalled: bool,
-) -> Iterator[CaptureStep]:
-    """Run the model for the decompositions, and once more for the scores of what the budget did not keep.
+def decompose_steps(
+    inputs: Inputs, samples: dict[str, Samples], run: Run, memory_limit: int, skip_uncalled: bool, budget: Budget
+) -> Generator[ActivationStep, None, dict[str, Components]]:
+    """Run the model for the decompositions, and once more for the scores of activations that were not kept.
 
-    `run(names, take)` calls the model with each batch, and `take` with what each of the named layers gives; layers that
-    are never called are left out if `uncalled`. The last step has the result.
+    `run(names, take)` runs the model on each batch, and calls `take` with the output of each of the named layers.
+    Layers that are never called are left out if `skip_uncalled`, and an error otherwise.
     """
-    done = 0
-    for _ in run(taken, Samples.take):
-        while sum(layer.kept_bytes for layer in taken.values()) > budget:
-            max(taken.values(), key=lambda layer: layer.kept_bytes).drop()
+    total = len(inputs) if isinstance(inputs, Sized) else None
+    if isinstance(inputs, (Tensor, tuple, Mapping)):
+        total = 1  # one batch
+    done, fraction, dropped, stopped = 0, 0.0, False, False
+    for _ in run(samples, Samples.take):
+        while sum(layer.kept_bytes for layer in samples.values()) > memory_limit:
+            max(samples.values(), key=lambda layer: layer.kept_bytes).drop()
+            dropped = True
         done += 1
-        yield CaptureStep(done, "Running the model")
+        # Of inputs of unknown number the bar never quite arrives.
+        part = done / total if total else done / (done + 1)
+        fraction = max(fraction, part / 2 if dropped else part)
+        yield ActivationStep(min(1.0, fraction), "Running the model", done)
+        if stopped := budget.stop():
+            break
     if done == 0:
         raise InputError("There are no inputs to run the model with.")
-    if uncalled:
-        taken = {name: layer for name, layer in taken.items() if layer.samples}
-    for layer in taken.values():
+    if skip_uncalled:
+        samples = {name: layer for name, layer in samples.items() if layer.samples}
+    for layer in samples.values():
         layer.decompose()
-    again = [name for name, layer in taken.items() if not layer.complete]
+    again = [name for name, layer in samples.items() if not layer.complete]
     if again:
-        if iter(batches(inputs)) is inputs:
+        if iter(iterate_batches(inputs)) is inputs:
             raise InputError(
-                f"The activations take more than {budget / 2**20:.0f} MiB, so the inputs are needed twice; give a list "
-                "of them, or a larger budget, or fewer samples with max_samples=."
+                f"The activations take more than {memory_limit / 2**20:.0f} MiB, so the inputs are needed twice; give "
+                "a list of them, a larger memory_limit=, or fewer samples with max_samples=."
             )
-        for _ in run(again, Samples.score):
-            done += 1
-            yield CaptureStep(done, "Running the model again for the scores")
-    yield CaptureStep(done, "Done", {name: layer.result() for name, layer in taken.items()})
+        # The same batches as before: a stop request must not leave samples without scores.
+        for number, _ in enumerate(run(again, Samples.score), 1):
+            fraction = max(fraction, 0.5 + 0.5 * number / done)
+            yield ActivationStep(min(1.0, fraction), "Running the model again for the scores", done + number)
+            if stopped and number == done:
+                break
+    return {name: layer.result() for name, layer in samples.items()}
 
 
-class _Chosen:
-    """The samples of lowest priority numbers: so many, drawn evenly from all, whatever the order they come in."""
+class _RandomSubset:
+    """Random subset of the samples: those of the lowest priorities, whatever the order they come in."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._limit = np.iinfo(np.uint64).max  # no sample above it can be among the chosen ones
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._limit = np.iinfo(np.uint64).max  # no sample above it can be in the subset
         self._parts: list[tuple[NDArray[np.uint64], IntArray, IntArray, NDArray[Any]]] = []
         self.piece = self.position = np.empty(0, dtype=np.int64)
 
     def take(self, rows: Tensor, drawn: NDArray[np.uint64], first: int) -> None:
-        """Take in rows (pieces, positions, features) whose pieces are numbered from `first`."""
+        """Take in rows (pieces, positions, features); pieces are numbered from `first`."""
         piece, position = np.nonzero(drawn <= self._limit)
         if len(piece) == 0:
             return
         where = [torch.from_numpy(i).to(rows.device) for i in (piece, position)]
-        self._parts.append((drawn[piece, position], first + piece, position, _numbers(rows[where[0], where[1]])))
-        if sum(len(part[0]) for part in self._parts) > 2 * self._most:
+        self._parts.append((drawn[piece, position], first + piece, position, _to_numpy(rows[where[0], where[1]])))
+        if sum(len(part[0]) for part in self._parts) > 2 * self._size:
             self._prune()
 
     def rows(self) -> NDArray[Any]:
-        """Return the chosen samples in the order of their places, which `piece` and `position` then are."""
+        """Return the subset ordered by location; `piece` and `position` are set to the locations."""
         self._prune()
         [(_, piece, position, rows)] = self._parts
         order = np.lexsort((position, piece))
@@ -234,28 +244,28 @@ class _Chosen:
 
     def _prune(self) -> None:
         columns = [np.concatenate(column) for column in zip(*self._parts, strict=True)]
-        if len(columns[0]) > self._most:
-            least = np.argpartition(columns[0], self._most - 1)[: self._most]
+        if len(columns[0]) > self._size:
+            least = np.argpartition(columns[0], self._size - 1)[: self._size]
             columns = [column[least] for column in columns]
             self._limit = columns[0].max()
         self._parts = [(columns[0], columns[1], columns[2], columns[3])]
 
 
-def priorities(seed: int, inputs: IntArray, parts: IntArray, positions: int) -> NDArray[np.uint64]:
-    """Return random numbers that depend on the seed and the place of a sample alone, (pieces, positions)."""
+def draw_priorities(seed: int, inputs: IntArray, parts: IntArray, positions: int) -> NDArray[np.uint64]:
+    """Return random numbers that depend on the seed and the location of a sample alone, (pieces, positions)."""
 
-    def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:  # SplitMix64 (Steele, Lea & Flood 2014)
+    def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:  # SplitMix64 (Steele, Lea & Flood 2014)
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
 
-    start = mixed(np.array([seed % 2**64], dtype=np.uint64))
-    pieces = mixed(mixed(start ^ inputs.astype(np.uint64)) ^ parts.astype(np.uint64))
-    return mixed(pieces[:, None] ^ np.arange(positions, dtype=np.uint64))
+    start = mix(np.array([seed % 2**64], dtype=np.uint64))
+    pieces = mix(mix(start ^ inputs.astype(np.uint64)) ^ parts.astype(np.uint64))
+    return mix(pieces[:, None] ^ np.arange(positions, dtype=np.uint64))
 
 
-def _numbers(rows: Tensor) -> NDArray[Any]:
-    """Return rows as an array of float32, or float64 where they are: a copy, as modules may work in place."""
+def _to_numpy(rows: Tensor) -> NDArray[Any]:
+    """Return a copy of rows as float32, or float64 if they are: modules may work in place."""
     kind = rows.dtype if rows.dtype == torch.float64 else torch.float32
     return np.array(rows.to("cpu", kind).numpy())

@@ -1,10 +1,14 @@
-"""The SVD of a matrix that comes in blocks of rows and is never held: only what its rows span is.
+"""Streaming SVD of a matrix that arrives in blocks of rows and is never held in memory.
 
-Up to a number of features it is exact, by a sequential TSQR in float64 (J. Demmel, L. Grigori, M. Hoemmen & J. Langou,
-"Communication-optimal parallel and sequential QR and LU factorizations", SIAM J. Sci. Comput. 34, 2012):
-R <- qr([R; block]), whose singular values and right vectors are those of all rows so far. The Gram matrix would be
-faster, and lose half of the digits. Beyond, the same with [S V^T; block], truncated after every block (M. Brand,
-"Incremental singular value decomposition", ECCV 2002), which says by how much it may be wrong.
+Up to a number of features it is exact, by a sequential TSQR in float64 [1]_: R <- qr([R; block]) has the singular
+values and right vectors of all rows so far. The Gram matrix would be faster, and lose half of the digits. Beyond,
+[S V^T; block] is truncated after every block [2]_, with a bound of the error.
+
+References
+----------
+.. [1] J. Demmel, L. Grigori, M. Hoemmen & J. Langou, "Communication-optimal parallel and sequential QR and LU
+   factorizations", SIAM J. Sci. Comput. 34, 2012.
+.. [2] M. Brand, "Incremental singular value decomposition of uncertain data with missing values", ECCV 2002.
 """
 
 from __future__ import annotations
@@ -18,43 +22,57 @@ from scipy.linalg import lapack
 
 from ...errors import InputError
 from ...types import Float64Array
-from .components import Components, check_modes, decomposition, lasting
+from .components import Components, build_components, check_modes, count_significant
 
-EXACT = 4096  # features
-_ROWS = 8192  # that are taken in at once, at least
+EXACT_FEATURES = 4096
+"""Largest number of features for which the streaming SVD is exact."""
+_ROWS = 8192  # smallest number of rows of a factorization
 
 
 class StreamingSVD:
-    """Singular values and right singular vectors of rows that come in blocks.
+    """Singular values and right singular vectors of rows that arrive in blocks.
 
     Parameters
     ----------
     k : int
-        How many modes are wanted. Fewer come back where the rows have no more.
+        Number of modes; fewer are returned if the rank is lower.
     centre : bool
-        Whether the mean of all rows is taken away. It is known at the end only; blocks are taken in centred by their
-        own mean, with one more row for the difference of the means (D. Ross et al., "Incremental learning for robust
-        visual tracking", IJCV 77, 2008), which is exact.
+        Subtract the mean of all rows. As it is known only at the end, blocks are centred by their own mean, with one
+        more row for the difference of the means, which is exact [1]_.
     exact : int
-        Up to so many features it is exact and takes about ``24 * features**2`` bytes, 0.4 GiB at 4096. Beyond, only the
-        first ``4 k + 64`` modes are carried along, and `missed` bounds what is lost.
+        Largest number of features for which it is exact; it takes about ``24 * features**2`` bytes, 0.4 GiB at 4096.
+        Beyond, only the first ``4 k + 64`` modes are carried along, and `missed` bounds the error.
 
     Raises
     ------
-    ValueError
+    InputError
         If `k` is below 1.
+
+    References
+    ----------
+    .. [1] D. Ross et al., "Incremental learning for robust visual tracking", IJCV 77, 2008.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.explain.decomposition.streaming_svd import StreamingSVD
+    >>> svd = StreamingSVD(k=2)
+    >>> for block in np.split(np.diag([4.0, 3.0, 2.0, 1.0]), 2):
+    ...     svd.update(block)
+    >>> svd.result()[0]
+    array([4., 3., 2., 1.])
     """
 
-    def __init__(self, k: int, *, centre: bool = False, exact: int = EXACT) -> None:
+    def __init__(self, k: int, *, centre: bool = False, exact: int = EXACT_FEATURES) -> None:
         check_modes(k)
         self.k, self.centre, self.exact = int(k), centre, exact
         self.rows = 0
-        """Rows taken in so far."""
+        """Number of rows so far."""
         self.missed = 0.0
-        """By how much the squares of the values may be too small."""
+        """Bound of the error of the squared values, which may be too small by it."""
         self._lost = 0.0  # of the sum of squares
         self._features = 0
-        self._factor: Float64Array = np.empty((0, 0))  # whose A^T A is that of all rows taken in
+        self._factor: Float64Array = np.empty((0, 0))  # its A^T A is that of all rows so far
         self._mean: Float64Array = np.empty(0)
         self._factored = 0  # rows in _factor
         self._pending: list[NDArray[Any]] = []
@@ -66,7 +84,7 @@ class StreamingSVD:
         return self._features
 
     def update(self, block: ArrayLike) -> None:
-        """Take rows in.
+        """Take in a block of rows.
 
         Parameters
         ----------
@@ -75,8 +93,8 @@ class StreamingSVD:
 
         Raises
         ------
-        ValueError
-            If it is no matrix, has another number of columns than those before, or holds NaN or infinite numbers.
+        InputError
+            If it is no matrix, has a different number of columns than earlier blocks, or holds NaN or infinite numbers.
         """
         array = np.asarray(block)
         if array.ndim != 2 or array.dtype.kind not in "biuf":
@@ -91,7 +109,7 @@ class StreamingSVD:
             raise InputError("A block holds NaN or infinite numbers, which have no singular values.")
         step = self._step
         for first in range(0, len(array), step):
-            # A copy: whoever gave the block may write into it before it is used.
+            # A copy: the caller may write into the block before it is used.
             part = array[first : first + step].copy()
             self._pending.append(part)
             self._waiting += len(part)
@@ -100,20 +118,20 @@ class StreamingSVD:
                 self._take()
 
     def result(self) -> tuple[Float64Array, Float64Array, Float64Array]:
-        """Return all values that are known (r,) descending, right vectors V (features, k'), and the mean (features,).
+        """Return all known values (r,), descending, right vectors V (features, k'), and the mean (features,).
 
-        k' is `k`, or less where there are no more modes. The mean is 0 unless the rows are centred.
+        k' is `k`, or less if the rank is lower. The mean is 0 unless the rows are centred.
 
         Raises
         ------
-        ValueError
-            If no row has been taken in.
+        InputError
+            If there are no rows.
         """
         if self.rows == 0:
             raise InputError("There are no samples to decompose.")
         self._take()
         _, spectrum, Vh = np.linalg.svd(self._factor, full_matrices=False)
-        return spectrum, np.ascontiguousarray(Vh[: lasting(spectrum, self.k)].T), self._mean.copy()
+        return spectrum, np.ascontiguousarray(Vh[: count_significant(spectrum, self.k)].T), self._mean.copy()
 
     @property
     def total(self) -> float:
@@ -140,7 +158,7 @@ class StreamingSVD:
         return 4 * self.k + 64
 
     def _take(self) -> None:
-        """Make one factor of it and the rows that wait."""
+        """Combine the factor and the pending rows."""
         if not self._pending:
             return
         had, more = len(self._factor), self._waiting
@@ -167,26 +185,33 @@ class StreamingSVD:
             self._factor = values[: self._carried, None] * Vh[: self._carried]
 
 
-def streamed_svd(
+def compute_streaming_svd(
     blocks: Callable[[], Iterable[ArrayLike]] | Iterable[ArrayLike],
     k: int = 16,
     *,
     centre: bool = False,
-    exact: int = EXACT,
+    exact: int = EXACT_FEATURES,
 ) -> Components:
-    """Decompose a matrix that comes in blocks of rows, in two passes: one for values and concepts, one for scores.
+    """Decompose a matrix that arrives in blocks of rows, in two passes: values and concepts, then scores.
 
     Parameters
     ----------
     blocks : iterable of array_like, (rows, features), or a function that returns one
-        The same blocks each time they are asked for. Scores, float32, are all that is kept of them.
+        The same blocks in each pass. Only their scores, float32, are kept.
     k, centre, exact
-        As of `StreamingSVD`.
+        As in `StreamingSVD`.
 
     Raises
     ------
-    ValueError
-        If the blocks can be had only once, are none, or are no finite matrices of the same number of columns.
+    InputError
+        If the blocks are a generator, there are none, or they are no finite matrices with the same number of columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.explain.decomposition.streaming_svd import compute_streaming_svd
+    >>> compute_streaming_svd([np.eye(2), 2 * np.eye(2)], k=1).scores.shape
+    (4, 1)
     """
     again = blocks if callable(blocks) else lambda: _again(blocks)
     svd = StreamingSVD(k, centre=centre, exact=exact)
@@ -196,13 +221,11 @@ def streamed_svd(
     scores = Scores(spectrum, V, mean, svd.rows)
     for block in again():
         scores.update(block)
-    return decomposition(
-        spectrum, V, scores.result(), svd.total, mean=mean if centre else None, missed=svd.missed
-    )  # fmt: skip
+    return build_components(spectrum, V, scores.result(), svd.total, mean=mean if centre else None, missed=svd.missed)
 
 
 class Scores:
-    """Scores U = (A - mean) V / S of rows that come again: (rows, k), float32."""
+    """Scores U = (A - mean) V / S of the rows of a second pass, (rows, k), float32."""
 
     def __init__(self, spectrum: Float64Array, V: Float64Array, mean: Float64Array, rows: int) -> None:
         self._onto = V / spectrum[: V.shape[1]]
@@ -211,7 +234,7 @@ class Scores:
         self._filled = 0
 
     def update(self, block: ArrayLike) -> None:
-        """Take rows in, in the order of the first time."""
+        """Take in rows, in the order of the first pass."""
         array = np.asarray(block)
         for first in range(0, len(array), _ROWS):
             part = array[first : first + _ROWS]
@@ -221,7 +244,7 @@ class Scores:
             self._filled += len(part)
 
     def result(self) -> NDArray[np.float32]:
-        """Return the scores; raise ValueError if the rows were others than the first time."""
+        """Return the scores; raise InputError if the rows differ from those of the first pass."""
         norms = np.sqrt([np.einsum("i,i", c, c, dtype=np.float64) for c in self._scores.T])
         # Truncation may leave values, and so norms, a little off; other rows would be far off.
         if self._filled != len(self._scores) or not (np.abs(norms - 1) < 0.5).all():
@@ -229,14 +252,14 @@ class Scores:
         return self._scores
 
 
-def _differs() -> ValueError:
-    return ValueError("The second pass gave other samples than the first; give inputs that are the same each time.")
+def _differs() -> InputError:
+    return InputError("The second pass had other samples than the first; give inputs that are the same each time.")
 
 
 def _again(blocks: Iterable[ArrayLike]) -> Iterator[ArrayLike]:
     made = iter(blocks)
     if made is blocks:
-        raise InputError("The blocks are needed twice; give a list of them, or a function that returns them anew.")
+        raise InputError("The blocks are needed twice; give a list of them, or a function that returns them.")
     return made
 
 

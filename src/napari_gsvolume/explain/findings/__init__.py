@@ -1,1 +1,1 @@
-"""Findings about a network: detectors and tests whose error rates are controlled."""
+"""Findings about a network: detectors, and tests with controlled error rates."""

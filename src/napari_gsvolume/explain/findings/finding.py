@@ -1,4 +1,4 @@
-"""What is reported of a network, and from when on: findings, and the thresholds that make them."""
+"""Findings about a network, and their thresholds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ _Part = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Thresholds(BaseModel):
-    """From when on something is reported. Where there is chance, both a size and a significance are asked for."""
+    """Reporting thresholds. Findings that involve chance must be both large and significant.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.explain import Thresholds
+    >>> Thresholds(alpha=0.01).redundancy
+    0.98
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,35 +31,41 @@ class Thresholds(BaseModel):
         0.05, description="Probability of any false finding of one kind at one epoch, over all layers and components"
     )
     permutations: Annotated[int, Field(ge=19, le=100_000)] = Field(
-        999, description="Random assignments that a significance is judged by; a p-value is 1 / (this + 1) at least"
+        999, description="Number of permutations of a test; the smallest p-value is 1 / (permutations + 1)"
     )
     collapse_share: _Part = Field(
-        0.95, description="A layer has collapsed if this part of its variance is in one direction"
+        0.95, description="Collapse threshold: fraction of the variance of a layer in one direction"
     )
-    collapse_rank: _Part = Field(0.02, description="Or if its effective rank is below this part of its features")
-    dead_level: _Part = Field(1e-3, description="A unit is dead if it varies by less than this part of the liveliest")
-    dead_share: _Part = Field(0.1, description="Dead units are reported if they are this part of a layer")
-    redundancy: _Part = Field(0.98, description="Two units, or attention heads, are one if |correlation| is this high")
-    energy: _Part = Field(0.05, description="Components count, and are used, from this part of a layer's variance on")
-    trace: _Part = Field(1e-3, description="Components of less than this part are not tested for attributes and shifts")
+    collapse_rank: _Part = Field(
+        0.02, description="Collapse threshold: effective rank relative to the number of features"
+    )
+    dead_level: _Part = Field(1e-3, description="Dead-unit threshold, relative to the most active unit")
+    dead_share: _Part = Field(0.1, description="Reporting threshold of dead units: their fraction of a layer")
+    redundancy: _Part = Field(0.98, description="Redundancy threshold: |correlation| of two units or attention heads")
+    energy: _Part = Field(0.05, description="Smallest fraction of the variance of a layer in a leading component")
+    trace: _Part = Field(
+        1e-3, description="Smallest fraction of the variance in components that are tested for attributes and shifts"
+    )
     new_cosine: _Part = Field(
-        0.5, description="A component is new if its cosine with those that counted at each recent epoch is below this"
+        0.5, description="New-concept threshold: largest cosine with the leading components of recent epochs"
     )
-    recent: Count = Field(3, description="How many epochs before one are recent")
+    recent: Count = Field(3, description="Number of recent epochs in the search for new concepts")
     drift_shift: NotNegative = Field(
         0.5,
-        description="Domains have drifted if a component's mean moved by so many standard deviations of inputs",
+        description="Drift threshold: shift of the mean of a component in standard deviations over inputs",
     )
-    drift_overlap: _Part = Field(0.8, description="Or if the subspaces that they use overlap by less than this part")
+    drift_overlap: _Part = Field(0.8, description="Drift threshold: overlap of the subspaces of two domains")
     sharpening: NotNegative = Field(
-        0.15, description="A layer is sharp if its first singular value where trained is this part above that held out"
+        0.15, description="Sharpening threshold: excess of the first singular value on training over held-out inputs"
     )
-    correlation: NotNegative = Field(0.3, description="A component follows an attribute from this |correlation| on")
+    correlation: NotNegative = Field(
+        0.3, description="Association threshold: |correlation| of a component with an attribute"
+    )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a threshold was crossed for.
+    """Finding: a statistic of a layer that exceeds its threshold.
 
     Attributes
     ----------
@@ -60,19 +73,19 @@ class Finding:
     layer : str
         Name of the module.
     sentence : str
-        All of it in words, with its numbers.
+        Finding in words, with its numbers.
     statistic, threshold : float
-        What was measured, and what it was compared with.
+        Statistic, and its threshold.
     component : int, or None
-        Which, from 0, where it is about one.
+        Number of the component, from 0, if it is about one.
     epoch : float, or None
-        When: of what may last, since when on.
+        Epoch of the finding; the first one of a persistent finding.
     subject : str
-        The attribute, the domain, or the units.
+        Attribute, domain, or units.
     interval : (float, float), or None
-        Of the statistic, where it has one: all intervals of one call hold together with probability ``1 - alpha``.
+        Confidence interval of the statistic; all intervals of one call hold together with probability ``1 - alpha``.
     p_value : float, or None
-        Corrected for all that was tested with it.
+        p-value, corrected for all tests of the call.
     """
 
     kind: Kind

@@ -1,7 +1,7 @@
-"""What a network does differently with some inputs than with others: pure functions that return findings.
+"""Tests for differences between inputs: attributes, drift of domains, sharpening. Pure functions that return findings.
 
-All layers are taken at once, since the probability of any false finding is held over all of them. Something is found
-if it is both significant and large.
+All layers are tested at once, and the probability of any false finding over all of them is limited. A finding is both
+significant and large.
 """
 
 from __future__ import annotations
@@ -16,29 +16,37 @@ from ...svd.decomposition import effective_rank
 from ...types import Float64Array
 from ..decomposition.alignment import principal_angles
 from .finding import Finding, Thresholds
-from .input_moments import PerInput
+from .input_moments import InputMoments
 from .layer_detectors import percent
-from .permutation_tests import associations, design, explained, familywise, permuted, standardised, swapped
+from .permutation_tests import (
+    compute_associations,
+    design_matrix,
+    draw_permutations,
+    draw_swaps,
+    explained_variance,
+    familywise_p_values,
+    standardize,
+)
 
 _STANDARD = Thresholds()
 
 
-def attributes(
-    probes: Mapping[str, PerInput],
+def find_attributes(
+    probes: Mapping[str, InputMoments],
     values: Mapping[str, ArrayLike],
     thresholds: Thresholds = _STANDARD,
     *,
     epoch: float | None = None,
     seed: int = 0,
 ) -> list[Finding]:
-    """Find components whose mean score of an input follows an attribute of the input.
+    """Find components with mean scores that follow an attribute of the input.
 
     Parameters
     ----------
-    probes : mapping of str to PerInput
+    probes : mapping of str to InputMoments
         By layer.
     values : mapping of str to array_like, (inputs,)
-        By attribute: numbers or booleans (Pearson's r), texts (r of two categories, the correlation ratio eta of more).
+        Values by attribute: numbers or booleans (Pearson's r), or texts (r for two categories, else correlation ratio).
     thresholds : Thresholds
         ``alpha``, over all layers, components and attributes; ``correlation``, ``trace``.
     epoch : float, optional
@@ -46,13 +54,15 @@ def attributes(
 
     Raises
     ------
-    ValueError
-        As of `inference.associations`.
+    InputError
+        As in `compute_associations`.
     """
     t = thresholds
     columns, which = _columns(probes, t.trace)
     found = []
-    tests = associations(columns, values, alpha=t.alpha, permutations=t.permutations, seed=seed) if values else {}
+    tests = (
+        compute_associations(columns, values, alpha=t.alpha, permutations=t.permutations, seed=seed) if values else {}
+    )
     for name, a in tests.items():
         for j in map(int, np.flatnonzero((a.p_values <= t.alpha) & (np.abs(a.statistic) >= t.correlation))):
             layer, component = which[j]
@@ -65,15 +75,23 @@ def attributes(
             )
             found.append(
                 Finding(
-                    "attribute", layer, sentence, float(a.statistic[j]), t.correlation, component=component,
-                    epoch=epoch, subject=name, interval=interval, p_value=float(a.p_values[j]),
+                    "attribute",
+                    layer,
+                    sentence,
+                    float(a.statistic[j]),
+                    t.correlation,
+                    component=component,
+                    epoch=epoch,
+                    subject=name,
+                    interval=interval,
+                    p_value=float(a.p_values[j]),
                 )
-            )  # fmt: skip
+            )
     return sorted(found, key=lambda f: -abs(f.statistic))
 
 
-def drift(
-    probes: Mapping[str, PerInput],
+def find_drift(
+    probes: Mapping[str, InputMoments],
     domains: ArrayLike,
     thresholds: Thresholds = _STANDARD,
     *,
@@ -81,49 +99,49 @@ def drift(
     epoch: float | None = None,
     seed: int = 0,
 ) -> list[Finding]:
-    """Find whether a network treats domains differently: other means, or other directions.
+    """Find domain drift: means or directions that differ between domains.
 
-    Of two domains the one is compared with the other, of more each with all the rest. Means are those of the inputs'
-    mean scores, in standard deviations of inputs (Cohen's d). Directions are those that count, of the samples about
-    the mean of their domain; two subspaces overlap by the mean of the squared cosines of their principal angles.
+    Two domains are compared with each other, several each with all the others. Shifts are differences of the mean
+    scores of inputs, in standard deviations over inputs (Cohen's d). Directions are the leading ones of the samples
+    about the mean of their domain; the overlap of two subspaces is the mean squared cosine of their principal angles.
     Labels are permuted among inputs, never among the pixels of one.
 
     Parameters
     ----------
-    probes : mapping of str to PerInput
-        By layer, of the inputs of all domains together.
+    probes : mapping of str to InputMoments
+        Moments by layer, for the inputs of all domains together.
     domains : array_like, (inputs,)
-        Labels.
+        Domain of each input.
     thresholds : Thresholds
         ``alpha``, over all layers, components and domains; ``drift_shift``, ``drift_overlap``, ``energy``,
         ``trace``.
     paired : bool
-        Whether the second half of the inputs is the first, in its order, after something was done to it: then labels
-        are exchanged within the pairs only, which tells smaller effects from chance.
+        True if the second half of the inputs is the first, in the same order, after a perturbation: labels are then
+        exchanged within pairs only, which detects smaller effects.
     epoch : float, optional
     seed : int
 
     Raises
     ------
-    ValueError
-        If there are fewer than 8 inputs, or less than two domains, or there is not one label an input.
+    InputError
+        If there are fewer than 8 inputs or two domains, or not one label per input.
     """
     t = thresholds
     columns, which = _columns(probes, t.trace)
     n = len(columns)
-    design(np.asarray(domains).astype(str), n, "The domain")
+    design_matrix(np.asarray(domains).astype(str), n, "The domain")
     names, codes = np.unique(np.asarray(domains).astype(str), return_inverse=True)
-    orders = (swapped if paired else permuted)(n, t.permutations, seed)
-    X = standardised(columns)
+    orders = (draw_swaps if paired else draw_permutations)(n, t.permutations, seed)
+    X = standardize(columns)
     contrasts = [codes == g for g in range(len(names))][: 1 if len(names) == 2 else None]
     titles = [f"{names[0]} and {names[1]}"] if len(names) == 2 else [f"{name} and the others" for name in names]
     counts = {layer: _leading(probe, t.energy) for layer, probe in probes.items()}
     shifts, overlaps = [], []
     for mask in contrasts:
-        shifts.append(explained(X, design(mask, n), orders))
+        shifts.append(explained_variance(X, design_matrix(mask, n), orders))
         apart = [_overlap(probe, mask, orders, counts[layer]) for layer, probe in probes.items()]
         overlaps.append(np.stack(apart, axis=1))
-    p = familywise(np.concatenate([*shifts, *(1 - o for o in overlaps)], axis=1))
+    p = familywise_p_values(np.concatenate([*shifts, *(1 - o for o in overlaps)], axis=1))
     p_shift, p_overlap = np.split(p, [len(contrasts) * len(which)])
     found = []
     for c, (mask, title) in enumerate(zip(contrasts, titles, strict=True)):
@@ -137,15 +155,22 @@ def drift(
             layer, component = which[j]
             corrected = float(p_shift[c * len(which) + j])
             sentence = (
-                f"Layer {layer} drifts between {title}: the mean of component {component + 1} moves by {shift[j]:.2f} "
+                f"Layer {layer} drifts between {title}: the mean of component {component + 1} shifts by {shift[j]:.2f} "
                 f"standard deviations of inputs (threshold {t.drift_shift:g}; p = {corrected:.2g})."
             )
             found.append(
                 Finding(
-                    "drift", layer, sentence, float(shift[j]), t.drift_shift, component=component, epoch=epoch,
-                    subject=title, p_value=corrected,
+                    "drift",
+                    layer,
+                    sentence,
+                    float(shift[j]),
+                    t.drift_shift,
+                    component=component,
+                    epoch=epoch,
+                    subject=title,
+                    p_value=corrected,
                 )
-            )  # fmt: skip
+            )
         for k, (layer, probe) in enumerate(probes.items()):
             overlap, corrected = float(overlaps[c][0, k]), float(p_overlap[c * len(probes) + k])
             if corrected <= t.alpha and overlap <= t.drift_overlap:
@@ -157,15 +182,21 @@ def drift(
                 )
                 found.append(
                     Finding(
-                        "drift", layer, sentence, overlap, t.drift_overlap, epoch=epoch, subject=title,
+                        "drift",
+                        layer,
+                        sentence,
+                        overlap,
+                        t.drift_overlap,
+                        epoch=epoch,
+                        subject=title,
                         p_value=corrected,
                     )
-                )  # fmt: skip
+                )
     return found
 
 
-def sharpening(
-    probes: Mapping[str, PerInput],
+def find_sharpening(
+    probes: Mapping[str, InputMoments],
     held_out: ArrayLike,
     thresholds: Thresholds = _STANDARD,
     *,
@@ -173,63 +204,69 @@ def sharpening(
     epoch: float | None = None,
     seed: int = 0,
 ) -> list[Finding]:
-    """Find layers whose leading singular value is larger on what was trained on than on what was held out.
+    """Find layers with a larger leading singular value on training inputs than on held-out inputs.
 
-    A network that has learnt its examples by heart has moved them apart to a few class means (V. Papyan, X. Han & D.
-    Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training", PNAS 117, 2020);
-    examples of the same kind that it has not seen fall between them, so they vary less along the leading direction. Of
-    a network that treats the two alike, who is which is arbitrary: that is what is tested, one-sided, by permuting
-    inputs.
+    A network that memorizes its training examples moves them to a few class means [1]_; held-out examples of the same
+    kind fall between them and vary less along the leading direction. The null hypothesis is that both are
+    exchangeable, which is tested one-sided by permuting inputs.
 
     Parameters
     ----------
-    probes : mapping of str to PerInput
-        By layer, of trained and held-out inputs together.
+    probes : mapping of str to InputMoments
+        Moments by layer, for training and held-out inputs together.
     held_out : array_like of bool, (inputs,)
-        Which inputs were not trained on. They have to be of the same kind as the others.
+        True for inputs outside the training set, which must be of the same kind as the others.
     thresholds : Thresholds
         ``alpha``, over all layers; ``sharpening``.
     first : mapping of str to float, optional
-        `sharpness` of the layers before training: the two kinds may differ by themselves, and what is found has to
-        exceed it by the threshold.
+        `sharpness` of the layers before training, which a finding must exceed by the threshold, as the two sets may
+        differ to begin with.
     epoch : float, optional
     seed : int
 
     Raises
     ------
-    ValueError
+    InputError
         If there are fewer than 8 inputs, or all or none are held out.
+
+    References
+    ----------
+    .. [1] V. Papyan, X. Han & D. Donoho, "Prevalence of neural collapse during the terminal phase of deep learning
+       training", PNAS 117, 2020.
     """
     mask = np.asarray(held_out, dtype=bool)
     t = thresholds
-    design(mask, len(mask), "Whether an input is held out")
-    orders = permuted(len(mask), t.permutations, seed)
+    design_matrix(mask, len(mask), "The attribute held_out")
+    orders = draw_permutations(len(mask), t.permutations, seed)
     statistics = np.stack([_sharpness(probe, mask, orders) for probe in probes.values()], axis=1)
     found = []
-    for layer, now, p in zip(probes, statistics[0], familywise(statistics), strict=True):
+    for layer, current, p in zip(probes, statistics[0], familywise_p_values(statistics), strict=True):
         before = (first or {}).get(layer, 0.0)
-        if p > t.alpha or now < t.sharpening or now - before < t.sharpening:
+        if p > t.alpha or current < t.sharpening or current - before < t.sharpening:
             continue
         here = np.arange(len(mask))[None]
-        ranks = [float(effective_rank(_values(_spread(probes[layer], mask, here, side)))[0]) for side in (False, True)]
+        ranks = [
+            float(effective_rank(_values(_side_covariances(probes[layer], mask, here, side)))[0])
+            for side in (False, True)
+        ]
         sentence = (
-            f"Layer {layer} is sharper on what was trained on: its leading singular value is {percent(now)} above that "
-            f"held out (threshold {percent(t.sharpening)}; {percent(before)} at first; effective ranks {ranks[0]:.2f} "
-            f"and {ranks[1]:.2f}; p = {p:.2g})."
+            f"Layer {layer} is sharper on training inputs: its leading singular value is {percent(current)} above that "
+            f"on held-out inputs (threshold {percent(t.sharpening)}; {percent(before)} initially; effective ranks "
+            f"{ranks[0]:.2f} and {ranks[1]:.2f}; p = {p:.2g})."
         )
         found.append(
-            Finding("sharpening", layer, sentence, float(now), t.sharpening, epoch=epoch, p_value=float(p))
-        )  # fmt: skip
+            Finding("sharpening", layer, sentence, float(current), t.sharpening, epoch=epoch, p_value=float(p))
+        )
     return found
 
 
-def sharpness(probe: PerInput, held_out: NDArray[np.bool_]) -> float:
-    """Return by which part the leading singular value is larger where trained than held out, both about their means."""
+def sharpness(probe: InputMoments, held_out: NDArray[np.bool_]) -> float:
+    """Return the relative excess of the leading singular value on training over held-out inputs, about their means."""
     return float(_sharpness(probe, held_out, np.arange(len(held_out))[None])[0])
 
 
-def _sharpness(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp]) -> Float64Array:
-    trained, held = (_values(_spread(probe, mask, orders, side))[:, -1] for side in (False, True))
+def _sharpness(probe: InputMoments, mask: NDArray[np.bool_], orders: NDArray[np.intp]) -> Float64Array:
+    trained, held = (_values(_side_covariances(probe, mask, orders, side))[:, -1] for side in (False, True))
     return np.asarray(trained / np.maximum(held, 1e-12 * trained.max(initial=1e-300)) - 1)
 
 
@@ -238,7 +275,9 @@ def _values(covariances: Float64Array) -> Float64Array:
     return np.asarray(np.sqrt(np.clip(np.linalg.eigvalsh(covariances), 0, None)))
 
 
-def _spread(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], side: bool) -> Float64Array:
+def _side_covariances(
+    probe: InputMoments, mask: NDArray[np.bool_], orders: NDArray[np.intp], side: bool
+) -> Float64Array:
     """Return the covariance of the samples of one side of a mask, in each order, (orders, k, k)."""
     k = probe.means.shape[1]
     weights = np.where(mask[orders] == side, 1 / (mask == side).sum(), 0.0)  # (P, n)
@@ -248,24 +287,26 @@ def _spread(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], 
     return np.asarray((weights @ centred.reshape(len(mask), -1)).reshape(-1, k, k) - mean[:, :, None] * mean[:, None])
 
 
-def _overlap(probe: PerInput, mask: NDArray[np.bool_], orders: NDArray[np.intp], count: int) -> Float64Array:
+def _overlap(probe: InputMoments, mask: NDArray[np.bool_], orders: NDArray[np.intp], count: int) -> Float64Array:
     """Return the mean squared cosine of the leading directions of both sides of a mask, in each order, (orders,)."""
-    one, other = (np.linalg.eigh(_spread(probe, mask, orders, side))[1][..., -count:] for side in (True, False))
+    one, other = (
+        np.linalg.eigh(_side_covariances(probe, mask, orders, side))[1][..., -count:] for side in (True, False)
+    )
     return np.asarray(np.square(one.transpose(0, 2, 1) @ other).sum((1, 2)) / count)
 
 
-def _bases(probe: PerInput, mask: NDArray[np.bool_], count: int) -> list[Float64Array]:
+def _bases(probe: InputMoments, mask: NDArray[np.bool_], count: int) -> list[Float64Array]:
     here = np.arange(len(mask))[None]
-    return [np.linalg.eigh(_spread(probe, mask, here, side))[1][0, :, -count:] for side in (True, False)]
+    return [np.linalg.eigh(_side_covariances(probe, mask, here, side))[1][0, :, -count:] for side in (True, False)]
 
 
-def _leading(probe: PerInput, energy: float) -> int:
-    """Return how many components count; not all that there are, whose span is everything."""
+def _leading(probe: InputMoments, energy: float) -> int:
+    """Return the number of leading components; never all, as their span is the whole space."""
     return max(1, min(int((probe.shares >= energy).sum()), len(probe.shares) - 1))
 
 
-def _columns(probes: Mapping[str, PerInput], trace: float) -> tuple[Float64Array, list[tuple[str, int]]]:
-    """Return the mean scores of all layers side by side, (inputs, m), and of which layer and component each is."""
+def _columns(probes: Mapping[str, InputMoments], trace: float) -> tuple[Float64Array, list[tuple[str, int]]]:
+    """Return the mean scores of all layers side by side, (inputs, m), and the layer and component of each column."""
     if not probes:
         raise InputError("There is no layer to test.")
     which = [(layer, int(k)) for layer, probe in probes.items() for k in np.flatnonzero(probe.shares >= trace)]

@@ -1,4 +1,4 @@
-"""What the samples of each input are, in the coordinates of a layer's leading components: their first two moments."""
+"""First two moments of the samples of each input, in the coordinates of the leading components of a layer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ...types import Float64Array
 
 
 @dataclass(frozen=True, eq=False)
-class PerInput:
-    """The moments of the samples of each input, all of the same weight.
+class InputMoments:
+    """Moments of the samples of each input, equally weighted.
 
     Attributes
     ----------
@@ -22,7 +22,7 @@ class PerInput:
     seconds : ndarray, (inputs, k, k)
         Mean products of two coordinates.
     shares : ndarray, (k,)
-        Part of the layer's variance that each component has.
+        Fraction of the variance of the layer in each component.
     """
 
     means: Float64Array
@@ -30,28 +30,30 @@ class PerInput:
     shares: Float64Array
 
     @classmethod
-    def of(cls, coordinates: Float64Array, whose: NDArray[np.int64], inputs: int, shares: Float64Array) -> PerInput:
+    def of(
+        cls, coordinates: Float64Array, owners: NDArray[np.int64], inputs: int, shares: Float64Array
+    ) -> InputMoments:
         """Return the moments of samples.
 
         Parameters
         ----------
         coordinates : ndarray, (samples, k)
-        whose : ndarray of int, (samples,)
-            Which input each is of, ascending.
+        owners : ndarray of int, (samples,)
+            Input of each sample, ascending.
         inputs : int
-            How many there are.
+            Number of inputs.
         shares : ndarray, (k,)
 
         Raises
         ------
-        ValueError
+        InputError
             If an input has no sample.
         """
         k = coordinates.shape[1]
-        ends = np.searchsorted(whose, np.arange(inputs + 1))
+        ends = np.searchsorted(owners, np.arange(inputs + 1))
         if (np.diff(ends) == 0).any():
             raise InputError(
-                f"{(np.diff(ends) == 0).sum()} of {inputs} inputs have none of the {len(whose)} samples; raise "
+                f"{(np.diff(ends) == 0).sum()} of {inputs} inputs have none of the {len(owners)} samples; raise "
                 "max_samples, or give fewer inputs."
             )
         means, seconds = np.empty((inputs, k)), np.empty((inputs, k, k))
@@ -60,9 +62,9 @@ class PerInput:
             means[i], seconds[i] = x.mean(0), x.T @ x / len(x)
         return cls(means, seconds, shares)
 
-    def first(self, inputs: int) -> PerInput:
-        """Return the moments of the first so many inputs."""
-        return PerInput(self.means[:inputs], self.seconds[:inputs], self.shares)
+    def first(self, inputs: int) -> InputMoments:
+        """Return the moments of the first `inputs` inputs."""
+        return InputMoments(self.means[:inputs], self.seconds[:inputs], self.shares)
 
     def centred(self, labels: NDArray[np.intp]) -> Float64Array:
         """Return the second moments about the mean of each group, (inputs, k, k)."""

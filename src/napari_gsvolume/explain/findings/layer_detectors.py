@@ -1,6 +1,6 @@
-"""What can be wrong with, or worth knowing of, one layer: pure functions that return findings.
+"""Detectors of collapse, dead and redundant units, and new concepts of one layer: pure functions that return findings.
 
-Each compares a number with a threshold. Where chance has a say, see `comparisons`.
+Each compares a statistic with a threshold. For tests that involve chance, see `group_comparisons`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STANDARD = Thresholds()
 _NAMED = 3  # units or pairs in a sentence
 
 
-def collapse(
+def find_collapse(
     layer: str,
     spectrum: ArrayLike,
     features: int,
@@ -28,7 +28,7 @@ def collapse(
     total: float | None = None,
     epoch: float | None = None,
 ) -> list[Finding]:
-    """Find whether a layer uses next to nothing of its features.
+    """Find a collapsed layer, which uses almost none of its features.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ def collapse(
     spectrum : array_like, (r,)
         Singular values of the activations about their mean, descending.
     features : int
-        Of two or less there is nothing to lose: they are passed over.
+        Number of features; layers with two or fewer are skipped.
     thresholds : Thresholds
         ``collapse_share``, ``collapse_rank``.
     total : float, optional
-        Sum of the squares of all values, if these are only the first.
+        Sum of squares of all values, if the spectrum is truncated.
     epoch : float, optional
     """
     values = np.asarray(spectrum, dtype=np.float64)
@@ -48,7 +48,7 @@ def collapse(
     if features < 3:
         return []
     if total == 0:
-        sentence = f"Layer {layer} has collapsed: it gives the same for every input."
+        sentence = f"Layer {layer} has collapsed: its output is the same for every input."
         return [Finding("collapse", layer, sentence, 1.0, thresholds.collapse_share, epoch=epoch)]
     share, rank = float(values[0] ** 2 / total), float(effective_rank(values))
     if share >= thresholds.collapse_share:
@@ -66,10 +66,10 @@ def collapse(
     return []
 
 
-def dead_units(
+def find_dead_units(
     layer: str, deviations: ArrayLike, thresholds: Thresholds = _STANDARD, *, epoch: float | None = None
 ) -> list[Finding]:
-    """Find units that do not vary.
+    """Find dead units, which do not vary.
 
     Parameters
     ----------
@@ -86,32 +86,32 @@ def dead_units(
     if share < thresholds.dead_share:
         return []
     sentence = (
-        f"Layer {layer} has {len(dead)} dead units of {len(s)} ({_listed(dead)}): they vary by less than "
-        f"{percent(thresholds.dead_level)} of the liveliest one ({percent(share)} of the units; threshold "
+        f"Layer {layer} has {len(dead)} dead units of {len(s)} ({_join(dead)}): they vary by less than "
+        f"{percent(thresholds.dead_level)} of the most active one ({percent(share)} of the units; threshold "
         f"{percent(thresholds.dead_share)})."
     )
     subject = ", ".join(map(str, dead))
     return [Finding("dead units", layer, sentence, share, thresholds.dead_share, epoch=epoch, subject=subject)]
 
 
-def redundant_pairs(likeness: ArrayLike, threshold: float) -> list[tuple[int, int, float]]:
-    """Return the pairs (i, j, likeness), i < j, of a symmetric matrix whose size reaches a threshold, largest first."""
-    matrix = np.asarray(likeness, dtype=np.float64)
+def find_redundant_pairs(similarity: ArrayLike, threshold: float) -> list[tuple[int, int, float]]:
+    """Return the pairs (i, j, value), i < j, of a symmetric matrix with |value| above a threshold, largest first."""
+    matrix = np.asarray(similarity, dtype=np.float64)
     i, j = np.nonzero(np.triu(np.abs(matrix) >= threshold, 1))
     order = np.argsort(-np.abs(matrix[i, j]).round(9), kind="stable")
     return [(int(i[o]), int(j[o]), float(matrix[i[o], j[o]])) for o in order]
 
 
-def redundant_units(
+def find_redundant_units(
     layer: str, covariance: ArrayLike, thresholds: Thresholds = _STANDARD, *, epoch: float | None = None
 ) -> list[Finding]:
-    """Find units that say the same as others: one finding a layer, which names the closest pairs.
+    """Find redundant units (correlated): one finding per layer, which names the closest pairs.
 
     Parameters
     ----------
     layer : str
     covariance : array_like, (features, features)
-        Of the units, over all samples. Dead units are passed over.
+        Covariance of the units over all samples. Dead units are skipped.
     thresholds : Thresholds
         ``redundancy``, ``dead_level``.
     epoch : float, optional
@@ -123,35 +123,41 @@ def redundant_units(
     return _redundant("redundant units", "units", "|correlation|", layer, correlation, thresholds, epoch)
 
 
-def duplicate_heads(
-    layer: str, likeness: ArrayLike, thresholds: Thresholds = _STANDARD, *, epoch: float | None = None
+def find_redundant_heads(
+    layer: str, similarity: ArrayLike, thresholds: Thresholds = _STANDARD, *, epoch: float | None = None
 ) -> list[Finding]:
-    """Find attention heads that look at the same: one finding a layer, which names the closest pairs.
+    """Find redundant attention heads: one finding per layer, which names the closest pairs.
 
     Parameters
     ----------
     layer : str
-    likeness : array_like, (heads, heads)
-        Cosines of their maps.
+    similarity : array_like, (heads, heads)
+        Cosines of the maps of the heads.
     thresholds : Thresholds
         ``redundancy``.
     epoch : float, optional
     """
-    return _redundant("redundant heads", "heads", "cosine", layer, np.asarray(likeness), thresholds, epoch)
+    return _redundant("redundant heads", "heads", "cosine", layer, np.asarray(similarity), thresholds, epoch)
 
 
 def _redundant(
-    kind: Any, what: str, measure: str, layer: str, likeness: Float64Array, thresholds: Thresholds, epoch: float | None
+    kind: Any,
+    what: str,
+    measure: str,
+    layer: str,
+    similarity: Float64Array,
+    thresholds: Thresholds,
+    epoch: float | None,
 ) -> list[Finding]:
-    pairs = redundant_pairs(likeness, thresholds.redundancy)
+    pairs = find_redundant_pairs(similarity, thresholds.redundancy)
     if not pairs:
         return []
-    closest: dict[int, tuple[int, float]] = {}  # of those without which no such pair would be left
+    closest: dict[int, tuple[int, float]] = {}  # units whose removal would leave no such pair
     for i, j, value in pairs:
         closest.setdefault(j, (i, value))
     named = "; ".join(f"{i} and {j} ({value:.3f})" for j, (i, value) in list(closest.items())[:_NAMED])
     sentence = (
-        f"Layer {layer} has {len(closest)} of {len(likeness)} {what} that repeat another: "
+        f"Layer {layer} has {len(closest)} of {len(similarity)} {what} that are redundant: "
         f"{named}{'; ...' * (len(closest) > _NAMED)} ({measure} at least {thresholds.redundancy:g})."
     )
     top = abs(pairs[0][2])
@@ -159,18 +165,18 @@ def _redundant(
     return [Finding(kind, layer, sentence, top, thresholds.redundancy, epoch=epoch, subject=subject)]
 
 
-def new_concepts(
+def find_new_concepts(
     layer: str,
     epochs: Sequence[float],
     concepts: Sequence[ArrayLike],
     shares: Sequence[ArrayLike],
     thresholds: Thresholds = _STANDARD,
 ) -> list[Finding]:
-    """Find components that were not there before.
+    """Find new components.
 
-    Those of an epoch that count are compared with the span of those that counted at each of the epochs shortly before:
-    what has merely turned among them is not new. What was there long ago, as the random directions before training
-    are, does not matter. Nothing is new at the first epoch.
+    The leading components of an epoch are compared with the spans of those of each recent epoch: a rotation among them
+    is not new. Earlier epochs, such as random directions before training, do not count. Nothing is new at the first
+    epoch.
 
     Parameters
     ----------
@@ -178,9 +184,9 @@ def new_concepts(
     epochs : sequence of float
         Ascending.
     concepts : sequence of array_like, (features, k)
-        Of each epoch: unit columns. k may differ.
+        Unit columns of each epoch; k may differ.
     shares : sequence of array_like, (k,)
-        Part of the layer's variance that each has.
+        Fractions of the variance of the layer.
     thresholds : Thresholds
         ``new_cosine``, ``recent``, ``energy``.
     """
@@ -198,18 +204,18 @@ def new_concepts(
             before_it = "epoch" if min(t, thresholds.recent) == 1 else f"{min(t, thresholds.recent)} epochs"
             sentence = (
                 f"A new concept appeared in layer {layer} at epoch {epochs[t]:g}: component {component + 1}, "
-                f"{percent(share)} of the variance, has a cosine of {cosine:.2f} at most with what counted in the "
-                f"{before_it} before (threshold {thresholds.new_cosine:g})."
+                f"{percent(share)} of the variance, has a cosine of at most {cosine:.2f} with the leading components "
+                f"of the {before_it} before (threshold {thresholds.new_cosine:g})."
             )
             at = {"component": int(component), "epoch": float(epochs[t])}
             found.append(Finding("new concept", layer, sentence, float(cosine), thresholds.new_cosine, **at))  # type: ignore[arg-type]
     return found
 
 
-def percent(part: float) -> str:
-    """Return a part as a percentage."""
-    return f"{100 * part:.3g} %"
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage."""
+    return f"{100 * fraction:.3g} %"
 
 
-def _listed(units: NDArray[np.intp]) -> str:
+def _join(units: NDArray[np.intp]) -> str:
     return ", ".join(map(str, units[:_NAMED])) + ", ..." * (len(units) > _NAMED)

@@ -1,6 +1,6 @@
-"""What chance does: permutations of inputs, corrections for many tests, and intervals.
+"""Permutation tests over inputs, corrections for multiple tests, and confidence intervals.
 
-Samples of one input (its pixels, its tokens) are not independent, so inputs are what is permuted and counted.
+Samples of one input (pixels, tokens) are not independent, so whole inputs are permuted and counted.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from ...errors import InputError
 from ...types import Float64Array
 
 FEWEST = 8
-"""Inputs below which nothing is tested."""
-_AT_ONCE = 2**22  # numbers of permuted designs
+"""Smallest number of inputs of a test."""
+_CHUNK = 2**22  # numbers of permuted designs at once
 
 
 @dataclass(frozen=True, eq=False)
 class Association:
-    """How columns of numbers depend on one attribute.
+    """Association of columns of numbers with one attribute.
 
     Attributes
     ----------
     measure : str
-        "r" (Pearson's, the point-biserial one of two categories), or "eta" (the correlation ratio, of more).
+        "r" (Pearson's; point-biserial for two categories), or "eta" (correlation ratio, for more).
     statistic : ndarray, (m,)
-        -1 to 1, or 0 to 1 of eta.
+        -1 to 1, or 0 to 1 for eta.
     p_values : ndarray, (m,)
-        Corrected for all columns and all attributes.
+        p-values, corrected for all columns and all attributes.
     reach : float
-        How far the largest |r| comes that permutations give, all but a part alpha of them; of eta, 0.
+        1 - alpha quantile of the largest |r| over permutations; 0 for eta.
     inputs, degrees : int
-        Of freedom of the attribute: 1, or categories - 1.
+        Number of inputs, and degrees of freedom of the attribute: 1, or categories - 1.
     level : float
-        Error rate of one interval of eta, such that all hold with probability ``1 - alpha`` (Bonferroni).
+        Error rate of each interval of eta, with Bonferroni correction.
     """
 
     measure: str
@@ -52,8 +52,8 @@ class Association:
     def interval(self, column: int) -> tuple[float, float]:
         """Return the confidence interval of a statistic; all of them hold with probability ``1 - alpha``.
 
-        Of r it is that of Fisher 1921, ``tanh(artanh(r) -+ artanh(reach))``: as wide, on his scale, as chance is
-        wide. Of eta see `eta_interval`. Both take the columns, given the attribute, for normal, p-values do not.
+        For r it is ``tanh(artanh(r) -+ artanh(reach))``, on the scale of Fisher's z; for eta see `eta_interval`. Both
+        assume normal columns given the attribute; p-values do not.
         """
         statistic = float(self.statistic[column])
         if self.measure == "eta":
@@ -62,7 +62,7 @@ class Association:
         return float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
-def associations(
+def compute_associations(
     columns: ArrayLike,
     attributes: Mapping[str, ArrayLike],
     *,
@@ -70,29 +70,29 @@ def associations(
     permutations: int = 999,
     seed: int = 0,
 ) -> dict[str, Association]:
-    """Test all columns at once for a dependence on attributes, which are permuted among the inputs.
+    """Test all columns at once for association with attributes, which are permuted among the inputs.
 
     Parameters
     ----------
     columns : array_like, (inputs, m)
-        Columns that do not vary are correlated with nothing.
+        Columns; constant ones have correlation 0.
     attributes : mapping of str to array_like, (inputs,)
-        Numbers or booleans; or texts, which are categories.
+        Attributes by name: numbers or booleans; or texts, as categories.
     alpha : float
-        Of the intervals.
+        Error rate of the intervals.
     permutations, seed : int
 
     Raises
     ------
-    ValueError
-        If there are fewer than 8 inputs, or an attribute is not one value an input, not finite or the same everywhere.
+    InputError
+        If there are fewer than 8 inputs, or an attribute is not one finite value per input, or constant.
     """
-    X = standardised(columns)
+    X = standardize(columns)
     n, m = X.shape
-    designs = {name: design(values, n, name) for name, values in attributes.items()}
-    orders = permuted(n, permutations, seed)
-    parts = [explained(X, D, orders) for D in designs.values()]
-    p_values = familywise(np.concatenate(parts, axis=1)).reshape(len(designs), m)
+    designs = {name: design_matrix(values, n, name) for name, values in attributes.items()}
+    orders = draw_permutations(n, permutations, seed)
+    parts = [explained_variance(X, D, orders) for D in designs.values()]
+    p_values = familywise_p_values(np.concatenate(parts, axis=1)).reshape(len(designs), m)
     chance = [part.max(1, initial=0.0) for part, D in zip(parts, designs.values(), strict=True) if D.shape[1] == 1]
     reach = np.sqrt(np.quantile(np.max(chance, axis=0), 1 - alpha, method="higher")) if chance else 0.0
     found = {}
@@ -106,7 +106,7 @@ def associations(
     return found
 
 
-def permuted(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
+def draw_permutations(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
     """Return orders of the inputs, (1 + permutations, inputs): the given one first, then random ones.
 
     Raises
@@ -115,13 +115,13 @@ def permuted(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
         If there are fewer than 8 inputs.
     """
     if inputs < FEWEST:
-        raise InputError(f"{inputs} inputs are too few to tell anything from chance; give {FEWEST} or more.")
+        raise InputError(f"{inputs} inputs are too few for a permutation test; give {FEWEST} or more.")
     rng = np.random.default_rng(seed)
     return np.stack([np.arange(inputs), *(rng.permutation(inputs) for _ in range(permutations))])
 
 
-def swapped(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
-    """Return orders as `permuted` does, in which inputs only change places with their partners, half of all apart.
+def draw_swaps(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
+    """Return random exchanges of inputs with their partners, (1 + permutations, inputs), half of all apart.
 
     Raises
     ------
@@ -138,20 +138,32 @@ def swapped(inputs: int, permutations: int, seed: int = 0) -> NDArray[np.intp]:
     return np.concatenate([first, np.where(swaps, here, here + inputs // 2)], axis=1)
 
 
-def familywise(statistics: ArrayLike) -> Float64Array:
-    """Return p-values of m statistics that large, (m,), corrected for how many they are.
+def familywise_p_values(statistics: ArrayLike) -> Float64Array:
+    """Return p-values of m statistics, (m,), with family-wise correction by the largest statistic [1]_.
 
     Parameters
     ----------
     statistics : array_like, (1 + permutations, m)
-        As observed, then under permutations, the same ones for all.
+        Observed statistics, then those under permutations, the same for all.
 
     Notes
     -----
-    The probability of any false one is held by the distribution of the largest statistic (P. Westfall & S. Young,
-    "Resampling-based multiple testing", 1993). Nothing is assumed of how the statistics are distributed or depend on
-    each other. That they may be compared, each is taken relative to its mean and standard deviation over all rows,
-    which no permutation changes.
+    The probability of any false finding is limited by the distribution of the largest statistic, without assumptions
+    about the distributions of the statistics or their dependence. Each is standardized by its mean and standard
+    deviation over all rows, which no permutation changes.
+
+    References
+    ----------
+    .. [1] P. Westfall & S. Young, "Resampling-based multiple testing", Wiley 1993.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.explain.findings.permutation_tests import familywise_p_values
+    >>> statistics = np.random.default_rng(0).normal(size=(100, 2))
+    >>> statistics[0] = 9, 0
+    >>> bool(familywise_p_values(statistics)[0] == 0.01)
+    True
     """
     T = np.asarray(statistics, dtype=np.float64)
     deviation = T.std(0)
@@ -160,25 +172,25 @@ def familywise(statistics: ArrayLike) -> Float64Array:
     return np.asarray((len(T) - np.searchsorted(largest, Z[0] - 1e-9)) / len(T))
 
 
-def standardised(columns: ArrayLike) -> Float64Array:
-    """Return columns, (inputs, m), of mean 0 and length 1; those that do not vary become 0."""
+def standardize(columns: ArrayLike) -> Float64Array:
+    """Return columns, (inputs, m), of mean 0 and length 1; constant ones become 0."""
     X = np.asarray(columns, dtype=np.float64)
     X = X - X.mean(0)
     norms = np.linalg.norm(X, axis=0)
     return np.asarray(X / np.where(norms > 1e-12 * norms.max(initial=1e-300), norms, np.inf))
 
 
-def explained(X: Float64Array, D: Float64Array, orders: NDArray[np.intp]) -> Float64Array:
-    """Return the part of the variance of standardised columns X (n, m) that a design D (n, c) has in each order."""
+def explained_variance(X: Float64Array, D: Float64Array, orders: NDArray[np.intp]) -> Float64Array:
+    """Return the explained variance of standardized columns X (n, m) by a design D (n, c) in each order."""
     (n, c), found = D.shape, []
-    for some in np.array_split(orders, -(-orders.size * c // _AT_ONCE)):
-        projected = D[some].transpose(0, 2, 1).reshape(-1, n) @ X
-        found.append(np.square(projected).reshape(len(some), c, -1).sum(1))
+    for chunk in np.array_split(orders, -(-orders.size * c // _CHUNK)):
+        projected = D[chunk].transpose(0, 2, 1).reshape(-1, n) @ X
+        found.append(np.square(projected).reshape(len(chunk), c, -1).sum(1))
     return np.concatenate(found)
 
 
-def checked_attribute(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> NDArray[np.generic]:
-    """Return an attribute, (inputs,); raise ValueError, in one sentence, if it cannot be used."""
+def check_attribute(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> NDArray[np.generic]:
+    """Return an attribute, (inputs,); raise InputError if it cannot be used."""
     values = np.asarray(attribute)
     if values.shape != (inputs,):
         raise InputError(f"{name} has one value for each of the {inputs} inputs; this has the shape {values.shape}.")
@@ -194,9 +206,9 @@ def checked_attribute(attribute: ArrayLike, inputs: int, name: str = "An attribu
     return values
 
 
-def design(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Float64Array:
+def design_matrix(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Float64Array:
     """Return orthonormal columns of mean 0 that span an attribute, (inputs, c): 1 of numbers, else categories - 1."""
-    values = checked_attribute(attribute, inputs, name)
+    values = check_attribute(attribute, inputs, name)
     if values.dtype.kind in "biuf":
         y = values.astype(np.float64)
         y -= y.mean()
@@ -206,13 +218,15 @@ def design(attribute: ArrayLike, inputs: int, name: str = "An attribute") -> Flo
     if indicators.shape[1] >= inputs - 1:
         raise InputError(f"{name} has {indicators.shape[1]} categories, too many for {inputs} inputs.")
     Q, _ = np.linalg.qr(indicators[:, 1:] - indicators[:, 1:].mean(0))
-    return np.asarray(Q * np.sign((Q * indicators[:, 1:]).sum(0)))  # of two categories: r > 0, the second has more
+    return np.asarray(Q * np.sign((Q * indicators[:, 1:]).sum(0)))  # for two categories r > 0 if the second is larger
 
 
 def eta_interval(eta: float, inputs: int, between: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Return the confidence interval of a correlation ratio of ``between + 1`` categories.
+    """Return the confidence interval of a correlation ratio of ``between + 1`` categories, by the noncentral F [1]_.
 
-    By the noncentral F distribution (J. Steiger, "Beyond the F test", Psychological Methods 9, 2004).
+    References
+    ----------
+    .. [1] J. Steiger, "Beyond the F test", Psychological Methods 9, 2004.
     """
     within = inputs - between - 1
     if eta >= 1 - 1e-12:

@@ -1,4 +1,4 @@
-"""Running a model on fixed inputs, and the principal components of its layers there, of all inputs or of some."""
+"""Fixed probe inputs of a model, and the principal components of its layers on all or some of them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from ...errors import InputError
 from ...types import Float64Array
 from ..decomposition.activations import activations
 from ..decomposition.components import Components
-from ..models.forward import Batch, Inputs, batches, tensors
-from .input_moments import PerInput
+from ..models.explained_model import ExplainedModel, Model
+from ..models.forward import Batch, Inputs, iterate_tensors
+from .input_moments import InputMoments
 
 SAMPLES = 8192
-"""Positions of a layer that are looked at, of all inputs together."""
-_MODES = 1024  # up to so many features, all modes are had, and so the covariance of units
+"""Number of positions of a layer that are sampled, of all inputs together."""
+_MODES = 1024  # up to this number of features, all modes are computed, and so the covariance of units
 
 
 @dataclass(frozen=True, eq=False)
 class PrincipalComponents:
-    """The principal components of a layer, of some of its samples.
+    """Principal components of some samples of a layer.
 
     Attributes
     ----------
     spectrum : ndarray, (r,)
-        Singular values of the samples about their mean, all that are known, descending.
+        Known singular values of the samples about their mean, descending.
     concepts : ndarray, (features, k)
         Unit columns.
     shares : ndarray, (k,)
-        Part of the variance that each has.
+        Fractions of the variance.
     total : float
-        Sum of the squares of all values.
+        Sum of squares of all values.
     """
 
     spectrum: Float64Array
@@ -45,7 +45,7 @@ class PrincipalComponents:
 
     @classmethod
     def of(cls, decomposition: Components, k: int, rows: NDArray[np.bool_] | None = None) -> PrincipalComponents:
-        """Return the first k components of some of the samples of a centred decomposition, or of all."""
+        """Return the first k components of some or all samples of a centred decomposition."""
         d = decomposition
         spectrum, turned, total = d.spectrum, np.eye(d.k)[:, :k], d.total
         if rows is not None and not rows.all():
@@ -53,70 +53,70 @@ class PrincipalComponents:
             x -= x.mean(0)
             squares, turned = np.linalg.eigh(x.T @ x)
             squares, turned = np.clip(squares[::-1], 0, None), turned[:, ::-1][:, : min(k, len(x) - 1)]
-            beyond = (total - float(np.square(d.values).sum())) * rows.mean()  # the modes that are not known
+            beyond = (total - float(np.square(d.values).sum())) * rows.mean()  # unknown modes
             spectrum, total = np.sqrt(squares), float(squares.sum()) + max(0.0, float(beyond))
         values = spectrum[: turned.shape[1]]
         return cls(spectrum, d.concepts @ turned, np.square(values) / (total or 1.0), total)
 
 
 class ProbeInputs:
-    """Inputs, in several parts, that a model is run on again and again.
+    """Inputs, in several parts, on which a model is run repeatedly.
 
     Parameters
     ----------
     *parts : Tensor, tuple, dict, iterable of these, or a function that returns one
-        As of `activations`. What can be had only once is kept.
+        As in `activations`. Generators are kept as lists.
     """
 
     def __init__(self, *parts: Inputs | Callable[[], Inputs]) -> None:
         self._parts = [list(part) if isinstance(part, Iterator) else part for part in parts]
         self.counts = [0] * len(parts)
-        """Inputs of each part, as of the last time."""
+        """Number of inputs of each part in the last run."""
 
     def __iter__(self) -> Iterator[Batch]:
         self.counts = [0] * len(self._parts)
         for k, part in enumerate(self._parts):
-            for batch in batches(part() if callable(part) else part):
-                self.counts[k] += next((len(tensor) for tensor in tensors(batch) if tensor.ndim), 1)
+            for batch in ExplainedModel.batches(part() if callable(part) else part):
+                self.counts[k] += next((len(tensor) for tensor in iterate_tensors(batch) if tensor.ndim), 1)
                 yield batch
 
-    def decomposed(self, model: nn.Module, layers: Sequence[str] | None, **more: Any) -> dict[str, Components]:
-        """Return the principal components of layers, of all parts together."""
-        return activations(model, self, layers, _MODES, centre=True, **more)
+    def decompose(self, model: Model, layers: Sequence[str] | None, **options: Any) -> dict[str, Components]:
+        """Return the principal components of layers on all parts together."""
+        return activations(model, self, layers, _MODES, centre=True, **options)
 
 
-def moments(decomposition: Components, concepts: Float64Array, shares: Float64Array, inputs: int) -> PerInput:
-    """Return the moments of each input along given directions, (features, k), in the span of the decomposition.
+def input_moments(decomposition: Components, concepts: Float64Array, shares: Float64Array, inputs: int) -> InputMoments:
+    """Return the moments of each input along directions, (features, k), in the span of the decomposition.
 
     Raises
     ------
-    ValueError
-        If it is not known which samples are of which input, or an input has none.
+    InputError
+        If the inputs of the samples are unknown, or an input has no samples.
     """
     d = decomposition
     assert d.places is not None
     if (d.places.inputs < 0).any():
-        raise InputError(f"Layer {d.layer} gives one thing for a whole batch, not one for each input; leave it out.")
+        raise InputError(f"Layer {d.layer} has one output for a whole batch, not one for each input; leave it out.")
     coordinates = d.scores @ (d.values[:, None] * (d.concepts.T @ concepts))
-    whose = d.places.input
-    order = np.argsort(whose, kind="stable")
+    owners = d.places.input
+    order = np.argsort(owners, kind="stable")
     try:
-        return PerInput.of(coordinates[order], whose[order], inputs, shares)
+        return InputMoments.of(coordinates[order], owners[order], inputs, shares)
     except ValueError as error:
         raise InputError(f"Layer {d.layer}: {error}") from error
 
 
-def covariance(decomposition: Components) -> Float64Array | None:
-    """Return the covariance of the units, (features, features), or None where it is not all known."""
+def unit_covariance(decomposition: Components) -> Float64Array | None:
+    """Return the covariance of the units, (features, features), or None if it is not fully known."""
     d = decomposition
     if d.total > 0 and float(np.square(d.values).sum()) < (1 - 1e-6) * d.total:
         return None
     return np.asarray((d.concepts * np.square(d.values)) @ d.concepts.T / max(1, d.samples - 1))
 
 
-def labelled(labels: Mapping[str, Any] | Any, inputs: int, what: str) -> NDArray[Any]:
-    """Return one label for each input as an array; raise ValueError if they are not as many."""
+def check_labels(labels: Mapping[str, Any] | Any, inputs: int, what: str) -> NDArray[Any]:
+    """Return one label for each input as an array; raise InputError if their number differs."""
     array = np.asarray(labels)
     if array.shape != (inputs,):
-        raise InputError(f"{what} are one for each of the {inputs} inputs; these have the shape {array.shape}.")
+        raise InputError(f"{what} have one value for each of the {inputs} inputs; these have the shape {array.shape}.")
     return array

@@ -1,8 +1,8 @@
-"""The lens on super-resolution: which modes of the truth a prediction restores and loses, and which it invents.
+"""Modes of the target that a super-resolution restores and loses, and modes that it invents.
 
-Images are matrices, T the target, P the prediction, S the spline of what was measured. A mode of T, s u v^T, is in an
-image X by the amplitude ``u^T X v / s``: 1 of T itself, 0 where X knows nothing of it. That needs no SVD of X, so signs
-and rotations of its vectors do not matter; modes of T of nearly equal values count together, for the same reason.
+Images are matrices: T the target, P the prediction, S the spline of the low-resolution image. A mode of T, s u v^T, has
+the amplitude ``u^T X v / s`` in an image X: 1 in T itself, 0 if it is missing. That needs no SVD of X, so signs and
+rotations of its vectors do not matter; modes of T of nearly equal values count together, for the same reason.
 """
 
 from __future__ import annotations
@@ -17,48 +17,49 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...super_resolution.bspline import spline
+from ...super_resolution.bspline import upsample_bspline
 from ...super_resolution.model import SRModel
 from ...svd.decomposition import SliceSVD as Modes
 from ...svd.decomposition import decompose
 from ...types import Float64Array
-from ..models.forward import evaluation_mode, first_tensor
+from ..models.explained_model import ExplainedModel
+from ..models.forward import find_tensor
 
 Fate = Literal["kept", "restored", "lost", "worsened"]
 
-CLOSE = 0.02  # values that differ less, relative to the first of them, are taken together
-IN = 0.5  # the amplitude from which a mode is in an image
+NEAR_EQUAL = 0.02  # relative difference below which values count together
+PRESENT = 0.5  # amplitude from which a mode is present in an image
 FLOOR = 1e-3  # of the first value: weaker modes are left out of the table (not of energies)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageLens:
-    """What became of the modes of one image.
+    """Restoration of the modes of one image.
 
     Attributes
     ----------
     values, values_prediction, values_spline : ndarray, (r,)
-        All singular values of target, prediction and spline.
+        Singular values of target, prediction and spline.
     ratio : ndarray, (m,)
-        Values of the prediction over those of the target, number by number, of the m modes of the target that are
-        above `FLOOR` of its first.
+        Ratios of the values of the prediction to those of the target, for the m modes of the target above `FLOOR` of
+        its first value.
     alignment_u, alignment_v : ndarray, (m,)
-        Cosine of the largest principal angle between the spans of the left (right) vectors of target and prediction
-        with the same numbers, those of nearly equal values together: 1 where the same vectors are.
+        Cosine of the largest principal angle between the spans of the left (right) vectors of target and prediction of
+        the same number, those of nearly equal values together: 1 for equal vectors.
     amplitude, amplitude_spline : ndarray, (m,)
-        Of each mode of the target in the prediction and in the spline.
+        Amplitude of each mode of the target in the prediction and in the spline.
     fates : tuple of str, (m,)
-        A mode is in an image from an amplitude of one half on. ``kept``: in prediction and spline; ``restored``: in the
-        prediction, not in the spline; ``lost``: in neither; ``worsened``: in the spline alone.
+        Fate of each mode, present in an image from an amplitude of one half. ``kept``: in prediction and spline;
+        ``restored``: in the prediction, not in the spline; ``lost``: in neither; ``worsened``: in the spline alone.
     invented : tuple of int
-        Modes of the prediction, above `FLOOR` of the target's first value, of whose amplitude less than half is in the
-        target.
+        Modes of the prediction, above `FLOOR` of the first value of the target, with an amplitude below one half in
+        the target.
     beyond : float
-        Energy (sum of squares) of the target beyond the spline, T - S.
+        Energy (sum of squares) of the detail T - S, the target beyond the spline.
     E_restored, E_lost, E_invented : float
-        Parts of that energy. P - S is projected on each mode of T - S; of a mode's energy rho^2 and what the projection
-        makes up of it, c from 0 to 1, ``(1 - c)^2 rho^2`` is lost and the rest restored, which add up to 1. Invented is
-        all of P - S that restores nothing: in no mode of T - S, too much of one, or of the wrong sign; may be above 1.
+        Fractions of that energy. P - S is projected on each mode of T - S, of energy rho^2; with the coefficient c,
+        clipped to 0 to 1, ``(1 - c)^2 rho^2`` is lost and the rest restored, which add up to 1. Invented is the part of
+        P - S that restores nothing: in no mode of T - S, too much of one, or of the wrong sign; it may exceed 1.
     """
 
     values: Float64Array
@@ -77,19 +78,19 @@ class ImageLens:
     E_invented: float
 
     def of_fate(self, fate: Fate) -> tuple[int, ...]:
-        """Return the numbers of the target's modes with a fate."""
+        """Return the numbers of the modes of the target with a fate."""
         return tuple(k for k, one in enumerate(self.fates) if one == fate)
 
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """What became of the modes of several images.
+    """Restoration of the modes of several images.
 
     Attributes
     ----------
     images : tuple of ImageLens
     label : str
-        Whose prediction: a layer, an epoch.
+        Source of the predictions: a layer, an epoch.
     """
 
     images: tuple[ImageLens, ...]
@@ -97,7 +98,7 @@ class Lens:
 
     @property
     def energies(self) -> dict[str, float]:
-        """Parts of the energy beyond the spline of all images together: ``restored``, ``lost``, ``invented``."""
+        """Fractions of the detail energy of all images together: ``restored``, ``lost``, ``invented``."""
         total = sum(one.beyond for one in self.images)
         names = ("restored", "lost", "invented")
         return {
@@ -107,40 +108,47 @@ class Lens:
 
     @property
     def amplitudes(self) -> Float64Array:
-        """Mean over images of the amplitude of each mode, by its number, (m,), as far as all images have it."""
+        """Mean amplitude of each mode over the images, (m,), for the modes that all images have."""
         shortest = min(len(one.amplitude) for one in self.images)
         return np.asarray(np.mean([one.amplitude[:shortest] for one in self.images], axis=0))
 
     @property
-    def said(self) -> str:
-        """One sentence."""
+    def summary(self) -> str:
+        """Result in one sentence."""
         e = self.energies
         counts = {f: np.mean([len(one.of_fate(f)) for one in self.images]) for f in ("kept", "restored", "lost")}
         invented = np.mean([len(one.invented) for one in self.images])
         return (
             (f"{self.label}: " if self.label else "")
-            + f"of the energy beyond the spline {e['restored']:.1%} is restored, {e['lost']:.1%} lost, and "
+            + f"of the detail energy beyond the spline {e['restored']:.1%} is restored, {e['lost']:.1%} lost, and "
             f"{e['invented']:.1%} of it invented; modes of an image on average: {counts['kept']:.1f} kept, "
             f"{counts['restored']:.1f} restored, {counts['lost']:.1f} lost, {invented:.1f} invented."
         )
 
 
 def image_lens(target: ArrayLike, prediction: ArrayLike, base: ArrayLike) -> ImageLens:
-    """Return what became of the modes of one image.
+    """Classify the modes of one image as kept, restored, lost or worsened by a prediction.
 
-    It says what is in the prediction, not why; and modes are those of this image: a mode that is restored is not one
-    structure. A prediction can invent a mode that is plausible; only against a target is that seen. A high mode of a
-    noisy target is noise, which no prediction can restore.
+    Modes belong to this image: a restored mode is not one structure. A prediction can invent a plausible mode, which
+    only the comparison with a target reveals. High modes of a noisy target are noise, which no prediction can restore.
 
     Parameters
     ----------
     target, prediction, base : array_like, (H, W)
-        Base is the spline, or whatever is to be improved upon.
+        The base is the spline, or another baseline.
 
     Raises
     ------
-    ValueError
-        If they have other shapes, are not finite, or are constant.
+    InputError
+        If shapes differ, or an image is not finite or constant.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.explain import image_lens
+    >>> target = np.diag([4.0, 3.0, 2.0])
+    >>> image_lens(target, np.diag([4.0, 3.0, 0.0]), np.diag([4.0, 0.0, 0.0])).fates
+    ('kept', 'restored', 'lost')
     """
     T, P, S = decompose(target), decompose(prediction), decompose(base)
     if not T.shape == P.shape == S.shape:
@@ -149,16 +157,17 @@ def image_lens(target: ArrayLike, prediction: ArrayLike, base: ArrayLike) -> Ima
     floor = FLOOR * T.values[0]
     m = int((T.values > floor).sum())
     groups = _groups(T.values[:m])
-    amplitude, before = (_spread(_amplitudes(T, groups, full[name]), groups) for name in "PS")
+    amplitude, before = (_repeat_groups(_amplitudes(T, groups, full[name]), groups) for name in "PS")
     alignment_u, alignment_v = (
-        _spread(np.array([_cosine(a[:, g], b[:, g]) for g in groups]), groups) for a, b in ((T.U, P.U), (T.V, P.V))
+        _repeat_groups(np.array([_cosine(a[:, g], b[:, g]) for g in groups]), groups)
+        for a, b in ((T.U, P.U), (T.V, P.V))
     )
     fates: tuple[Fate, ...] = tuple(
         ("kept" if was else "restored") if now else ("worsened" if was else "lost")
-        for now, was in zip(amplitude >= IN, before >= IN, strict=True)
+        for now, was in zip(amplitude >= PRESENT, before >= PRESENT, strict=True)
     )
     mine = _groups(P.values[P.values > floor])
-    supported = _spread(_amplitudes(P, mine, full["T"]), mine)
+    supported = _repeat_groups(_amplitudes(P, mine, full["T"]), mine)
     beyond, added = full["T"] - full["S"], full["P"] - full["S"]
     energy = float(np.square(beyond).sum())
     restored = lost = invented = 0.0
@@ -169,51 +178,51 @@ def image_lens(target: ArrayLike, prediction: ArrayLike, base: ArrayLike) -> Ima
         squares = np.array([np.square(R.values[g]).sum() for g in every])
         lost = float(((1 - c) ** 2 * squares).sum() / squares.sum())
         restored = 1 - lost
-        weights = _spread(c, every)
+        weights = _repeat_groups(c, every)
         r = len(weights)
         helpful = (R.U[:, :r] * (weights * R.values[:r])) @ R.V[:, :r].T
         invented = float(np.square(added - helpful).sum() / energy)
     return ImageLens(
         *(T.values, P.values, S.values, P.values[:m] / T.values[:m], alignment_u, alignment_v, amplitude, before),
-        *(fates, tuple(map(int, np.flatnonzero(supported < IN))), energy, restored, lost, invented),
+        *(fates, tuple(map(int, np.flatnonzero(supported < PRESENT))), energy, restored, lost, invented),
     )
 
 
-Predicts = SRModel | nn.Module | Callable[[Tensor], Any]
+Predictor = SRModel | nn.Module | Callable[[Tensor], Any]
 
 
 def sr_lens(
-    model: Predicts, lows: ArrayLike | Tensor, targets: ArrayLike | Tensor, factors: Sequence[float] | None = None
+    model: Predictor, lows: ArrayLike | Tensor, targets: ArrayLike | Tensor, factors: Sequence[float] | None = None
 ) -> Lens:
-    """Return what a super-resolution makes of slices, mode by mode.
+    """Analyse the slices of a super-resolution mode by mode.
 
     Parameters
     ----------
     model : SRModel, nn.Module or callable
-        Called with `lows` as a Tensor; gives the finer slices (B, H, W), or (B, 1, H, W), or something whose ``image``
-        they are, as schemes do.
+        Called with `lows` as a Tensor; returns super-resolved slices (B, H, W), or (B, 1, H, W), or an object with the
+        attribute ``image``, as schemes do.
     lows : array_like or Tensor, (B, C, h, w)
-        Slices as the model has them (normalised); the middle channel is the slice itself.
+        Normalized slices; the middle channel is the slice itself.
     targets : array_like or Tensor, (B, H, W)
-        The truth.
+        Ground truth.
     factors : (float, float), optional
-        Of the spline; H / h and W / w when omitted.
+        Upsampling factors of the spline; H / h and W / w if omitted.
 
     Raises
     ------
-    ValueError
-        If shapes do not go together, or images are as of `image_lens`.
+    InputError
+        If shapes do not match, or as in `image_lens`.
     """
-    low, truth, base = checked_slices(lows, targets, factors)
-    return of_images(truth, predicted(model, low, truth), base)
+    low, truth, base = check_slices(lows, targets, factors)
+    return compute_lens(truth, predict(model, low, truth), base)
 
 
-def of_images(truth: Float64Array, predictions: Float64Array, base: Float64Array, label: str = "") -> Lens:
+def compute_lens(truth: Float64Array, predictions: Float64Array, base: Float64Array, label: str = "") -> Lens:
     """Return the lens on predictions, all (B, H, W)."""
     return Lens(tuple(image_lens(t, p, s) for t, p, s in zip(truth, predictions, base, strict=True)), label)
 
 
-def checked_slices(
+def check_slices(
     lows: ArrayLike | Tensor, targets: ArrayLike | Tensor, factors: Sequence[float] | None
 ) -> tuple[Tensor, Float64Array, Float64Array]:
     """Return slices (B, C, h, w), targets (B, H, W) and splines."""
@@ -225,25 +234,25 @@ def checked_slices(
     middle = low[:, low.shape[1] // 2]
     if factors is None:
         factors = [n / m for n, m in zip(target.shape[1:], low.shape[2:], strict=True)]
-    base = spline(middle.double(), factors)
+    base = upsample_bspline(middle.double(), factors)
     if base.shape != target.shape:
-        raise InputError(f"Finer slices are {tuple(base.shape[1:])}, and targets {tuple(target.shape[1:])}.")
+        raise InputError(f"Super-resolved slices are {tuple(base.shape[1:])}, and targets {tuple(target.shape[1:])}.")
     return low, target.double().numpy(), base.numpy()
 
 
-def predicted(model: Predicts, low: Tensor, truth: Float64Array) -> Float64Array:
-    """Return what a model makes of slices (B, C, h, w), in the shape of the truth."""
-    made_of = model.scheme if isinstance(model, SRModel) else model
-    with torch.no_grad():
-        if isinstance(made_of, nn.Module):
-            with evaluation_mode(made_of):
-                given = made_of(low)
-        else:
-            given = made_of(low)
-    image = given.image if hasattr(given, "image") else first_tensor(given, "The model")
+def predict(model: Predictor, low: Tensor, truth: Float64Array) -> Float64Array:
+    """Return the prediction of a model for slices (B, C, h, w), in the shape of the truth."""
+    if isinstance(model, (SRModel, nn.Module)):
+        explained = ExplainedModel.of(model)
+        with explained.evaluation(), torch.no_grad():
+            given = explained.model(low)
+    else:
+        with torch.no_grad():
+            given = model(low)
+    image = given.image if hasattr(given, "image") else find_tensor(given, "The model")
     image = image[:, 0] if image.ndim == 4 and image.shape[1] == 1 else image
     if tuple(image.shape) != truth.shape:
-        raise InputError(f"The model gives the shape {tuple(image.shape)}, and the targets have {truth.shape}.")
+        raise InputError(f"The prediction has the shape {tuple(image.shape)}, and the targets have {truth.shape}.")
     return np.asarray(image.detach().double().cpu().numpy())
 
 
@@ -253,24 +262,24 @@ def _svd(matrix: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array
 
 
 def _groups(values: Float64Array) -> list[slice]:
-    """Return the modes whose values are nearly equal: within `CLOSE` of the first of them."""
+    """Return groups of modes of nearly equal values: within `NEAR_EQUAL` of the first of the group."""
     groups, first = [], 0
     for k in range(1, len(values) + 1):
-        if k == len(values) or values[k] < (1 - CLOSE) * values[first]:
+        if k == len(values) or values[k] < (1 - NEAR_EQUAL) * values[first]:
             groups.append(slice(first, k))
             first = k
     return groups
 
 
-def _amplitudes(of: Modes, groups: list[slice], image: Float64Array) -> Float64Array:
-    """Return how much of each group of modes is in an image, (groups,): <X, G> / |G|^2."""
-    along = np.einsum("yk,yx,xk->k", of.U, image, of.V, optimize=True)
-    return np.array([(along[g] @ of.values[g]) / (of.values[g] @ of.values[g]) for g in groups])
+def _amplitudes(modes: Modes, groups: list[slice], image: Float64Array) -> Float64Array:
+    """Return the amplitude of each group of modes in an image, (groups,): <X, G> / |G|^2."""
+    along = np.einsum("yk,yx,xk->k", modes.U, image, modes.V, optimize=True)
+    return np.array([(along[g] @ modes.values[g]) / (modes.values[g] @ modes.values[g]) for g in groups])
 
 
-def _spread(of_groups: Float64Array, groups: list[slice]) -> Float64Array:
-    """Return for each mode what its group has."""
-    return np.repeat(of_groups, [g.stop - g.start for g in groups]) if groups else np.empty(0)
+def _repeat_groups(values: Float64Array, groups: list[slice]) -> Float64Array:
+    """Return the value of its group for each mode."""
+    return np.repeat(values, [g.stop - g.start for g in groups]) if groups else np.empty(0)
 
 
 def _cosine(A: Float64Array, B: Float64Array) -> float:

@@ -1,4 +1,4 @@
-"""The lens on a super-resolution over its layers, what each of them knows of the target, and over its training."""
+"""Restoration of modes over the layers of a super-resolution network, and over its training."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...super_resolution.model import SRModel
 from ...types import Float64Array
-from ..concepts.labels import rows_of
+from ..concepts.labels import reconstruct_activations
 from ..decomposition.activations import activations
 from ..decomposition.components import Components
-from ..decomposition.streaming_svd import EXACT
-from .restoration import Lens, Predicts, checked_slices, of_images, predicted
+from ..decomposition.streaming_svd import EXACT_FEATURES
+from ..models.explained_model import ExplainedModel
+from .restoration import Lens, Predictor, check_slices, compute_lens, predict
 
 if TYPE_CHECKING:
-    from ...super_resolution.training import SRTraining
+    from ...super_resolution.training import SRTrainingStep
 
 
 def lens_over_layers(
@@ -37,38 +38,37 @@ def lens_over_layers(
     ridge: float = 10.0,
     folds: int = 5,
 ) -> dict[str, Lens]:
-    """Return what a linear decoder restores of the target from the activations of each layer.
+    """Analyse the linear decoding of the target from the activations of each layer, mode by mode.
 
-    At each position of a layer the decoder, one for all positions, gives the pixels of the target that lie in it, as
-    their difference from the spline, so nothing read is the spline. Slices are decoded by a decoder of other slices.
-    What a layer knows otherwise than linearly, or keeps in other positions, is not seen; and what can be decoded need
-    not be what the network makes of it. A decoder may do better than the network itself, which was not trained on these
-    very slices.
+    At each position of a layer one decoder, shared by all positions, predicts the pixels of the target inside it, as
+    their difference from the spline; a decoder of zeros is the spline. Slices are decoded by a decoder of other slices.
+    Non-linear information, and information at other positions, is not decoded; and the network need not use what can be
+    decoded. A decoder may even do better than the network, which was not trained on these slices.
 
     Parameters
     ----------
     model : SRModel or nn.Module
     lows, targets, factors
-        As of `sr_lens`; two slices at least.
+        As in `sr_lens`; at least two slices.
     layers : sequence of str, optional
-        When omitted, all modules with parameters that give one thing a slice, on a grid that divides the target.
+        All modules with parameters and one output per slice on a grid that divides the target, if omitted.
     ridge : float
-        Penalty of the decoder's weights on standardised features.
+        Penalty of the weights of the decoder, on standardized features.
     folds : int
-        Of the cross-validation over slices.
+        Number of folds of the cross-validation over slices.
 
     Raises
     ------
-    ValueError
-        As of `sr_lens` and `activations`; or if a layer that was named has no such grid.
+    InputError
+        As in `sr_lens` and `activations`; or if a requested layer has no such grid.
     """
-    low, truth, base = checked_slices(lows, targets, factors)
+    low, truth, base = check_slices(lows, targets, factors)
     if len(low) < 2:
-        raise InputError("Decoders are judged by other slices than they learn from; two or more are needed.")
-    made_of = model.scheme if isinstance(model, SRModel) else model
+        raise InputError("Decoders are validated on held-out slices; two or more are needed.")
+    explained = ExplainedModel.of(model)
     found: dict[str, Lens] = {}
-    for name, taken in activations(made_of, low, layers, EXACT).items():
-        blocks = _blocks(taken, truth)
+    for name, components in activations(explained, low, layers, EXACT_FEATURES).items():
+        blocks = _blocks(components, truth)
         if blocks is None:
             if layers is None:
                 continue
@@ -80,18 +80,18 @@ def lens_over_layers(
         count, gy, gx, features = rows.shape
         beyond = (truth - base).reshape(count, gy, ry, gx, rx).transpose(0, 1, 3, 2, 4)
         decoded = np.empty_like(beyond)
-        for learn, test in KFold(min(folds, count), shuffle=True, random_state=0).split(rows):
+        for train, test in KFold(min(folds, count), shuffle=True, random_state=0).split(rows):
             decoder = make_pipeline(StandardScaler(), Ridge(ridge))
-            decoder.fit(rows[learn].reshape(-1, features), beyond[learn].reshape(-1, ry * rx))
+            decoder.fit(rows[train].reshape(-1, features), beyond[train].reshape(-1, ry * rx))
             decoded[test] = decoder.predict(rows[test].reshape(-1, features)).reshape(decoded[test].shape)
         predictions = base + decoded.transpose(0, 1, 3, 2, 4).reshape(truth.shape)
-        found[name] = of_images(truth, predictions, base, name)
+        found[name] = compute_lens(truth, predictions, base, name)
     return found
 
 
-def _blocks(taken: Components, truth: Float64Array) -> tuple[Float64Array, tuple[int, int]] | None:
-    """Return activations (B, gy, gx, features), and the pixels of the target in a position, if that is possible."""
-    places = taken.places
+def _blocks(components: Components, truth: Float64Array) -> tuple[Float64Array, tuple[int, int]] | None:
+    """Return activations (B, gy, gx, features) and the pixels of the target per position; None without such a grid."""
+    places = components.places
     assert places is not None
     count, height, width = truth.shape
     if places.grids.shape[1] != 2 or len(places.inputs) != count or (places.inputs != np.arange(count)).any():
@@ -99,48 +99,48 @@ def _blocks(taken: Components, truth: Float64Array) -> tuple[Float64Array, tuple
     if (places.grids != places.grids[0]).any() or height % places.grids[0, 0] or width % places.grids[0, 1]:
         return None
     gy, gx = map(int, places.grids[0])
-    return rows_of(taken).reshape(count, gy, gx, -1), (height // gy, width // gx)
+    return reconstruct_activations(components).reshape(count, gy, gx, -1), (height // gy, width // gx)
 
 
 @dataclass(frozen=True, eq=False)
 class LensRecord:
-    """The lens on a model at one time of its training."""
+    """Restoration of modes by a model at one epoch of its training."""
 
     epoch: int
     lens: Lens = field(repr=False)
 
 
 class LensTracker:
-    """The lens on a model while it is trained, always on the same slices.
+    """Restoration of modes by a model during its training, on fixed slices.
 
     Parameters
     ----------
     lows, targets, factors
-        As of `sr_lens`; slices held out from the training.
+        As in `sr_lens`; slices of the validation set.
     """
 
     def __init__(
         self, lows: ArrayLike | Tensor, targets: ArrayLike | Tensor, factors: Sequence[float] | None = None
     ) -> None:
-        self._low, self._truth, self._base = checked_slices(lows, targets, factors)
+        self._low, self._truth, self._base = check_slices(lows, targets, factors)
         self.history: tuple[LensRecord, ...] = ()
 
     @classmethod
-    def of_training(cls, training: SRTraining) -> LensTracker:
-        """Return a tracker of the slices that a training holds out, of its first volume."""
-        held = training.planes.held_out[0]
-        return cls(held.low, held.target, training.settings.factors)
+    def of_training(cls, step: SRTrainingStep) -> LensTracker:
+        """Return a tracker of the validation set of a training, given any of its steps; of its first volume."""
+        validation = step.validation_sets[0]
+        return cls(validation.low, validation.target, step.scheme.settings.factors)
 
-    def record(self, epoch: int, model: Predicts) -> LensRecord:
-        """Look at a model, which stays as it is; an epoch recorded again is replaced.
+    def record(self, epoch: int, model: Predictor) -> LensRecord:
+        """Analyse a model, which stays unchanged; a second record of an epoch replaces the first.
 
         Raises
         ------
-        ValueError
-            As of `sr_lens`.
+        InputError
+            As in `sr_lens`.
         """
-        seen = of_images(self._truth, predicted(model, self._low, self._truth), self._base, f"epoch {epoch}")
-        record = LensRecord(int(epoch), seen)
+        lens = compute_lens(self._truth, predict(model, self._low, self._truth), self._base, f"epoch {epoch}")
+        record = LensRecord(int(epoch), lens)
         others = [one for one in self.history if one.epoch != record.epoch]
         self.history = tuple(sorted([*others, record], key=lambda one: one.epoch))
         return record

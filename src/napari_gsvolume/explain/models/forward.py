@@ -1,4 +1,4 @@
-"""Running a model without changing it, on whatever its inputs are; and the tensors in what it gives."""
+"""Calls of a model that leave it unchanged, and the tensors in its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 
-# What a model is called with: x, (x, adjacency), {"input_ids": ids}.
+# Arguments of a model: x, (x, adjacency), {"input_ids": ids}.
 Batch = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Inputs = Batch | Iterable[Batch]
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Within, the model is in evaluation mode and random numbers are those of a seed; afterwards all is as before.
+    """Context in which a model is in evaluation mode, with a seed of its own; afterwards everything is as before.
 
-    The fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer, which calls none of the modules inside, is
-    not taken within.
+    The fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer, which bypasses the modules inside, is off.
     """
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -40,7 +39,7 @@ def evaluation_mode(model: nn.Module, seed: int = 0) -> Iterator[None]:
 
 @contextmanager
 def forward_hooks(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Within, the hooks (module, args, output) see what the modules give."""
+    """Context in which forward hooks (module, args, output) are registered."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
     try:
         yield
@@ -49,13 +48,13 @@ def forward_hooks(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[Non
             handle.remove()
 
 
-def batches(inputs: Inputs) -> Iterable[Batch]:
-    """Return the batches that a model is to be called with, one by one.
+def iterate_batches(inputs: Inputs) -> Iterable[Batch]:
+    """Return the batches in inputs: one, if they are a tensor, a tuple of arguments or a dict of them.
 
     Raises
     ------
-    ValueError
-        If the inputs are none.
+    InputError
+        If the inputs are of another type.
     """
     if isinstance(inputs, (Tensor, tuple, Mapping)):
         return [inputs]
@@ -67,13 +66,13 @@ def batches(inputs: Inputs) -> Iterable[Batch]:
     return inputs
 
 
-def call(model: nn.Module, batch: Batch) -> Any:
-    """Return what the model gives for a batch.
+def call_model(model: nn.Module, batch: Batch) -> Any:
+    """Return the output of a model for a batch.
 
     Raises
     ------
-    ValueError
-        If the model raises anything, with its words.
+    InputError
+        If the model raises an error; the message has its words.
     """
     try:
         if isinstance(batch, Mapping):
@@ -82,19 +81,19 @@ def call(model: nn.Module, batch: Batch) -> Any:
     except RefusedError:
         raise
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
-        said = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"The model {type(model).__name__} cannot be called with these inputs ({described(batch)}): "
-            f"{type(error).__name__}: {said}."
+            f"The model {type(model).__name__} cannot be called with these inputs ({describe_batch(batch)}): "
+            f"{type(error).__name__}: {reason}."
         ) from error
 
 
 class RefusedError(InputError):
-    """What we found in a model's pass: not the model's own error."""
+    """Unusable output of a layer, found during a pass: not an error of the model."""
 
 
-def described(batch: Batch) -> str:
-    """Return the shapes of a batch, for a sentence."""
+def describe_batch(batch: Batch) -> str:
+    """Return the shapes in a batch, for messages."""
     parts = batch.items() if isinstance(batch, Mapping) else enumerate(batch if isinstance(batch, tuple) else [batch])
     return ", ".join(
         (f"{name}: " if isinstance(name, str) else "")
@@ -103,45 +102,45 @@ def described(batch: Batch) -> str:
     )
 
 
-def tensors(thing: Any) -> Iterator[Tensor]:
+def iterate_tensors(thing: Any) -> Iterator[Tensor]:
     """Yield the tensors in tensors, sequences, mappings and dataclasses, in their order."""
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, Mapping):
         for one in thing.values():
-            yield from tensors(one)
+            yield from iterate_tensors(one)
     elif isinstance(thing, (tuple, list)):
         for one in thing:
-            yield from tensors(one)
+            yield from iterate_tensors(one)
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         for field in dataclasses.fields(thing):
-            yield from tensors(getattr(thing, field.name))
+            yield from iterate_tensors(getattr(thing, field.name))
 
 
-def changed(thing: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a thing as of `tensors` with each tensor changed; parts in which none becomes another stay themselves."""
+def map_tensors(thing: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a nested structure with each tensor changed; substructures in which no tensor changes stay themselves."""
     if isinstance(thing, Tensor):
         return change(thing)
     if isinstance(thing, Mapping):
-        parts = {name: changed(one, change) for name, one in thing.items()}
+        parts = {name: map_tensors(one, change) for name, one in thing.items()}
         if all(parts[name] is one for name, one in thing.items()):
             return thing
         return parts if type(thing) is dict else type(thing)(parts)  # type: ignore[call-arg]
     if isinstance(thing, (tuple, list)):
-        items = [changed(one, change) for one in thing]
+        items = [map_tensors(one, change) for one in thing]
         if all(new is old for new, old in zip(items, thing, strict=True)):
             return thing
         return type(thing)(*items) if hasattr(thing, "_fields") else type(thing)(items)
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        values = {f.name: changed(getattr(thing, f.name), change) for f in dataclasses.fields(thing) if f.init}
+        values = {f.name: map_tensors(getattr(thing, f.name), change) for f in dataclasses.fields(thing) if f.init}
         if all(getattr(thing, name) is one for name, one in values.items()):
             return thing
         return dataclasses.replace(thing, **values)
     return thing
 
 
-def first_tensor(thing: Any, whose: str) -> Tensor:
-    """Return the first tensor in what a module gave; raise ValueError if there is none."""
-    for tensor in tensors(thing):
+def find_tensor(thing: Any, owner: str) -> Tensor:
+    """Return the first tensor in an output; raise InputError if there is none."""
+    for tensor in iterate_tensors(thing):
         return tensor
-    raise RefusedError(f"{whose} gives {type(thing).__name__}, in which there is no tensor; say which with output=.")
+    raise RefusedError(f"{owner} returns {type(thing).__name__}, which holds no tensor; select one with output=.")

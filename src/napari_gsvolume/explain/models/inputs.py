@@ -1,4 +1,4 @@
-"""What a network is called with, made of volumes; and where in them each input lies."""
+"""Inputs of a network made of volumes, and the location of each input in them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from ...grid import Grid
 from ...super_resolution.intensities import Intensities
 from ...types import Float32Array
 from ..settings import InputSettings, Normalise
-from .forward import call, evaluation_mode
-from .loading import ExplainedModel
+from .explained_model import ExplainedModel, Model
 
 _PIXELS = 2**18  # of a batch
-_MULTIPLES = (1, 8, 16, 32)  # that networks with pooling need sides to be
-_BY_GUESS = ((2, 1), (2, 3), (3, 1))  # axes and channels, of networks without a convolution
-_SIZES = ("image_size", "img_size")  # where networks of one size only keep it
+_MULTIPLES = (1, 8, 16, 32)  # input sizes of networks with pooling are multiples of one of these
+_DEFAULT_KINDS = ((2, 1), (2, 3), (3, 1))  # axes and channels, of networks without a convolution
+_SIZES = ("image_size", "img_size")  # attributes with the fixed input size of a network
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """One image: a volume, or a slice.
+    """Image that is explained: a volume, or a slice.
 
     Attributes
     ----------
     name : str
-        For files and sentences.
+        Name for files and messages.
     data : ndarray of float32, (Z, Y, X) or (Y, X)
-        Finite, not constant.
+        Intensities, finite and not constant.
     grid : Grid
     """
 
@@ -46,7 +45,7 @@ class Volume:
 
     @classmethod
     def of(cls, name: str, data: ArrayLike, grid: Grid | None = None) -> Volume:
-        """Return the volume in an array; raise ValueError if it holds no intensities, or nothing but one."""
+        """Return the volume in an array; raise InputError if it is not finite, or constant."""
         array = np.asarray(data)
         if array.ndim not in (2, 3) or array.dtype.kind not in "biuf":
             raise InputError(f"{name} has the shape {array.shape}; an image has 2 or 3 axes and one intensity a voxel.")
@@ -60,18 +59,18 @@ class Volume:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an input lies.
+    """Location of an input in its volume.
 
     Attributes
     ----------
     volume : int
-        In which.
+        Number of the volume.
     slice : int, or None
-        Which of its slices; None for an input that is a volume.
+        Number of the slice; None for inputs that are volumes.
     start : tuple of int
-        Index, along the input's own axes, of its first voxel; negative where it is padded.
+        Index of the first voxel along the axes of the input; negative where padded.
     extent : tuple of int
-        Its voxels along these.
+        Number of voxels along these axes.
     """
 
     volume: int
@@ -82,18 +81,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """How inputs lie in volumes.
+    """Orientation of inputs in volumes.
 
     Attributes
     ----------
     axes : tuple of int
-        Along which axis of a volume (Z, Y, X) each axis of an input is; two or three.
+        Axes of a volume (Z, Y, X) that the two or three axes of an input are along.
     across : int, or None
-        That along which slices are stacked.
+        Axis along which slices are stacked.
     shifts : tuple of int
-        Of each channel, by how many slices it is beside the one in question.
+        Offset of the slice of each channel.
     one_each : bool
-        Whether each channel is a volume.
+        True if each channel is a volume of its own.
     """
 
     axes: tuple[int, ...]
@@ -104,13 +103,13 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The inputs of a network, made one batch after the other, as often as asked for.
+    """Inputs of a network, made batch by batch on each iteration.
 
     Attributes
     ----------
     volumes : list of Volume
     places : list of Place
-        Of the inputs in their order.
+        Locations of the inputs.
     layout : Layout
     device : str
     """
@@ -125,9 +124,13 @@ class Images:
         for batch in self.batches:
             yield torch.cat([self.input(place) for place in batch])
 
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.batches)
+
     @property
     def batches(self) -> list[list[Place]]:
-        """The inputs that go together, of one extent."""
+        """Locations of the inputs of each batch, of one extent."""
         batches: list[list[Place]] = []
         for place in self.places:
             extent = place.extent
@@ -142,36 +145,28 @@ class Images:
         layout = self.layout
         which = range(len(self._normal)) if layout.one_each else [place.volume] * len(layout.shifts)
         shifts = layout.shifts if not layout.one_each else (0,) * len(self._normal)
-        channels = [self._cut(self._normal[v], place, shift) for v, shift in zip(which, shifts, strict=True)]
+        channels = [self._crop(self._normal[v], place, shift) for v, shift in zip(which, shifts, strict=True)]
         return torch.from_numpy(np.stack(channels)[None]).to(self.device)
 
-    def shown(self, place: Place) -> Float32Array:
-        """Return what an input shows, (*extent), in the intensities of its volume."""
-        return self._cut(_three(self.volumes[place.volume].data), place, 0)
+    def intensities(self, place: Place) -> Float32Array:
+        """Return the voxels of an input, (*extent), in the intensities of its volume."""
+        return self._crop(_three(self.volumes[place.volume].data), place, 0)
 
-    def cut(self, array: NDArray[Any], place: Place) -> NDArray[Any]:
-        """Return the part of an array (Z, Y, X), on the voxels of a volume, that an input is of, (*extent)."""
-        return self._cut(array, place, 0)
+    def crop(self, array: NDArray[Any], place: Place) -> NDArray[Any]:
+        """Return the part of an array (Z, Y, X), on the grid of a volume, that an input covers, (*extent)."""
+        return self._crop(array, place, 0)
 
-    def of(self, places: list[Place]) -> Images:
-        """Return the inputs of some of the places, or of others."""
+    def at(self, places: list[Place]) -> Images:
+        """Return the inputs at other locations."""
         return replace(self, places=places)
 
-    def some(self, count: int) -> list[Place]:
-        """Return the places of at most so many inputs, evenly spread."""
+    def subset(self, count: int) -> list[Place]:
+        """Return the locations of at most `count` inputs, evenly spaced."""
         total = len(self.places)
         return [self.places[int((i + 0.5) * total / count)] for i in range(count)] if count < total else self.places
 
-    def accepted(self, model: nn.Module, place: Place, seed: int = 0) -> bool:
-        """Return whether a model can be called with an input."""
-        try:
-            _call(model, self.input(place), seed)
-        except ValueError:
-            return False
-        return True
-
     def middle(self, volume: int, patch: int | None = None) -> Place:
-        """Return the input in the middle of those of a volume, or of its sides `patch` voxels about the middle."""
+        """Return the location of the middle input of a volume, or of its central patch of `patch` voxels."""
         own = [place for place in self.places if place.volume == volume]
         place = own[len(own) // 2]
         if patch is None:
@@ -180,7 +175,7 @@ class Images:
         start = tuple(s + (n - m) // 2 for s, n, m in zip(place.start, place.extent, extent, strict=True))
         return replace(place, start=start, extent=extent)
 
-    def _cut(self, volume: NDArray[Any], place: Place, shift: int) -> NDArray[Any]:
+    def _crop(self, volume: NDArray[Any], place: Place, shift: int) -> NDArray[Any]:
         layout = self.layout
         if layout.across is not None:
             assert place.slice is not None
@@ -190,7 +185,7 @@ class Images:
             image = image.transpose([rest.index(axis) for axis in layout.axes])
         else:
             image = volume
-        # Beyond a border its last voxel is repeated.
+        # Padding repeats the border.
         where = [
             np.clip(start + np.arange(n), 0, size - 1)
             for start, n, size in zip(place.start, place.extent, image.shape, strict=True)
@@ -198,63 +193,78 @@ class Images:
         return np.ascontiguousarray(image[np.ix_(*where)])
 
 
-def images_for(loaded: ExplainedModel, volumes: Sequence[Volume], settings: InputSettings) -> Images:
-    """Return what a model is to be called with: slices, with their neighbours where it sees these, or volumes.
+def as_volumes(images: Sequence[Volume | ArrayLike]) -> list[Volume]:
+    """Return images as volumes; arrays get names by their number.
 
-    A super-resolution gets what it was trained on. Of other models the first convolution says how many axes and
-    channels, and sides are padded to a multiple of 8, 16 or 32 where it takes no others.
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_gsvolume.explain.models.inputs import as_volumes
+    >>> [volume] = as_volumes([np.eye(8)])
+    >>> volume.name, volume.grid.shape
+    ('image 1', (8, 8))
+    """
+    return [
+        image if isinstance(image, Volume) else Volume.of(f"image {number}", image)
+        for number, image in enumerate(images, 1)
+    ]
+
+
+def prepare_images(model: Model, images: Sequence[Volume | ArrayLike], settings: InputSettings | None = None) -> Images:
+    """Return inputs of a model made of images: slices, with neighbours where the model uses them, or volumes.
+
+    Inputs of a super-resolution model are normalized slices as in its training. Other models get the axes and channels
+    of their first convolution; sizes are padded to a multiple of 8, 16 or 32 where necessary.
 
     Raises
     ------
-    ValueError
-        If there are no volumes, they do not go together, or the model can be called with nothing of this kind.
+    InputError
+        If there are no images, they do not match, or the model cannot be called with inputs made of them.
     """
     from ...devices import available_device
 
+    loaded, volumes, settings = ExplainedModel.of(model), as_volumes(images), settings or InputSettings()
     if not volumes:
         raise InputError("There are no images to run the model with.")
     device = available_device(settings.device)
     loaded.model.to(device)
     if loaded.settings is not None:
-        return _of_super_resolution(loaded, list(volumes), settings, device)
+        return _super_resolution_images(loaded, list(volumes), settings, device)
     kinds = _kinds(loaded.model)
-    tried, said = [], ""
+    tried, reason = [], ""
     for (axes, channels), (multiple, size) in product(kinds, _sizes(loaded.model, settings.size)):
         layout = _layout(axes, channels, volumes, settings)
-        normal = [_normalised(_three(volume.data), settings.normalise) for volume in volumes]
+        normal = [_normalize(_three(volume.data), settings.normalise) for volume in volumes]
         places = _places(volumes, layout, settings.slices, multiple, size)
-        images = Images(list(volumes), places, layout, device, normal)
-        batch = images.input(images.places[0])
+        inputs = Images(list(volumes), places, layout, device, normal)
+        batch = inputs.input(inputs.places[0])
         shape = "x".join(map(str, batch.shape))
         if shape in tried:
             continue
         tried.append(shape)
         try:
-            _call(loaded.model, batch, settings.seed)
+            loaded.run(batch, settings.seed)
         except ValueError as error:
-            said = str(error).rstrip(".")
+            reason = str(error).rstrip(".")
             continue
-        return images
+        return inputs
     raise InputError(
-        f"The model {type(loaded.model).__name__} cannot be called with what is made of {volumes[0].name}; tried "
-        f"{', '.join(tried)}; give the size it needs, or other channels; it says at last: {said.partition('): ')[2]}."
+        f"The model {type(loaded.model).__name__} cannot be called with inputs made of {volumes[0].name}; tried "
+        f"{', '.join(tried)}; give its size, or other channels. Its last error: {reason.partition('): ')[2]}."
     )
 
 
-def _call(model: nn.Module, batch: Tensor, seed: int) -> None:
-    with evaluation_mode(model, seed), torch.no_grad():
-        call(model, batch)
-
-
-def _of_super_resolution(loaded: ExplainedModel, volumes: list[Volume], settings: InputSettings, device: str) -> Images:
+def _super_resolution_images(
+    loaded: ExplainedModel, volumes: list[Volume], settings: InputSettings, device: str
+) -> Images:
     trained = loaded.settings
     assert trained is not None
     along = "zyx".index(settings.axis)
     half = trained.depth // 2
     shifts = tuple(range(-half, half + 1))
-    if any(volume.data.ndim == 2 for volume in volumes) or trained.axes == "in-plane":
+    if any(volume.data.ndim == 2 for volume in volumes) or trained.upsample_axes == "in-plane":
         layout = Layout(_others(along), along, shifts)
-    else:  # rows are along the axis that becomes finer
+    else:  # rows are along the axis that is upsampled
         across, columns = _others(along)
         layout = Layout((along, columns), across, shifts)
     if any(volume.data.ndim == 2 for volume in volumes) and along != 0:
@@ -290,15 +300,15 @@ def _layout(axes: int, channels: int, volumes: Sequence[Volume], settings: Input
 
 
 def _kinds(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Return the axes and channels that inputs may have, the likeliest first."""
+    """Return the numbers of axes and channels that inputs may have, the likeliest first."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             return ((2 if isinstance(module, nn.Conv2d) else 3, module.in_channels),)
-    return _BY_GUESS
+    return _DEFAULT_KINDS
 
 
 def _sizes(model: nn.Module, size: int | None) -> list[tuple[int, int | None]]:
-    """Return what to try: the multiple that sides are padded to, and the size of tiles if they have one."""
+    """Return candidates of input sizes: the multiple that they are padded to, and the size of tiles, if fixed."""
     if size is not None:
         return [(1, size)]
     sizes: list[tuple[int, int | None]] = [(multiple, None) for multiple in _MULTIPLES]
@@ -332,13 +342,13 @@ def _places(
     return places
 
 
-def _normalised(volume: Float32Array, how: Normalise) -> Float32Array:
-    if how == "none":
+def _normalize(volume: Float32Array, method: Normalise) -> Float32Array:
+    if method == "none":
         return volume
-    if how == "standard":
+    if method == "standard":
         centre, scale = float(volume.mean(dtype=np.float64)), float(volume.std(dtype=np.float64))
     else:
-        low, high = np.percentile(volume, (1, 99)) if how == "robust" else (volume.min(), volume.max())
+        low, high = np.percentile(volume, (1, 99)) if method == "robust" else (volume.min(), volume.max())
         if low == high:
             low, high = volume.min(), volume.max()
         centre, scale = float(low), float(high) - float(low)

@@ -1,254 +1,254 @@
-"""An explanation, or the tracking of a training, as one HTML page that needs nothing besides itself."""
+"""Reports of explanations and of tracked trainings: one self-contained HTML page."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
 from pydantic import BaseModel
 
 from ..concepts.grids import ConceptMaps
-from ..explanation import Explanation, layer_figures
-from ..findings.finding import Finding
+from ..explanation import Explanation, layer_metrics
+from ..models.explained_model import ExplainedModel
 from ..models.inputs import Images
-from ..models.loading import ExplainedModel, named
-from ..tracking.tracker import Tracker
+from ..models.outputs import layer_label
+from ..tracking.checkpoints import Tracking
+from ..tracking.records import Evolution
 from . import figures
-from .captions import READ
-from .tables import where
+from .captions import CAPTIONS
+from .figures import Picture
+from .tables import describe_location
 
 _PATTERNS = 4  # modes of a Jacobian that are drawn
 _DRAWN = 12  # layers whose evolution is drawn
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2126; --soft: #59636e; --line: #d5dae0; --page: #fff; --card: #f6f7f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7ea; --soft: #9aa4ae; --line: #3a424a; --page: #16191d; --card: #1f2429; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: var(--page);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2.25rem 0 .5rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; overflow-wrap: anywhere; }
-p, li { max-width: 46rem; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; }
-figure { margin: .75rem 0 1.25rem; }
-img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 4px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid var(--line); }
-td { white-space: nowrap; }
-th { vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-table.facts th { font-weight: 500; color: var(--soft); vertical-align: top; }
-ul.findings { padding: 0; list-style: none; }
-ul.findings li { background: var(--card); border-left: 3px solid #b9782f; padding: .4rem .8rem; margin: .4rem 0; }
-code { font-family: ui-monospace, monospace; font-size: .9em; }
-@media print {
-  :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --card: #fff; }
-  body { max-width: none; padding: 0; font-size: 11pt; }
-  figure, li, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
-}
-"""
-
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """A slice of concept maps, for the page.
+class MapView:
+    """Slice of concept maps, for a report.
 
     Attributes
     ----------
     layer, image : str
-    picture : str
-        HTML.
+    picture : Picture
     """
 
     layer: str
     image: str
-    picture: str
+    picture: Picture
 
 
-def view(maps: ConceptMaps, images: Images) -> View:
-    """Return the middle slice of maps as a picture."""
-    place = images.middle(maps.volume)
-    volume = images.volumes[maps.volume]
-    data, values, layout = volume.data, maps.values, images.layout
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Part of a section: heading, text, table, figures, and a figure with a trusted HTML caption."""
+
+    heading: str = ""
+    text: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    figures: Sequence[tuple[Picture, str]] = ()
+    explained: tuple[Picture, str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Section:
+    """Section of a page, with a trusted HTML caption."""
+
+    title: str
+    caption: str
+    parts: Sequence[_Part]
+
+
+def draw_map_view(maps: ConceptMaps) -> MapView:
+    """Return the middle slice of concept maps as a picture."""
+    images, layout = maps.images, maps.images.layout
+    place, volume = images.middle(maps.volume), images.volumes[maps.volume]
+    data, values = volume.data, maps.values
     if data.ndim == 2:
         data, values = data[None], values[:, None]
     axis = 0 if layout.across is None else layout.across
     number = data.shape[0] // 2 if place.slice is None else place.slice
-    finer = values.shape[1 + axis] // data.shape[axis]
+    upsampling = values.shape[1 + axis] // data.shape[axis]
     image = np.asarray(data.take(number, axis))
-    shown = values.take(number * max(1, finer), 1 + axis)
+    shown = values.take(number * max(1, upsampling), 1 + axis)
     title = f"{maps.layer} in {volume.name}, slice {number}"
-    return View(maps.layer, f"{volume.name}, slice {number} along {'zyx'[axis]}", figures.concepts(image, shown, title))
+    label = f"{volume.name}, slice {number} along {'zyx'[axis]}"
+    return MapView(maps.layer, label, figures.concepts(image, shown, title))
 
 
-def report(explanation: Explanation, views: Sequence[View] = (), files: Iterable[str] = ()) -> str:
-    """Return an explanation as HTML.
+def render_report(explanation: Explanation, views: Sequence[MapView] = (), files: Iterable[str] = ()) -> str:
+    """Return the report of an explanation as HTML.
 
     Parameters
     ----------
     explanation : Explanation
-    views : sequence of View
-        Of concept maps, as `view` makes them.
+    views : sequence of MapView
+        Slices of concept maps; see `draw_map_view`.
     files : iterable of str
-        Names of the files beside it.
+        Names of the files beside the report, for links.
     """
     e = explanation
-    facts = _model(e.loaded) | _inputs(e.images) | _settings(e.settings) | {"Time": f"{e.seconds:.1f} s"}
-    body = [_facts(facts), *(f"<p class=soft>{escape(note)}</p>" for note in e.notes), _findings(e.findings)]
+    sections = []
     if e.layers:
-        body += [
-            "<h2>Layers</h2>", _layers(e), _soft(READ["layers"]),
-            _figure(figures.spectra(e.layers), READ["spectra"]) if any(d.k for d in e.layers.values()) else "",
-        ]  # fmt: skip
+        spectra = None
+        if any(d.k for d in e.layers.values()):
+            spectra = figures.spectra(e.layers), CAPTIONS["spectra"]
+        sections.append(_Section("Layers", CAPTIONS["layers"], [_layer_table(e), _Part(explained=spectra)]))
     if views:
-        body += ["<h2>Concept maps</h2>", _soft(READ["concepts"])]
-        without = [named(name) for name in e.layers if all(shown.layer != name for shown in views)]
-        if without:
-            body.append(_soft(f"No maps of {escape(', '.join(without))}: what they give has no place in the images."))
-        for name in dict.fromkeys(shown.layer for shown in views):
-            body.append(f"<h3><code>{escape(named(name))}</code></h3>")
-            body += [_figure(v.picture, escape(v.image)) for v in views if v.layer == name]
+        sections.append(_Section("Concept maps", CAPTIONS["concepts"], _map_parts(e, views)))
     if e.jacobians:
-        body += ["<h2>Jacobian</h2>", _soft(READ["jacobian"])]
-        for of in e.jacobians:
-            image, number, start = where(e.images, of.place)
-            d = of.decomposition
-            pairs = [
-                (float(d.values[k]), figures.plane(d.column(k)), figures.plane(d.column(k, "scores")))
-                for k in range(min(_PATTERNS, d.k))
-            ]
-            extent = " x ".join(map(str, of.place.extent))
-            at = "" if number is None else f", slice {number}"
-            of_what = f"the layer {of.layer}" if of.layer else "the output"
-            values = ", ".join(f"{s:.4g}" for s in d.values)
-            said = (
-                f"{image}{at}, {extent} voxels{f' from {start}' if start else ''}: derivative of {of_what}. Singular "
-                f"values {values}; these {d.k} have {100 * d.energy[-1]:.3g} % of the sum of squares, and may be too "
-                f"small by up to {np.sqrt(d.values[0] ** 2 + d.missed) - d.values[0]:.1g}."
-            )
-            picture = figures.patterns(figures.plane(e.images.shown(of.place)[None]), pairs, of_what)
-            body.append(_figure(picture, escape(said)))
+        sections.append(_Section("Jacobian", CAPTIONS["jacobian"], _jacobian_parts(e)))
     if e.attention is not None:
-        body += ["<h2>Attention</h2>", _soft(READ["attention"])]
-        body.append(_figure(figures.attention(e.attention, len(e.attended)), f"Of {len(e.attended)} inputs."))
-        body.append(_heads(e))
-    return _page(f"{e.loaded.name}, explained", [*body, _files(files)])
+        picture = figures.attention(e.attention, len(e.attended))
+        caption = f"Mean over {len(e.attended)} inputs."
+        sections.append(
+            _Section("Attention", CAPTIONS["attention"], [_Part(figures=[(picture, caption)]), _head_table(e)])
+        )
+    return _render(
+        title=f"{e.model.name}: explanation",
+        metadata=_model(e.model) | _inputs(e.images) | _settings(e.settings) | {"Time": f"{e.seconds:.1f} s"},
+        notes=e.notes,
+        findings=e.findings,
+        sections=sections,
+        files=list(files),
+    )
 
 
-def tracking_report(
-    tracker: Tracker,
-    loaded: ExplainedModel,
-    images: Images,
-    settings: BaseModel,
-    checkpoints: Sequence[Path],
-    files: Iterable[str] = (),
-) -> str:
-    """Return what tracking the checkpoints of a training came to, as HTML."""
+def render_tracking_report(tracking: Tracking, files: Iterable[str] = ()) -> str:
+    """Return the report of a tracked training as HTML."""
+    tracker, checkpoints = tracking.tracker, tracking.checkpoints
     layers = list(dict.fromkeys(r.layer for r in tracker.history))
     epochs = sorted({r.epoch for r in tracker.history})
-    over = f"{len(epochs)}, epochs {epochs[0]:g} to {epochs[-1]:g}: {checkpoints[0].name} to {checkpoints[-1].name}"
-    facts = {"Checkpoints": over} | _model(loaded) | _inputs(images)
+    span = f"{len(epochs)}, epochs {epochs[0]:g} to {epochs[-1]:g}: {checkpoints[0].name} to {checkpoints[-1].name}"
     evolutions = {layer: tracker.evolution(layer) for layer in layers}
-    body = [
-        _facts(facts | _settings(settings)),
-        _findings(tracker.findings()),
-        "<h2>Layers over epochs</h2>",
-        _evolved(evolutions),
-        _figure(figures.ranks_over_epochs(evolutions), READ["ranks"]),
-        "<h2>Components</h2>",
-        _soft(READ["evolution"]),
-    ]
+    ranks = figures.ranks_over_epochs(evolutions), CAPTIONS["ranks"]
+    parts = []
     if len(layers) > _DRAWN:
-        body.append(_soft(f"The {_DRAWN} layers whose components turned most are drawn; the table has all."))
-        layers = sorted(layers, key=lambda name: _turned(evolutions[name]))[:_DRAWN]
+        parts.append(_Part(text=f"Drawn are the {_DRAWN} layers with the largest rotation; the table has all layers."))
+        layers = sorted(layers, key=lambda name: _similarity_to_first(evolutions[name]))[:_DRAWN]
         layers = [name for name in evolutions if name in layers]
-    for name in layers:
-        body += [
-            f"<h3><code>{escape(named(name))}</code></h3>",
-            _figure(figures.evolution(name, evolutions[name]), ""),
-        ]
-    title = loaded.name if loaded.sr is None else f"{checkpoints[0].name} to {checkpoints[-1].name}"
-    return _page(f"{title}, followed", [*body, _files(files)])
+    parts += [_Part(layer_label(name), figures=[(figures.evolution(name, evolutions[name]), "")]) for name in layers]
+    model = tracking.model
+    name = model.name if model.sr is None else f"{checkpoints[0].name} to {checkpoints[-1].name}"
+    return _render(
+        title=f"{name}: training",
+        metadata={"Checkpoints": span} | _model(model) | _inputs(tracking.images) | _settings(tracking.settings),
+        notes=(),
+        findings=tracker.findings(),
+        sections=[
+            _Section("Layers over epochs", "", [_evolution_table(evolutions), _Part(explained=ranks)]),
+            _Section("Components", CAPTIONS["evolution"], parts),
+        ],
+        files=list(files),
+    )
 
 
-def _turned(of: Any) -> float:
-    """Return the mean cosine of the first components with their first directions, at the last epoch."""
-    cosines = np.abs(of.to_first[-1][:4])
+def _render(**content: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, ""),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("template.html.jinja").render(**content)
+
+
+def _similarity_to_first(evolution: Evolution) -> float:
+    """Return the mean |cosine| of the first components with their first directions, at the last epoch."""
+    cosines = np.abs(evolution.to_first[-1][:4])
     return float(np.nanmean(cosines)) if np.isfinite(cosines).any() else 1.0
 
 
-def _model(loaded: ExplainedModel) -> dict[str, str]:
-    facts = {"Model": loaded.name, "Kind": loaded.kind, "Class": type(loaded.model).__name__}
-    if loaded.weights:
-        facts["Weights"] = loaded.weights
-    facts["Parameters"] = f"{loaded.parameters:,}"
-    if loaded.settings is not None:
-        s = loaded.settings
-        facts["Trained as"] = (
-            f"scheme {s.scheme}{f', {s.backbone}' if s.scheme == 'b' else ''}, factor {s.factor:g}, {s.axes}, "
-            f"{s.degradation}"
+def _model(model: ExplainedModel) -> dict[str, str]:
+    metadata = {"Model": model.name, "Kind": model.kind, "Class": type(model.model).__name__}
+    if model.weights:
+        metadata["Weights"] = model.weights
+    metadata["Parameters"] = f"{model.parameters:,}"
+    if model.settings is not None:
+        s = model.settings
+        metadata["Training"] = (
+            f"scheme {s.scheme}{f', {s.backbone}' if s.scheme == 'residual' else ''}, factor {s.factor:g}, "
+            f"{s.upsample_axes}, {s.degradation}"
         )
-    return facts
+    return metadata
 
 
 def _inputs(images: Images) -> dict[str, str]:
     shapes = [f"{v.name} ({' x '.join(map(str, v.data.shape))})" for v in images.volumes]
     extents = sorted({place.extent for place in images.places})
-    sides = ", ".join(" x ".join(map(str, extent)) for extent in extents)
-    what = "volumes" if images.layout.across is None else f"slices along {'zyx'[images.layout.across]}"
+    sizes = ", ".join(" x ".join(map(str, extent)) for extent in extents)
+    kind = "volumes" if images.layout.across is None else f"slices along {'zyx'[images.layout.across]}"
     channels = len(images.volumes) if images.layout.one_each else len(images.layout.shifts)
     return {
         "Images": ", ".join(shapes),
-        "Inputs": f"{len(images.places)} {what} of {sides} voxels, {channels} channel{'s' * (channels != 1)}",
+        "Inputs": f"{len(images.places)} {kind} of {sizes} voxels, {channels} channel{'s' * (channels != 1)}",
     }
 
 
 def _settings(settings: BaseModel) -> dict[str, str]:
-    told = {name: value for name, value in settings.model_dump().items() if value not in (None, ())}
-    said = (f"{name} {', '.join(value) if isinstance(value, tuple) else value}" for name, value in told.items())
+    given = {name: value for name, value in settings.model_dump().items() if value not in (None, ())}
+    texts = (f"{name} {', '.join(value) if isinstance(value, tuple) else value}" for name, value in given.items())
     versions = (
         f"napari-gsvolume {version('napari-gsvolume')}, torch {torch.__version__}, Python {sys.version.split()[0]}"
     )
-    return {"Settings": "; ".join(said), "Versions": versions}
+    return {"Settings": "; ".join(texts), "Versions": versions}
 
 
-def _layers(e: Explanation) -> str:
-    heads = ("layer", "features", "samples", "effective rank", "stable rank", "participation ratio", "energy")
+def _layer_table(e: Explanation) -> _Part:
+    columns = ("Layer", "Features", "Samples", "Effective rank", "Stable rank", "Participation ratio", "Energy")
     rows = []
     for name, d in e.layers.items():
-        f = layer_figures(d)
+        f = layer_metrics(d)
         about = "" if f["complete"] else "≥ "
         ranks = [f"{about}{f[key]:.2f}" for key in ("effective_rank", "stable_rank", "participation_ratio")]
         energy = " ".join(f"{100 * part:.1f}" for part in d.energy[:3]) + (
             f" … {100 * d.energy[-1]:.1f} %" if d.k > 3 else " %"
         )
-        rows.append([named(name), f"{d.features:,}", f"{d.samples:,}", *ranks, energy if d.k else "-"])
-    return _table(heads, rows)
+        rows.append([layer_label(name), f"{d.features:,}", f"{d.samples:,}", *ranks, energy if d.k else "-"])
+    return _Part(columns=columns, rows=rows)
 
 
-def _evolved(evolutions: Mapping[str, Any]) -> str:
-    heads = ("layer", "effective rank, first", "last", "stable rank, first", "last", "cosine of component 1 to first")
-    rows = []
-    for name, of in evolutions.items():
-        ranks = [f"{x:.2f}" for r in (of.effective_ranks, of.stable_ranks) for x in (r[0], r[-1])]
-        cosine = of.to_first[-1][0] if of.to_first.shape[1] else np.nan
-        rows.append([named(name), *ranks, "-" if np.isnan(cosine) else f"{cosine:.2f}"])
-    return _table(heads, rows)
+def _map_parts(e: Explanation, views: Sequence[MapView]) -> list[_Part]:
+    parts = []
+    without = [layer_label(name) for name in e.layers if all(view.layer != name for view in views)]
+    if without:
+        parts.append(_Part(text=f"No maps of {', '.join(without)}: their outputs have no location in the images."))
+    for name in dict.fromkeys(view.layer for view in views):
+        pictures = [(view.picture, view.image) for view in views if view.layer == name]
+        parts.append(_Part(layer_label(name), figures=pictures))
+    return parts
 
 
-def _heads(e: Explanation) -> str:
+def _jacobian_parts(e: Explanation) -> list[_Part]:
+    parts = []
+    for jacobian in e.jacobians:
+        image, number, start = describe_location(e.images, jacobian.place)
+        d = jacobian.decomposition
+        pairs = [
+            (float(d.values[k]), figures.plane(d.column(k)), figures.plane(d.column(k, "scores")))
+            for k in range(min(_PATTERNS, d.k))
+        ]
+        extent = " x ".join(map(str, jacobian.place.extent))
+        position = "" if number is None else f", slice {number}"
+        differentiated = f"the layer {jacobian.layer}" if jacobian.layer else "the output"
+        values = ", ".join(f"{s:.4g}" for s in d.values)
+        caption = (
+            f"{image}{position}, {extent} voxels{f' from {start}' if start else ''}: derivative of {differentiated}. "
+            f"Singular values {values}; these {d.k} hold {100 * d.energy[-1]:.3g} % of the sum of squares, with an "
+            f"error of up to {np.sqrt(d.values[0] ** 2 + d.missed) - d.values[0]:.1g}."
+        )
+        shown = figures.plane(e.images.intensities(jacobian.place)[None])
+        parts.append(_Part(figures=[(figures.patterns(shown, pairs, differentiated), caption)]))
+    return parts
+
+
+def _head_table(e: Explanation) -> _Part:
     assert e.attention is not None
     rows = [
         [f"{layer}, head {head}", f"{entropy:.2f}", *(f"{part:.2f}" for part in parts[:3])]
@@ -256,47 +256,22 @@ def _heads(e: Explanation) -> str:
             e.attention.heads, e.attention.entropy, e.attention.modes.concepts, strict=True
         )
     ]
-    heads = ("head", "entropy, nats", *(f"mode {k + 1}" for k in range(min(3, e.attention.modes.k))))
-    return _table(heads, rows)
+    columns = ("Head", "Entropy, nats", *(f"Mode {k + 1}" for k in range(min(3, e.attention.modes.k))))
+    return _Part(columns=columns, rows=rows)
 
 
-def _findings(found: Iterable[Finding]) -> str:
-    items = "".join(f"<li>{escape(f.sentence)}</li>" for f in found)
-    if not items:
-        return "<h2>Findings</h2><p>No threshold was crossed.</p>"
-    return f"<h2>Findings</h2><ul class=findings>{items}</ul>"
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
-    return f"<table class=facts>{rows}</table>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
-
-
-def _soft(html: str) -> str:
-    return f"<p class=soft>{html}</p>"
-
-
-def _files(files: Iterable[str]) -> str:
-    names = list(files)
-    if not names:
-        return ""
-    links = "".join(f"<li><a href='{escape(name, quote=True)}'>{escape(name)}</a></li>" for name in names)
-    return f"<h2>Files beside this page</h2><ul>{links}</ul>"
-
-
-def _page(title: str, body: Iterable[str]) -> str:
-    return (
-        f"<!doctype html>\n<html lang=en>\n<head><meta charset=utf-8><title>{escape(title)}</title>"
-        f"<meta name=viewport content='width=device-width, initial-scale=1'><style>{_STYLE}</style></head>\n"
-        f"<body>\n<h1>{escape(title)}</h1>\n{''.join(f'{part}{chr(10)}' for part in body)}</body>\n</html>\n"
+def _evolution_table(evolutions: Mapping[str, Evolution]) -> _Part:
+    columns = (
+        "Layer",
+        "Effective rank, first epoch",
+        "Last",
+        "Stable rank, first epoch",
+        "Last",
+        "Cosine of component 1 to the first epoch",
     )
+    rows = []
+    for name, evolution in evolutions.items():
+        ranks = [f"{x:.2f}" for r in (evolution.effective_ranks, evolution.stable_ranks) for x in (r[0], r[-1])]
+        cosine = evolution.to_first[-1][0] if evolution.to_first.shape[1] else np.nan
+        rows.append([layer_label(name), *ranks, "-" if np.isnan(cosine) else f"{cosine:.2f}"])
+    return _Part(columns=columns, rows=rows)

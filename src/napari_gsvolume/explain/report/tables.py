@@ -1,4 +1,4 @@
-"""What an explanation came to as tables, comma-separated, with all digits."""
+"""Results of an explanation as CSV tables, with all digits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...svd.decomposition import cumulative_energy
-from ..explanation import LAYER_FIGURES, Explanation, by_input, layer_figures
+from ..explanation import LAYER_METRICS, Explanation, input_statistics, layer_metrics
 from ..findings.finding import Finding
 from ..models.inputs import Images, Place
 
@@ -30,20 +30,18 @@ _FINDING = (
 )
 
 
-def tables(explanation: Explanation) -> dict[str, str]:
-    """Return the tables that there is something for, by the names of their files."""
+def build_tables(explanation: Explanation) -> dict[str, str]:
+    """Return the tables of the parts of an explanation, by file name."""
     e = explanation
-    made = {"findings.csv": findings(e.findings)}
+    made = {"findings.csv": findings_table(e.findings)}
     if e.layers:
-        rows = ([name, *layer_figures(d).values()] for name, d in e.layers.items())
-        made["layers.csv"] = _csv(("layer", *LAYER_FIGURES), rows)
+        rows = ([name, *layer_metrics(d).values()] for name, d in e.layers.items())
+        made["layers.csv"] = _csv(("layer", *LAYER_METRICS), rows)
         made["spectra.csv"] = _csv(("layer", "mode", "value", "energy"), _spectra(e))
         k = max(d.k for d in e.layers.values())
         columns = [f"concept_{mode}" for mode in range(k)]
         made["concepts.csv"] = _csv(("layer", "feature", *columns), _concepts(e, k))
-        made["scores.csv"] = _csv(
-            ("layer", "image", "slice", "start", "mode", "mean", "deviation"), _scores(e)
-        )  # fmt: skip
+        made["scores.csv"] = _csv(("layer", "image", "slice", "start", "mode", "mean", "deviation"), _scores(e))
     if e.jacobians:
         made["jacobian.csv"] = _csv(("image", "slice", "start", "layer", "mode", "value", "energy"), _jacobians(e))
     if e.attention is not None:
@@ -52,18 +50,28 @@ def tables(explanation: Explanation) -> dict[str, str]:
     return made
 
 
-def findings(found: Iterable[Finding]) -> str:
+def findings_table(found: Iterable[Finding]) -> str:
     """Return findings as a table."""
     rows = (
-        [f.kind, f.layer, f.component, f.epoch, f.subject, f.statistic, f.threshold, *(f.interval or (None, None)),
-         f.p_value, f.sentence]
+        [
+            f.kind,
+            f.layer,
+            f.component,
+            f.epoch,
+            f.subject,
+            f.statistic,
+            f.threshold,
+            *(f.interval or (None, None)),
+            f.p_value,
+            f.sentence,
+        ]
         for f in found
-    )  # fmt: skip
+    )
     return _csv(_FINDING, rows)
 
 
-def where(images: Images, place: Place) -> tuple[str, Any, str]:
-    """Return the name of the volume, the slice, and where in it an input begins: "" if at its border."""
+def describe_location(images: Images, place: Place) -> tuple[str, Any, str]:
+    """Return the volume, the slice, and the first voxel of an input; "" for the first voxel of the slice."""
     whole = not any(place.start)
     return images.volumes[place.volume].name, place.slice, "" if whole else " ".join(map(str, place.start))
 
@@ -85,16 +93,16 @@ def _concepts(e: Explanation, k: int) -> Iterator[list[Any]]:
 
 def _scores(e: Explanation) -> Iterator[list[Any]]:
     for name, d in e.layers.items():
-        for place, means, deviations in zip(e.images.places, *by_input(d, len(e.images.places)), strict=True):
+        for place, means, deviations in zip(e.images.places, *input_statistics(d, len(e.images.places)), strict=True):
             for mode, (mean, deviation) in enumerate(zip(means.tolist(), deviations.tolist(), strict=True)):
-                yield [name, *where(e.images, place), mode, mean, deviation]
+                yield [name, *describe_location(e.images, place), mode, mean, deviation]
 
 
 def _jacobians(e: Explanation) -> Iterator[list[Any]]:
     for of in e.jacobians:
         d = of.decomposition
         for mode, (value, energy) in enumerate(zip(d.values.tolist(), d.energy.tolist(), strict=True)):
-            yield [*where(e.images, of.place), of.layer, mode, value, energy]
+            yield [*describe_location(e.images, of.place), of.layer, mode, value, energy]
 
 
 def _heads(e: Explanation) -> Iterator[list[Any]]:

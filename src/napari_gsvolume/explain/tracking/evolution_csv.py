@@ -1,4 +1,4 @@
-"""The table of a training that was followed, read again."""
+"""Reader of the evolution table of a tracked training."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import FileFormatError, InputError
-from .tracker import COLUMNS, Evolution
+from .records import COLUMNS, Evolution
 
 
 def read_evolutions(path: str | Path) -> dict[str, Evolution]:
-    """Return what `Tracker.to_csv` wrote of all inputs, by layer; directions of concepts are not in the table.
+    """Read the evolution of all layers from a table of `Tracker.to_csv`; directions of concepts are not in it.
 
     Raises
     ------
     OSError
         If the file does not exist or may not be read.
     FileFormatError
-        If it is another table.
+        If it is no such table.
     """
     path = Path(path)
     rows: dict[str, dict[float, dict[int, list[float]]]] = {}
@@ -27,7 +27,7 @@ def read_evolutions(path: str | Path) -> dict[str, Evolution]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise InputError(f"it lacks the columns of a tracked training ({', '.join(COLUMNS[:4])}, ...)")
+                raise InputError(f"the columns of a tracked training are missing ({', '.join(COLUMNS[:4])}, ...)")
             for row in reader:
                 if row["group"]:
                     continue
@@ -50,10 +50,19 @@ def _evolution(epochs: dict[float, dict[int, list[float]]]) -> Evolution:
         for j, numbers in epochs[epoch].items():
             table[i, j] = numbers
     values, shares, previous, first = (table[:, :, c] for c in range(4))
-    angle, effective, stable, sharp = (table[np.arange(len(ordered)), [min(epochs[e]) for e in ordered], c] for c in
-                                       range(4, 8))  # fmt: skip
+    angle, effective, stable, sharp = (
+        table[np.arange(len(ordered)), [min(epochs[e]) for e in ordered], c] for c in range(4, 8)
+    )
     none = np.empty((len(ordered), 0, k), np.float32)
     return Evolution(
-        np.array(ordered), np.nan_to_num(values), np.nan_to_num(shares), previous, first, none, angle, effective,
-        stable, sharp,
-    )  # fmt: skip
+        np.array(ordered),
+        np.nan_to_num(values),
+        np.nan_to_num(shares),
+        previous,
+        first,
+        none,
+        angle,
+        effective,
+        stable,
+        sharp,
+    )

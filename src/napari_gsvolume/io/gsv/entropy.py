@@ -25,41 +25,41 @@ _CONCENTRATIONS = 8
 
 
 class Writer:
-    """Encodes integers; `Reader` decodes them in the same order."""
+    """Encoder of integers; `Reader` decodes them in the same order."""
 
     def __init__(self) -> None:
         self._coder: Any = constriction.stream.queue.RangeEncoder()
 
     def content(self) -> bytes:
-        """Return what has been encoded."""
+        """Return the encoded bytes."""
         return np.asarray(self._coder.get_compressed(), "<u4").tobytes()
 
     def number(self, value: int) -> None:
-        """Write one integer of at most 40 bits and its sign, a few bits more than it has."""
+        """Write one signed integer of at most 40 bits, with a few bits of overhead."""
         digits = abs(value).bit_length()
         self.uniform(np.array([digits]), np.array([41]))
         rest = [(abs(value) >> shift) & 255 for shift in range(0, digits, 8)]
         self.uniform(np.array([*rest, value < 0]), np.array([256] * len(rest) + [2]))
 
     def uniform(self, values: IntArray, sizes: IntArray) -> None:
-        """Write integers each of which may be anything from 0 to its size - 1."""
+        """Write integers that are uniform from 0 to size - 1, with a size each."""
         several = sizes > 1
         self._coder.encode(values[several].astype(np.int32), _Uniform(), sizes[several].astype(np.int32))
 
     def table(self, values: IntArray, probabilities: Float64Array) -> None:
-        """Write integers from 0 on with given probabilities, in proportion."""
+        """Write non-negative integers with given probabilities, up to a factor."""
         if len(values) and len(probabilities) > 1:
             self._coder.encode(values.astype(np.int32), _Categorical(probabilities, perfect=False))
 
     def counted(self, values: IntArray, size: int) -> None:
-        """Write integers from 0 to size - 1 by how often each occurs; the counts go first, coarsely."""
+        """Write integers from 0 to size - 1 with their histogram, which is written first in coarse levels."""
         counts = np.bincount(values, minlength=size)
         levels = _level_of(counts)
         self.uniform(levels, np.full(size, _LEVELS))
         self.table(values, _count_of(levels))
 
     def centred(self, values: IntArray, *, from_zero: bool = False) -> None:
-        """Write integers that gather around a middle (or around zero and never below), by the fitting bell."""
+        """Write integers with a unimodal distribution (around a middle, or from zero on), by a fitted bell."""
         if not len(values):
             return
         low = 0 if from_zero else int(values.min())
@@ -78,7 +78,7 @@ class Writer:
         self.table(values - low, _bell(span, middle, best))
 
     def split(self, left: IntArray, totals: IntArray) -> None:
-        """Write how many of each of `totals` go left, by the beta-binomial distribution that fits all of them best."""
+        """Write the left counts of splits of `totals`, with the best common beta-binomial distribution."""
         groups = [(int(total), left[totals == total]) for total in np.unique(totals)]
         costs = [
             sum(_cost(mine, _beta_binomial(total, concentration)) for total, mine in groups)
@@ -91,7 +91,7 @@ class Writer:
 
 
 class Reader:
-    """Decodes what `Writer` encoded; wrong bytes give wrong integers within the ranges asked for, or ValueError."""
+    """Decoder of `Writer`; damaged bytes give wrong integers within the given ranges, or a ValueError."""
 
     def __init__(self, content: bytes) -> None:
         self._coder: Any = constriction.stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
@@ -125,7 +125,7 @@ class Reader:
         return self.table(count, _count_of(levels))
 
     def centred(self, count: int, *, from_zero: bool = False) -> IntArray:
-        """Read `count` integers that gather around a middle."""
+        """Read `count` integers of a unimodal distribution."""
         if not count:
             return np.zeros(0, np.int64)
         low = 0 if from_zero else self.number()
@@ -137,7 +137,7 @@ class Reader:
         return low + self.table(count, _bell(span, middle, shape))
 
     def split(self, totals: IntArray) -> IntArray:
-        """Read how many of each of `totals` go left."""
+        """Read the left counts of splits of `totals`."""
         concentration = int(self.uniform(np.array([_CONCENTRATIONS]))[0])
         left = np.zeros_like(totals)
         for total in np.unique(totals):
@@ -169,7 +169,7 @@ def _count_of(levels: IntArray) -> Float64Array:
 
 
 def _cost(values: IntArray, probabilities: Float64Array) -> float:
-    """Return the bits that the values take."""
+    """Return the code length of the values, bits."""
     p = probabilities[values] / probabilities.sum()
     return float(-np.log2(np.maximum(p, 2.0**-23)).sum())
 

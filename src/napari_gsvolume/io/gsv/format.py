@@ -1,7 +1,7 @@
-"""Gaussians in few bytes: quantised, ordered along a Morton curve, entropy coded (``.gsv``; docs/formats.md).
+"""Compact files of Gaussians: quantised, ordered along a Morton curve, entropy coded (``.gsv``; docs/formats.md).
 
 A file is ``GSV1``, the CRC-32 of all that follows, the length of the header, the header (JSON, deflated with a preset
-dictionary) and the coded integers. Its numbers come out the same on every machine (docs/formats.md says how far).
+dictionary) and the coded integers. Decoding is reproducible on every machine (docs/formats.md specifies how far).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .entropy import Reader, Writer
 from .quantization import LARGEST_CLASS, Codes, classes, dequantise, fraction_levels, orientation_sizes, quantise
 
 MAGIC = b"GSV1"
-MOST_GAUSSIANS_A_BYTE = 1
-"""A Gaussian takes more than a byte: a file that claims more of them is damaged, and is not worth the memory."""
+MAX_GAUSSIANS_PER_BYTE = 1
+"""Largest plausible number of Gaussians per byte: a file that claims more is damaged."""
 NOISE = 0.02
-"""Energy of the rounding errors beside the fit's squared error, where the size is not asked for: 0.09 dB."""
+"""Energy of the quantisation error relative to the squared error of the fit, without a given size: 0.09 dB."""
 _ASSUMED_PSNR_DB = 45.0
 _PREFIX = struct.Struct("<4sIH")
 CELL = 1
@@ -48,9 +48,9 @@ _DICTIONARY = (
 def write_gsv(path: str | os.PathLike[str], gaussians: GaussianVolume) -> None:
     """Write Gaussians to a ``.gsv`` file; an existing one is replaced in one step, or not at all.
 
-    How finely they are rounded is what ``metadata["gsv"]["step"]`` says, which a fit for a file size and the reader
-    leave there: such Gaussians are written without any further change. Others are rounded such that the squared error
-    of their fit, or that of 45 dB where there was none, grows by about `NOISE`.
+    The quantisation step is ``metadata["gsv"]["step"]``, which fits to a file size and the reader set: such Gaussians
+    are written without further change. Otherwise the step is such that the squared error of the fit (or that of 45 dB
+    without a fit) grows by about `NOISE`.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def read_gsv(path: str | os.PathLike[str]) -> GaussianVolume:
     OSError
         If the file does not exist or may not be read.
     FileFormatError
-        If the file is damaged, or is not one of ours.
+        If the file is damaged, or was written by another program.
     """
     path = Path(path)
     try:
@@ -89,7 +89,7 @@ def read_gsv(path: str | os.PathLike[str]) -> GaussianVolume:
 
 
 def encode(gaussians: GaussianVolume, step: float | None = None) -> bytes:
-    """Return the content of a file; `step` of the amplitudes as `write_gsv` tells if not given."""
+    """Return the content of a file; the default of the quantisation step is that of `write_gsv`."""
     step = step or (gaussians.metadata.get("gsv") or {}).get("step") or default_step(gaussians)
     return pack(rounded(gaussians, step)[0], step, gaussians)
 
@@ -98,9 +98,12 @@ def pack(codes: Codes, step: float, like: GaussianVolume) -> bytes:
     """Return the content of a file of these codes, with the grid, background and metadata of `like`."""
     metadata = _shortened({name: value for name, value in like.metadata.items() if name != "gsv"})
     header = {
-        **like.grid.to_dict(), "background": float(like.background), "step": step, "n": len(codes.amplitudes),
+        **like.grid.to_dict(),
+        "background": float(like.background),
+        "step": step,
+        "n": len(codes.amplitudes),
         "metadata": metadata,
-    }  # fmt: skip
+    }
     try:
         text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -130,7 +133,7 @@ def decode(content: bytes) -> GaussianVolume:
         background, metadata = float(header["background"]), dict(header["metadata"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"its header is damaged ({error!r})") from error
-    if not 0 <= n <= MOST_GAUSSIANS_A_BYTE * len(coded) or not (math.isfinite(step) and step > 0) or len(coded) % 4:
+    if not 0 <= n <= MAX_GAUSSIANS_PER_BYTE * len(coded) or not (math.isfinite(step) and step > 0) or len(coded) % 4:
         raise InputError("its header is damaged")
     if not n:
         codes = Codes(*(np.zeros((0, grid.ndim), np.int64) for _ in range(5)))

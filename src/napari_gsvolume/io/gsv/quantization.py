@@ -33,14 +33,14 @@ MOST_LEVELS = 1 << 12
 """Of an angle or of a fraction of a cell."""
 LARGEST_CLASS = 20
 FINEST = 8
-"""Above this class nothing but the amplitude gets finer: radii and positions are right to a few thousandths."""
+"""Class above which only the amplitude gains precision: radii and positions are precise to a few thousandths."""
 LOG_RADII = (-3.0, 8.0)
 """Natural logarithms of the smallest and largest radii that are kept, in voxels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """N Gaussians in D dimensions as integers.
+    """Integer codes of N Gaussians in D dimensions.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ def _fineness(amplitudes: IntArray) -> Float64Array:
 def quantise(
     means: Float64Array, factors: Float64Array, weights: Float64Array, step: float, cell: int
 ) -> tuple[Codes, NDArray[np.intp]]:
-    """Return the codes of Gaussians, and which ones they are: those whose amplitude rounds to zero are left out.
+    """Return the codes of Gaussians, and their indices: Gaussians with an amplitude that rounds to zero are left out.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def quantise(
 
 
 def with_amplitudes(codes: Codes, weights: Float64Array, step: float) -> Codes:
-    """Return the codes with the amplitudes of other weights, as near as their classes, which fix all steps, allow."""
+    """Return the codes with the amplitudes of other weights, clipped to their classes, which fix all steps."""
     old = codes.amplitudes
     low = np.exp2(classes(old)).astype(np.int64)
     m = np.rint(weights / unit_weights(codes, step)).astype(np.int64)
@@ -120,7 +120,7 @@ def with_means(codes: Codes, means: Float64Array, cell: int) -> Codes:
 
 
 def unit_weights(codes: Codes, step: float) -> Float64Array:
-    """Return the weight that the amplitude 1 stands for, ``(N,)``."""
+    """Return the weight of amplitude 1, ``(N,)``."""
     ndim = codes.radii.shape[1]
     logs = codes.radii / _fineness(codes.amplitudes)[:, None]
     size: Float64Array = math.pi ** (ndim / 4) * np.exp(logs.sum(1) / 2)
@@ -128,7 +128,7 @@ def unit_weights(codes: Codes, step: float) -> Float64Array:
 
 
 def dequantise(codes: Codes, step: float, cell: int) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Return means, factors and weights; raises ValueError where the codes are out of their ranges."""
+    """Return means, factors and weights; raise ValueError if codes are out of their ranges."""
     fineness = _fineness(codes.amplitudes)[:, None]
     logs = codes.radii / fineness
     axes = rotations(codes)
@@ -158,7 +158,7 @@ def rotations(codes: Codes) -> Float64Array:
 
 
 def orientation_sizes(codes: Codes) -> IntArray:
-    """Return how many values each of `Codes.orientations` can have, ``(N, 1 or 2)``; needs radii and amplitudes."""
+    """Return the number of values of each of `Codes.orientations`, ``(N, 1 or 2)``; needs radii and amplitudes."""
     fineness = _fineness(codes.amplitudes)
     logs = codes.radii / fineness[:, None]
     if codes.radii.shape[1] == 2:
@@ -169,7 +169,7 @@ def orientation_sizes(codes: Codes) -> IntArray:
 
 
 def fraction_levels(codes: Codes, cell: int) -> IntArray:
-    """Return into how many parts a cell is divided along each axis, ``(N, D)``; needs all but cells and fractions."""
+    """Return the number of parts of a cell along each axis, ``(N, D)``; needs all but cells and fractions."""
     return _levels(_cholesky(codes), codes.amplitudes, cell)
 
 
@@ -179,28 +179,28 @@ MOST_RINGS = 768
 
 
 def _mixing(low: Float64Array, high: Float64Array) -> Float64Array:
-    """Return ``r - 1 / r``: how much a small rotation of two axes of log radii low <= high changes the shape."""
+    """Return ``r - 1 / r``: the change of shape by a small rotation of two axes of log radii low <= high."""
     return 2 * np.sinh(high - low)
 
 
 def _angles(mixing: Float64Array, fineness: Float64Array) -> IntArray:
-    """Return into how many angles a half turn is divided."""
+    """Return the number of angles of a half turn."""
     levels = np.ceil(np.pi * mixing * fineness / math.sqrt(2) - 1)
     return np.clip(levels, 1, MOST_LEVELS).astype(np.int64)
 
 
 def _is_disc(logs: Float64Array) -> NDArray[np.bool_]:
-    """Whether the shortest axis stands out more than the longest."""
+    """Return True where the shortest axis differs more from the others than the longest."""
     return logs[:, 1] - logs[:, 0] >= logs[:, 2] - logs[:, 1]
 
 
 def _rings(logs: Float64Array, fineness: Float64Array) -> IntArray:
-    """Return into how many rings the hemisphere of directions is divided; 0 for one direction only."""
+    """Return the number of rings of the hemisphere of directions; 0 for a single direction."""
     return np.clip(_angles(_mixing(logs[:, 0], logs[:, 2]), fineness) // 2, 0, MOST_RINGS)
 
 
 def _twists(logs: Float64Array, fineness: Float64Array) -> IntArray:
-    """Return into how many angles the half turn about the distinct axis is divided."""
+    """Return the number of angles of the half turn about the distinct axis."""
     disc = _is_disc(logs)
     low, high = np.where(disc, logs[:, 1], logs[:, 0]), np.where(disc, logs[:, 2], logs[:, 1])
     return _angles(_mixing(low, high), fineness)
@@ -208,7 +208,7 @@ def _twists(logs: Float64Array, fineness: Float64Array) -> IntArray:
 
 @lru_cache(MOST_RINGS + 1)
 def _sphere(rings: int) -> tuple[IntArray, IntArray]:
-    """Return where each ring's directions end in the list of all, and how many each has; rings about the first axis."""
+    """Return the end of each ring in the list of all directions, and its number of directions; rings about axis 0."""
     if rings == 0:
         return np.ones(1, np.int64), np.ones(1, np.int64)
     polar = (np.arange(rings) + 0.5) * np.pi / 2 / rings

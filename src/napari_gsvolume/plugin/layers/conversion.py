@@ -1,11 +1,11 @@
-"""napari layers to arrays and grids, and back. The only module that reads or writes layer metadata."""
+"""Conversion of napari layers to arrays and grids, and back; access to the metadata of layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from napari.components import LayerList
@@ -16,12 +16,9 @@ from ...errors import InputError
 from ...grid import Grid
 from ...tomography.scan import Mode
 
-if TYPE_CHECKING:
-    pass
-
 METADATA_KEY = "napari_gsvolume"
 PROJECTION_KINDS: dict[Mode, str] = {"xray": "X-rays", "mip": "MIP", "minip": "minIP", "mean": "means"}
-"""What layers of projections are called."""
+"""Titles of projections in names of layers."""
 _DIVERGING = "RdBu_r"
 
 LayerData = tuple[Any, dict[str, Any], str]
@@ -29,18 +26,18 @@ LayerData = tuple[Any, dict[str, Any], str]
 
 @dataclass(frozen=True, eq=False)
 class SourceVolume:
-    """One 2D or 3D volume of an image layer, not loaded yet.
+    """One 2D or 3D volume of an image layer, not yet loaded.
 
     Attributes
     ----------
     name : str
-        The layer's name.
+        Name of the layer.
     array : array_like
-        ``(Z, Y, X)`` or ``(Y, X)``, maybe lazy (dask): `numpy.asarray` loads it, and only it.
+        Array ``(Z, Y, X)`` or ``(Y, X)``, possibly lazy (dask): `numpy.asarray` loads this volume only.
     grid : Grid
-        Its voxels in the layer's world.
+        Grid of the voxels in the world of the layer.
     placement : dict
-        Arguments that put a layer of the same voxels where the source is.
+        Layer arguments that put the same voxels at the position of the source.
     limits : tuple of float
         Contrast limits of the source.
     """
@@ -72,7 +69,7 @@ def source_volume(layer: Image, *, time_point: int | None = None, level: int = 0
     Raises
     ------
     ValueError
-        If the layer is RGB, has an unsuitable number of axes, or lacks a time point or level.
+        If the layer is RGB, has an unsuitable number of axes, or has no such time point or level.
     """
     if layer.rgb:
         raise InputError(
@@ -102,7 +99,7 @@ def source_volume(layer: Image, *, time_point: int | None = None, level: int = 0
 def _grid(layer: Image, finest: Sequence[int], shape: Sequence[int]) -> Grid:
     """Return the grid of the last axes of a layer, with voxels of a level of `shape`."""
     ndim = len(shape)
-    # What the layer does to its data, asked through its public map: the origin's and each axis's image.
+    # The affine of the layer, from its public map: images of the origin and of a step along each axis.
     origin = np.zeros(layer.ndim)
     start = np.asarray(layer.data_to_world(origin), dtype=np.float64)
     affine = np.eye(ndim + 1)
@@ -114,7 +111,7 @@ def _grid(layer: Image, finest: Sequence[int], shape: Sequence[int]) -> Grid:
     full = Grid(finest, affine, [str(u) for u in layer.units[-ndim:]], layer.axis_labels[-ndim:])
     if tuple(shape) == full.shape:
         return full
-    # Voxels of a level are blocks of finest ones: their centres are the blocks' centres.
+    # Voxels of a level are blocks of the finest voxels: their centres are the centres of the blocks.
     factors = np.array(finest) / np.array(shape)
     to_finest = np.eye(ndim + 1)
     to_finest[:-1, :-1] = np.diag(factors)
@@ -135,17 +132,17 @@ def _copied_placement(layer: Layer) -> dict[str, Any]:
 
 
 def grid_placement(grid: Grid) -> dict[str, Any]:
-    """Return the layer arguments that put the voxels of a grid in the world."""
+    """Return the layer arguments that place the voxels of a grid in the world."""
     place: dict[str, Any] = {"units": grid.units, "axis_labels": grid.axis_labels}
     matrix = grid.affine[:-1, :-1]
     if np.array_equal(matrix, np.diag(np.diag(matrix))) and (np.diag(matrix) > 0).all():
-        # The plain case in the plain words, which napari's own widgets show and edit.
+        # Scale and translate where they suffice: napari's own widgets show and edit them.
         return {"scale": tuple(np.diag(matrix)), "translate": tuple(grid.affine[:-1, -1]), **place}
     return {"affine": np.array(grid.affine), **place}
 
 
 def series_placement(layer: Image, grid: Grid) -> dict[str, Any]:
-    """Return the layer arguments for a ``(T, Z, Y, X)`` array whose volumes lie on `grid`, in time like `layer`."""
+    """Return the layer arguments of a ``(T, Z, Y, X)`` array of volumes on `grid`, with the time axis of `layer`."""
     affine = np.eye(5)
     affine[1:, 1:] = grid.affine
     start = layer.data_to_world(np.zeros(4))[0]
@@ -164,7 +161,7 @@ def density_layer(
     limits: tuple[float, float],
     metadata: dict[str, Any],
 ) -> LayerData:
-    """Return f on the source's voxels as an image layer "name · density", in the source's contrast limits."""
+    """Return the sum of the Gaussians as an image layer "name · density", with the contrast limits of the source."""
     options = {"name": f"{name} · density", "contrast_limits": limits, "colormap": "gray", "blending": "translucent"}
     return density, {**options, **placement, "rgb": False, "metadata": {METADATA_KEY: metadata}}, "image"
 
@@ -172,7 +169,7 @@ def density_layer(
 def residual_layer(
     name: str, residual: NDArray[np.float32], placement: dict[str, Any], limit: float, metadata: dict[str, Any]
 ) -> LayerData:
-    """Return source - f as an image layer "name · residual": diverging colours from -limit to `limit`."""
+    """Return the residual as an image layer "name · residual", with diverging colours from -limit to `limit`."""
     options = {"name": f"{name} · residual", "contrast_limits": (-limit, limit), "colormap": _DIVERGING}
     return (
         residual,
@@ -182,31 +179,32 @@ def residual_layer(
 
 
 def layer_colours(layer: Image) -> tuple[NDArray[np.float64], tuple[float, float], float]:
-    """Return the colours of a layer's colormap, evenly spread, ``(n, 4)``, its contrast limits and its gamma."""
+    """Return 256 evenly spaced colours of a layer's colormap, ``(256, 4)``, its contrast limits and its gamma."""
     low, high = (float(v) for v in layer.contrast_limits)
     return np.clip(layer.colormap.map(np.linspace(0, 1, 256)), 0, 1).astype(float), (low, high), float(layer.gamma)
 
 
 def label_array(layer: Labels, grid: Grid) -> NDArray[np.generic]:
-    """Return a copy of the labels of a grid's voxels; raise ValueError if the layer has others."""
+    """Return a copy of the labels of a grid's voxels; raise ValueError if the layer has another shape."""
     labels = layer.data[0] if layer.multiscale else layer.data
     if tuple(labels.shape) != grid.shape:
         raise InputError(
             f"The labels '{layer.name}' have {' x '.join(map(str, labels.shape))} voxels, the image has "
-            f"{' x '.join(map(str, grid.shape))}; they have to be of the same."
+            f"{' x '.join(map(str, grid.shape))}; choose labels of the same shape."
         )
     return np.array(labels)
 
 
-def _value_limits(values: NDArray[np.float32]) -> tuple[float, float]:
+def value_limits(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the smallest and the largest value as contrast limits, never equal."""
     low, high = float(values.min()), float(values.max())
     return low, high if high > low else low + 1e-6
 
 
-def made_before(layers: LayerList, name: str, study: str | None = None) -> Layer | None:
-    """Return the layer `name` that an earlier fit or, if given, an earlier `study` made.
+def find_earlier_layer(layers: LayerList, name: str, study: str | None = None) -> Layer | None:
+    """Return the layer `name` of an earlier fit or, if given, of an earlier `study`; None if there is none.
 
-    Where another maker's layer has the name, napari has numbered ours: "name [1]".
+    If a layer of other origin has the name, napari has numbered the layer of the fit: "name [1]".
     """
     for number in count():
         numbered = f"{name} [{number}]" if number else name
@@ -219,7 +217,7 @@ def made_before(layers: LayerList, name: str, study: str | None = None) -> Layer
 
 
 def residual_limit(residual: NDArray[np.float32]) -> float:
-    """Return a symmetric contrast limit that all but the largest half percent of the residuals lie within."""
+    """Return a symmetric contrast limit: the 99.5th percentile of the absolute residual."""
     sample = residual.reshape(-1)[:: max(1, residual.size // 200_000)]
     sample = np.abs(sample[np.isfinite(sample)])
     return max(float(np.percentile(sample, 99.5)) if len(sample) else 0.0, 1e-6)

@@ -9,17 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...gaussians import GaussianVolume
+from ..preferences import most_ellipsoids
 from .conversion import METADATA_KEY, LayerData, SourceVolume, density_layer, grid_placement
 
-MOST_ELLIPSOIDS = 5000
-"""More Gaussians than this are shown as points: a surface of them would make the viewer slow."""
 _ELLIPSOID_SIGMAS = 1.0
 
 
 def case_layer(
     source: SourceVolume, study: str, case: str, density: NDArray[np.float32], gaussians: GaussianVolume
 ) -> LayerData:
-    """Return what a study's case came to as an image layer "name · case"; its Gaussians are in the metadata."""
+    """Return the result of a study's case as an image layer "name · case", with its Gaussians in the metadata."""
     _, options, kind = density_layer(source.name, density, source.placement, source.limits, {})
     own = {"name": f"{source.name} · {case}", "metadata": _case_metadata(study, case, gaussians)}
     return density, options | own, kind
@@ -28,7 +27,7 @@ def case_layer(
 def artefact_layer(
     source: SourceVolume, study: str, case: str, artefacts: NDArray[np.float32], gaussians: GaussianVolume
 ) -> LayerData:
-    """Return a map of artefacts as an image layer "name · case · artefacts", to be seen through."""
+    """Return a map of artefacts as a translucent image layer "name · case · artefacts"."""
     shown = artefacts[artefacts > 0]
     limit = float(np.percentile(shown, 99)) if shown.size else 1e-12  # squares: a few are far larger than the others
     look = {"contrast_limits": (0.0, limit), "colormap": "inferno", "blending": "additive"}
@@ -45,18 +44,18 @@ def _case_metadata(study: str, case: str, gaussians: GaussianVolume) -> dict[str
 def gaussian_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any] | None = None) -> LayerData:
     """Return Gaussians as a layer "name · gaussians".
 
-    Ellipsoids of one standard deviation as a surface, or points where there are more than `MOST_ELLIPSOIDS`. Each
-    vertex or point carries the parameters of its Gaussian as features; the `GaussianVolume` itself is in the
-    metadata, so that saving the layer loses nothing.
+    The layer is a surface of ellipsoids of one standard deviation, or points for more than `most_ellipsoids`. The
+    features of each vertex or point are the parameters of its Gaussian. The `GaussianVolume` itself is in the metadata,
+    so that the layer is saved without loss.
     """
     place = grid_placement(gaussians.grid) if placement is None else placement
-    if len(gaussians) > MOST_ELLIPSOIDS or not len(gaussians):
+    if len(gaussians) > most_ellipsoids() or not len(gaussians):
         return points_layer(name, gaussians, place, kind="gaussians")
     vertices, faces, owner = ellipsoids(gaussians)
     features = {key: values[owner] for key, values in gaussian_features(gaussians).items()}
     limit = _weight_limit(gaussians)
     data = (vertices, faces, gaussians.weights.numpy()[owner])
-    # Red adds, blue takes away, as in the residual.
+    # Red for positive, blue for negative weights, as in the residual.
     look = {"colormap": "coolwarm", "contrast_limits": (-limit, limit), "opacity": 0.7, "shading": "smooth"}
     options = {"name": f"{name} · gaussians", **place, **look, "features": features}
     return data, {**options, "metadata": _gaussian_metadata(gaussians)}, "surface"
@@ -70,7 +69,7 @@ def points_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any]
         "size": np.clip(features["sigma_mean"], 0.5, None) if len(gaussians) else 1,
         "border_width": 0,
         "opacity": 0.7,
-        "projection_mode": "rescale_spherical",  # a ball is seen in every slice it reaches into, cut to size
+        "projection_mode": "rescale_spherical",  # a ball shows in all slices through it
     }
     if len(gaussians):
         look |= {"face_color": "weight", "face_colormap": "coolwarm", "face_contrast_limits": (-limit, limit)}
@@ -79,7 +78,7 @@ def points_layer(name: str, gaussians: GaussianVolume, placement: dict[str, Any]
 
 
 def _gaussian_metadata(gaussians: GaussianVolume) -> dict[str, Any]:
-    """Return what `gaussians_of` finds the Gaussians by."""
+    """Return the metadata in which `gaussians_of` finds the Gaussians."""
     return {METADATA_KEY: {"gaussians": gaussians, **gaussians.metadata}}
 
 
@@ -89,7 +88,7 @@ def _weight_limit(gaussians: GaussianVolume) -> float:
 
 
 def gaussian_features(gaussians: GaussianVolume) -> dict[str, NDArray[Any]]:
-    """Return a column a parameter: index, weight, standard deviations (world units, largest first), their mean."""
+    """Return one column per parameter: index, weight, standard deviations (world units, largest first), their mean."""
     covariances = gaussians.covariances.double().numpy()
     A = gaussians.grid.affine[:-1, :-1]
     variances = np.linalg.eigvalsh(A @ covariances @ A.T)[:, ::-1] if len(gaussians) else np.zeros((0, gaussians.ndim))
@@ -99,7 +98,7 @@ def gaussian_features(gaussians: GaussianVolume) -> dict[str, NDArray[Any]]:
         "index": np.arange(len(gaussians)),
         "weight": gaussians.weights.numpy(),
         **{f"sigma_{axis + 1}": sigmas[:, axis].astype(np.float32) for axis in range(gaussians.ndim)},
-        # In voxels: sizes of points are in the data's coordinates.
+        # In voxels: sizes of points are in the coordinates of the data.
         "sigma_mean": np.exp(np.log(np.maximum(voxel, 1e-12)).mean(1) / 2).astype(np.float32),
     }
 
@@ -110,17 +109,18 @@ def ellipsoids(gaussians: GaussianVolume) -> tuple[NDArray[np.float32], NDArray[
     Returns
     -------
     vertices : ndarray, (V, D)
-        In index coordinates.
+        Vertices in index coordinates.
     faces : ndarray, (F, 3)
+        Indices of the vertices of each triangle.
     owner : ndarray, (V,)
-        The Gaussian each vertex belongs to.
+        Index of the Gaussian of each vertex.
     """
     unit, triangles = _disc() if gaussians.ndim == 2 else _ball(2 if len(gaussians) <= 500 else 1)
     inverse = np.linalg.inv(gaussians.factors.double().numpy())  # x = mu + W^-T y
     vertices = np.einsum("nba,vb->nva", inverse, _ELLIPSOID_SIGMAS * unit) + gaussians.means.numpy()[:, None]
     n = len(gaussians)
     faces = triangles[None] + len(unit) * np.arange(n)[:, None, None]
-    mirrored = np.linalg.det(inverse) < 0  # turns triangles inside out
+    mirrored = np.linalg.det(inverse) < 0  # a reflection turns triangles inside out
     faces[mirrored] = faces[mirrored][:, :, ::-1]
     owner = np.repeat(np.arange(n), len(unit))
     return vertices.reshape(-1, gaussians.ndim).astype(np.float32), faces.reshape(-1, 3), owner
@@ -134,7 +134,7 @@ def _disc(corners: int = 24) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def _ball(subdivisions: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return an octahedron whose triangles are split in four `subdivisions` times, on the unit sphere."""
+    """Return a unit sphere: an octahedron with its triangles split in four `subdivisions` times."""
     vertices = [np.array(v, float) for v in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))]
     faces = [(a, b, c) for a in (0, 1) for b in (2, 3) for c in (4, 5)]
     for _ in range(subdivisions):
@@ -154,7 +154,7 @@ def _ball(subdivisions: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
             split += [(a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca)]
         faces = split
     points, triangles = np.array(vertices), np.array(faces)
-    # All triangles turn the same way, normals outwards.
+    # Orient all triangles with their normals outwards.
     normal = np.cross(
         points[triangles[:, 1]] - points[triangles[:, 0]], points[triangles[:, 2]] - points[triangles[:, 0]]
     )
@@ -164,7 +164,7 @@ def _ball(subdivisions: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def gaussians_of(metadata: dict[str, Any]) -> GaussianVolume | None:
-    """Return the Gaussians that a layer's metadata holds, if it is one of ours."""
+    """Return the Gaussians in the metadata of a layer; None if there are none."""
     entry = metadata.get(METADATA_KEY)
     found = entry.get("gaussians") if isinstance(entry, dict) else None
     return found if isinstance(found, GaussianVolume) else None

@@ -1,4 +1,4 @@
-"""The layers that slices taken as matrices become; beside `layers`, the only module that knows their metadata."""
+"""Layers of the SVD widget: truncated images, modes, super-resolved volumes, inspections; and their metadata."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .conversion import (
     residual_limit,
 )
 
-RANK, RESIDUAL, FINER, PREVIEW = "rank", "rank residual", "finer", "preview"
-"""What the layers of a truncated image, of what it lacks, of a finer volume, and of what a model in training makes of a
-slice are called after the source's name."""
-_MODE, _EXPLAINED = "mode", "explained"
+RANK, RESIDUAL, SUPER_RESOLVED, PREVIEW = "rank", "rank residual", "super-resolved", "preview"
+"""Names, after that of the source, of layers: truncated image, its residual, super-resolved volume, and preview during
+a training."""
+_MODE, _INSPECTION = "mode", "inspection"
 
 
 def mode_name(k: int) -> str:
-    """Return what the layer of a mode, counted from 1, is called after the source's name."""
+    """Return the name, after that of the source, of the layer of a mode, counted from 1."""
     return f"mode {k}"
 
 
@@ -38,71 +38,72 @@ def slab_placement(source: SourceVolume, axis: int | None, index: int) -> dict[s
 def rank_layers(
     source: SourceVolume, image: NDArray[Any], residual: NDArray[Any], placement: dict[str, Any], about: dict[str, Any]
 ) -> tuple[LayerData, LayerData]:
-    """Return a truncated image and what it lacks as image layers "name · rank" and "name · rank residual".
+    """Return a truncated image and its residual as image layers "name · rank" and "name · rank residual".
 
-    The first is in the source's contrast limits, the other in diverging colours.
+    The first has the contrast limits of the source, the other diverging colours.
 
     Parameters
     ----------
     image, residual : ndarray
-        With the axes of the source.
+        Arrays with the axes of the source.
     placement : dict
-        Of `slab_placement`.
+        Layer arguments from `slab_placement`.
     about : dict
-        What is worth remembering: the rank, of what.
+        Metadata: rank, matrix.
     """
     entry = _entry(RANK, about)
     truncated = density_layer(source.name, np.asarray(image, np.float32), placement, source.limits, entry)
-    lacking = np.asarray(residual, np.float32)
-    rest = residual_layer(source.name, lacking, placement, residual_limit(lacking), _entry(RESIDUAL, about))
+    difference = np.asarray(residual, np.float32)
+    limit = residual_limit(difference)
+    rest = residual_layer(source.name, difference, placement, limit, _entry(RESIDUAL, about))
     return _named(truncated, f"{source.name} · {RANK}"), _named(rest, f"{source.name} · {RESIDUAL}")
 
 
 def mode_layer(
     source: SourceVolume, k: int, image: NDArray[Any], placement: dict[str, Any], about: dict[str, Any]
 ) -> LayerData:
-    """Return the image of rank one of mode k, counted from 1, as an image layer "name · mode k", diverging."""
+    """Return the rank-1 image of mode k, counted from 1, as an image layer "name · mode k" in diverging colours."""
     values = np.asarray(image, np.float32)
     limit = max(float(np.abs(values).max()), 1e-6)
     layer = residual_layer(source.name, values, placement, limit, _entry(_MODE, {"mode": k, **about}))
     return _named(layer, f"{source.name} · {mode_name(k)}", visible=True)
 
 
-def finer_layer(
-    source: SourceVolume, finer: NDArray[np.float32], grid: Grid, about: dict[str, Any], kind: str = FINER
+def super_resolved_layer(
+    source: SourceVolume, volume: NDArray[np.float32], grid: Grid, about: dict[str, Any], kind: str = SUPER_RESOLVED
 ) -> LayerData:
-    """Return a volume, or part of one, on a finer grid as an image layer "name · kind", in the source's limits."""
-    layer = density_layer(source.name, finer, grid_placement(grid), source.limits, _entry(kind, about))
+    """Return a volume on a fine grid as an image layer "name · kind" with the contrast limits of the source."""
+    layer = density_layer(source.name, volume, grid_placement(grid), source.limits, _entry(kind, about))
     return _named(layer, f"{source.name} · {kind}")
 
 
-def explained_layer(
+def inspection_layer(
     source: SourceVolume,
-    what: str,
+    content: str,
     image: NDArray[np.float32],
     placement: dict[str, Any],
     about: dict[str, Any],
     *,
     visible: bool = False,
 ) -> LayerData:
-    """Return what explains a model on a slice, a gradient or its residual, as an image layer "name · what", diverging.
+    """Return a loss gradient or residual of a slice as an image layer "name · content" in diverging colours.
 
     Parameters
     ----------
     image : ndarray
-        With the axes of the source; it may end before the slice does.
+        Array with the axes of the source; it may be smaller than the slice.
     placement : dict
-        Of `slab_placement`.
+        Layer arguments from `slab_placement`.
     """
-    entry = _entry(_EXPLAINED, {"what": what, **about})
+    entry = _entry(_INSPECTION, {"content": content, **about})
     layer = residual_layer(source.name, image, placement, residual_limit(image), entry)
-    return _named(layer, f"{source.name} · {what}", visible=visible)
+    return _named(layer, f"{source.name} · {content}", visible=visible)
 
 
 def is_part_of_svd(layer: Layer) -> bool:
-    """Whether a layer is what a slice became, as a truncated image, a mode or a preview, and is none itself."""
+    """Whether a layer shows a result for a slice: truncated image, mode, preview or inspection."""
     entry = layer.metadata.get(METADATA_KEY)
-    return isinstance(entry, dict) and entry.get("svd") in (RANK, RESIDUAL, _MODE, PREVIEW, _EXPLAINED)
+    return isinstance(entry, dict) and entry.get("svd") in (RANK, RESIDUAL, _MODE, PREVIEW, _INSPECTION)
 
 
 def _entry(kind: str, about: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,10 @@
-"""Which Gaussians go and which are split while splats are trained (adaptive density control, Kerbl et al. 2023)."""
+"""Densification: Gaussians are pruned and split during training (adaptive density control).
+
+References
+----------
+B. Kerbl, G. Kopanas, T. Leimkuehler, G. Drettakis, "3D Gaussian Splatting for Real-Time Radiance Field Rendering", ACM
+Transactions on Graphics 42 (4), 2023.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +14,65 @@ import torch
 from torch import Tensor
 
 from .model import Splats
-from .reference import rotations
+from .reference import rotation_matrices
 
-_UNSEEN = 1e-3
-"""Of the mean contribution; a Gaussian below is removed."""
-_FAINT = 0.01
-"""Opacity below which a Gaussian is removed."""
-_GROWTH = 0.15
-"""Of the most Gaussians there may be: how many are born at once, at most."""
-_SHRINK = 1.6
-_NAMES = ("means", "log_scales", "quaternions", "logits", "sh")
+_MIN_CONTRIBUTION = 1e-3
+"""Pruning threshold of the contribution, relative to the mean contribution."""
+_MIN_OPACITY = 0.01
+"""Pruning threshold of the opacity."""
+_MAX_GROWTH = 0.15
+"""Maximum number of splits at once, relative to the maximum number of Gaussians."""
+_SHRINK = 1.6  # ratio of a parent's largest scale to that of its children
+_NAMES = ("means", "log_scales", "quaternions", "opacity_logits", "sh")
 
 
-def renewed(
-    splats: Splats, pulls: Tensor, contributed: Tensor, most: int, random: torch.Generator
+def densify_and_prune(
+    splats: Splats, gradients: Tensor, contributions: Tensor, max_gaussians: int, generator: torch.Generator
 ) -> tuple[Splats, Tensor]:
-    """Return splats without those that are not seen, with those that are pulled most split in two.
+    """Prune invisible Gaussians, and split those with the largest positional gradient in two.
 
     Parameters
     ----------
     splats : Splats
-    pulls : Tensor, (N,)
-        How strongly their places in images are pulled, on average.
-    contributed : Tensor, (N,)
-        How much of the images each covers.
-    most : int
-        So many there may be.
-    random : torch.Generator
+        N splats.
+    gradients : Tensor, (N,)
+        Mean norms of the gradients by the projected centres; probability weights of a split.
+    contributions : Tensor, (N,)
+        Contributions to the images, see `initialization.pixel_contributions`.
+    max_gaussians : int
+        Maximum number of Gaussians.
+    generator : torch.Generator
+        Random numbers, which select the Gaussians to split.
 
     Returns
     -------
     Splats
-        Those kept, in their order, then those that are born.
+        Kept Gaussians in their order, then the children of split ones.
     Tensor, (K,), int
-        Which were kept as they are.
+        Indices of the kept Gaussians.
     """
-    useful = (contributed > _UNSEEN * contributed.mean()) & (splats.logits.sigmoid() > _FAINT)
-    room = max(most - int(useful.sum()), 0)
-    n = min(room, math.ceil(_GROWTH * most), int(useful.sum()))
-    score = torch.where(useful, pulls, 0).double()
+    visible = contributions > _MIN_CONTRIBUTION * contributions.mean()
+    useful = visible & (splats.opacity_logits.sigmoid() > _MIN_OPACITY)
+    room = max(max_gaussians - int(useful.sum()), 0)
+    n = min(room, math.ceil(_MAX_GROWTH * max_gaussians), int(useful.sum()))
+    score = torch.where(useful, gradients, 0).double()
     n = min(n, int((score > 0).sum()))
-    split = torch.multinomial(score.cpu(), n, generator=random) if n else torch.zeros(0, dtype=torch.long)
+    split = torch.multinomial(score.cpu(), n, generator=generator) if n else torch.zeros(0, dtype=torch.long)
     split = split.to(score.device)
     kept = useful.clone()
     kept[split] = False
     parents = [getattr(splats, name).detach()[split] for name in _NAMES]
-    means, log_scales, quaternions, logits, sh = parents
-    # Two children a standard deviation apart along the widest axis.
+    means, log_scales, quaternions, opacity_logits, sh = parents
+    # Two children, one standard deviation apart along the longest axis.
     widest = log_scales.argmax(1)
-    axis = rotations(quaternions).gather(2, widest[:, None, None].expand(n, 3, 1))[:, :, 0]  # (n, 3)
-    reach = 0.5 * log_scales.gather(1, widest[:, None]).exp() * axis
+    axis = rotation_matrices(quaternions).gather(2, widest[:, None, None].expand(n, 3, 1))[:, :, 0]  # (n, 3)
+    offset = 0.5 * log_scales.gather(1, widest[:, None]).exp() * axis
     smaller = log_scales.clone()
     smaller.scatter_(1, widest[:, None], log_scales.gather(1, widest[:, None]) - math.log(_SHRINK))
-    born = [
-        torch.cat([means - reach, means + reach]),
-        *(torch.cat([t, t]) for t in (smaller, quaternions, logits, sh)),
+    children = [
+        torch.cat([means - offset, means + offset]),
+        *(torch.cat([t, t]) for t in (smaller, quaternions, opacity_logits, sh)),
     ]
-    stay = torch.nonzero(kept)[:, 0]
-    return Splats(*(torch.cat([getattr(splats, n).detach()[stay], b]) for n, b in zip(_NAMES, born, strict=True))), stay
+    kept_indices = torch.nonzero(kept)[:, 0]
+    remaining = [getattr(splats, name).detach()[kept_indices] for name in _NAMES]
+    return Splats(*(torch.cat(pair) for pair in zip(remaining, children, strict=True))), kept_indices

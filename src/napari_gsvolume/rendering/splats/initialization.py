@@ -1,4 +1,4 @@
-"""The first Gaussians: where the volume can be seen, flat on its surfaces."""
+"""Initialization of splats: flat Gaussians on the visible surfaces of a volume."""
 
 from __future__ import annotations
 
@@ -17,96 +17,106 @@ from . import spherical_harmonics
 from .model import Splats
 
 _CANDIDATES = 4
-"""Times as many places as are needed; the cameras choose among them."""
-_CLOUD = 0.05  # weight of opacity itself beside its jumps: fog without surfaces is filled, too
-_SPREAD, _FLAT = 0.6, 0.25  # standard deviations along a surface and across it, in distances of neighbours
-_OPACITIES = 0.02, 0.8
-_LIT = 0.85  # of a colour is what shading leaves of it, about
+"""Number of candidate positions per Gaussian; visibility selects among them."""
+_DENSITY_WEIGHT = 0.05  # sampling weight of the opacity itself: translucent regions without surfaces are filled, too
+_TANGENTIAL_SCALE, _NORMAL_SCALE = 0.6, 0.25  # standard deviations along surface and normal, in neighbour distances
+_OPACITY_RANGE = 0.02, 0.8
+_SHADING_FACTOR = 0.85  # mean factor of shading on a colour
 
 
-def seeds(scene: Scene, n: int, cameras: Cameras, degree: int, random: np.random.Generator) -> Splats:
-    """Return `n` Gaussians at places that the cameras see.
+def initialize_splats(scene: Scene, n: int, cameras: Cameras, sh_degree: int, random: np.random.Generator) -> Splats:
+    """Return `n` splats on surfaces that the cameras see.
 
     Parameters
     ----------
     scene : Scene
+        Volume, transfer function and mask.
     n : int
+        Number of Gaussians.
     cameras : Cameras
-        Some of those to learn from.
-    degree : int
-        Of the spherical harmonics, all but the constant one zero.
+        Some of the training cameras; they determine the visibility.
+    sh_degree : int
+        Degree of the spherical harmonics; all coefficients but the constant one are zero.
     random : numpy.random.Generator
+        Random numbers, which select the positions.
 
     Raises
     ------
-    ValueError
-        If the transfer function makes all of the volume transparent.
+    InputError
+        If the transfer function makes the whole volume transparent.
     """
-    places, normals, colours, extinctions = _places(scene, _CANDIDATES * n, random)
-    many = _splats(places, normals, colours, extinctions, degree)
-    seen = contributions(many, cameras).double().numpy()
-    seen = np.where(seen > 1e-3 * seen.max(), seen, 0) if seen.max() > 0 else np.ones(len(seen))
-    chosen = random.choice(len(seen), min(n, int(np.count_nonzero(seen))), replace=False, p=seen / seen.sum())
-    return _splats(places[chosen], normals[chosen], colours[chosen], extinctions[chosen], degree)
+    positions, normals, colors, extinctions = _sample_surface(scene, _CANDIDATES * n, random)
+    candidates = _make_splats(positions, normals, colors, extinctions, sh_degree)
+    contributions = pixel_contributions(candidates, cameras).double().numpy()
+    maximum = contributions.max()
+    weights = np.where(contributions > 1e-3 * maximum, contributions, 0) if maximum > 0 else np.ones(len(contributions))
+    count = min(n, int(np.count_nonzero(weights)))
+    selected = random.choice(len(weights), count, replace=False, p=weights / weights.sum())
+    return _make_splats(positions[selected], normals[selected], colors[selected], extinctions[selected], sh_degree)
 
 
-def contributions(splats: Splats, cameras: Cameras) -> Tensor:
-    """Return how much of the cameras' pixels each Gaussian covers, the sum of its weights, ``(N,)``."""
-    # White: the image is the cover.
-    leaf = torch.full((len(splats), 1, 3), 0.5 / spherical_harmonics.C0, device=splats.means.device, requires_grad=True)
-    white = Splats(splats.means, splats.log_scales, splats.quaternions, splats.logits, leaf)
+def pixel_contributions(splats: Splats, cameras: Cameras) -> Tensor:
+    """Return the contribution of each Gaussian to the images: the sum of its blending weights, ``(N,)``."""
+    # With white Gaussians the image is the sum of the weights, and its gradient by a colour a Gaussian's share.
+    white_coefficient, device = 0.5 / spherical_harmonics.C0, splats.means.device
+    coefficients = torch.full((len(splats), 1, 3), white_coefficient, device=device, requires_grad=True)
+    white = Splats(splats.means, splats.log_scales, splats.quaternions, splats.opacity_logits, coefficients)
     for camera in cameras:
         white.render(camera).sum().backward()  # type: ignore[no-untyped-call]
-    assert leaf.grad is not None
-    return leaf.grad[:, 0, 0] / spherical_harmonics.C0
+    assert coefficients.grad is not None
+    return coefficients.grad[:, 0, 0] / spherical_harmonics.C0
 
 
-def _places(
+def _sample_surface(
     scene: Scene, n: int, random: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return places (x, y, z), mm, unit normals, and colours, ``(n, 3)`` each, and extinctions per mm, ``(n,)``."""
+    """Return positions (x, y, z) in mm, unit normals and colours, ``(n, 3)`` each, and extinctions per mm, ``(n,)``."""
     volume = np.asarray(scene.volume, np.float32)
     size, shape = scene.voxel_size, np.array(volume.shape)
-    table = scene.transfer.at(volume.ravel())
-    extinction = scene.transfer.extinction(table[:, 3], 2 * scene.radius)
+    table = scene.transfer_function.evaluate(volume.ravel())
+    extinction = scene.transfer_function.extinction(table[:, 3], 2 * scene.radius)
     opacity = (1 - np.exp(-extinction * size.min())).astype(np.float32).reshape(volume.shape)
     if scene.mask is not None:
         opacity *= np.asarray(scene.mask) != 0
     if not opacity.max() > 0:
-        raise InputError("The transfer function makes all of this volume transparent; choose another, or its points.")
+        raise InputError(
+            "The transfer function makes the whole volume transparent; choose another one or move its points."
+        )
     slopes = np.stack(np.gradient(np.pad(gaussian_filter(opacity, 0.7), 1), *size))[:, 1:-1, 1:-1, 1:-1]
-    jumps = np.sqrt(np.square(slopes).sum(0)) * size.min()
-    weight = (np.minimum(jumps, 4 * opacity) + _CLOUD * opacity).ravel().astype(np.float64)
-    chosen = np.searchsorted(np.cumsum(weight), random.random(n) * weight.sum())
-    chosen = np.minimum(chosen, len(weight) - 1)
-    index = np.stack(np.unravel_index(chosen, volume.shape), 1) + random.uniform(-0.5, 0.5, (n, 3))
-    places = ((index - (shape - 1) / 2) * size)[:, ::-1]
-    normals = slopes.reshape(3, -1).T[chosen][:, ::-1].astype(np.float64)
+    opacity_jumps = np.sqrt(np.square(slopes).sum(0)) * size.min()
+    weight = (np.minimum(opacity_jumps, 4 * opacity) + _DENSITY_WEIGHT * opacity).ravel().astype(np.float64)
+    selected = np.searchsorted(np.cumsum(weight), random.random(n) * weight.sum())
+    selected = np.minimum(selected, len(weight) - 1)
+    index = np.stack(np.unravel_index(selected, volume.shape), 1) + random.uniform(-0.5, 0.5, (n, 3))
+    positions = ((index - (shape - 1) / 2) * size)[:, ::-1]
+    normals = slopes.reshape(3, -1).T[selected][:, ::-1].astype(np.float64)
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
-    anyway = random.normal(size=(n, 3))
-    normals = np.where(lengths > 1e-9, normals, anyway)
+    random_normals = random.normal(size=(n, 3))
+    normals = np.where(lengths > 1e-9, normals, random_normals)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return np.ascontiguousarray(places), normals, table[chosen, :3], extinction[chosen]
+    return np.ascontiguousarray(positions), normals, table[selected, :3], extinction[selected]
 
 
-def _splats(
-    places: NDArray[np.float64],
+def _make_splats(
+    positions: NDArray[np.float64],
     normals: NDArray[np.float64],
-    colours: NDArray[np.float64],
+    colors: NDArray[np.float64],
     extinctions: NDArray[np.float64],
-    degree: int,
+    sh_degree: int,
 ) -> Splats:
-    """Return Gaussians of these colours, flat across the normals, as wide and opaque as their neighbours are far."""
-    k = min(4, len(places))
-    distances = np.asarray(KDTree(places).query(places, k)[0]).reshape(len(places), k)
-    apart = np.maximum(distances[:, 1:].mean(1), 1e-3) if k > 1 else np.ones(1)
-    scales = apart[:, None] * np.array([_SPREAD, _SPREAD, _FLAT])
+    """Return splats that are flat along their normals, with scales and opacities from the neighbour distances."""
+    k = min(4, len(positions))
+    distances = np.asarray(KDTree(positions).query(positions, k)[0]).reshape(len(positions), k)
+    spacing = np.maximum(distances[:, 1:].mean(1), 1e-3) if k > 1 else np.ones(1)
+    scales = spacing[:, None] * np.array([_TANGENTIAL_SCALE, _TANGENTIAL_SCALE, _NORMAL_SCALE])
     first = np.cross(normals, np.where(np.abs(normals[:, :1]) < 0.9, (1.0, 0, 0), (0, 1.0, 0)))
     first /= np.linalg.norm(first, axis=1, keepdims=True)
     axes = np.stack([first, np.cross(normals, first), normals], 2)  # (N, 3, 3), columns
-    sh = np.zeros((len(places), spherical_harmonics.n_harmonics(degree), 3))
-    sh[:, 0] = (_LIT * colours - 0.5) / spherical_harmonics.C0
-    opacities = np.clip(-np.expm1(-extinctions * apart), *_OPACITIES)
-    logits = np.log(opacities / (1 - opacities))
+    sh = np.zeros((len(positions), spherical_harmonics.n_coefficients(sh_degree), 3))
+    sh[:, 0] = (_SHADING_FACTOR * colors - 0.5) / spherical_harmonics.C0
+    opacities = np.clip(-np.expm1(-extinctions * spacing), *_OPACITY_RANGE)
+    opacity_logits = np.log(opacities / (1 - opacities))
     quaternions = Rotation.from_matrix(axes).as_quat(scalar_first=True)
-    return Splats(*(torch.tensor(a, dtype=torch.float32) for a in (places, np.log(scales), quaternions, logits, sh)))
+    return Splats(
+        *(torch.tensor(a, dtype=torch.float32) for a in (positions, np.log(scales), quaternions, opacity_logits, sh))
+    )

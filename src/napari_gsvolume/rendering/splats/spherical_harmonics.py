@@ -1,4 +1,4 @@
-"""Real spherical harmonics up to degree 3, in the order and with the signs of 3D Gaussian Splatting."""
+"""Real spherical harmonics up to degree 3, with the order and signs of 3D Gaussian Splatting."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from ...errors import InputError
 
 MAX_DEGREE = 3
 C0 = 0.28209479177387814
-"""The constant harmonic, 1 / (2 sqrt(pi)): a colour c that is the same from everywhere has sh_0 = (c - 0.5) / C0."""
+"""Constant basis function, 1 / (2 sqrt(pi)); a uniform colour c has the coefficient (c - 0.5) / C0."""
 _C1 = 0.4886025119029199
 _C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
 _C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
 
 
-def n_harmonics(degree: int) -> int:
-    """Return the number of harmonics up to a degree, ``(degree + 1)^2``; raise ValueError unless it is 0 to 3."""
+def n_coefficients(degree: int) -> int:
+    """Return the number of coefficients up to an SH degree (0 to 3; InputError otherwise), ``(degree + 1)^2``."""
     if degree not in range(MAX_DEGREE + 1):
-        raise InputError(f"The degree of spherical harmonics is 0 to {MAX_DEGREE}; got {degree}.")
+        raise InputError(f"The SH degree has to be 0 to {MAX_DEGREE}; got {degree}.")
     return (degree + 1) ** 2
 
 
-def basis(directions: Tensor, degree: int) -> Tensor:
-    """Return the harmonics in directions ``(N, 3)`` of length one, (x, y, z): ``(N, K)``, K = (degree + 1)^2.
+def evaluate_basis(directions: Tensor, degree: int) -> Tensor:
+    """Return the basis functions ``(N, K)``, K = (degree + 1)^2, at unit vectors (x, y, z) of shape ``(N, 3)``.
 
-    They are orthonormal over the sphere, ordered by l, then by m = -l..l, with the Condon-Shortley phase.
+    The basis is orthonormal over the sphere, ordered by l, then by m = -l..l, with the Condon-Shortley phase.
     """
-    K = n_harmonics(degree)
+    K = n_coefficients(degree)
     x, y, z = directions.T.contiguous()  # (N,) each
     xx, yy, zz, xy = x * x, y * y, z * z, x * y
     columns = [torch.full_like(x, C0)]
@@ -44,17 +44,17 @@ def basis(directions: Tensor, degree: int) -> Tensor:
     return torch.stack(columns[:K], 1)
 
 
-def colours(sh: Tensor, rays: Tensor, degree: int) -> Tensor:
-    """Return what Gaussians look like: ``max(0, 0.5 + sum_k Y_k(ray / |ray|) sh_k)``, ``(N, 3)``.
+def evaluate_colors(sh: Tensor, rays: Tensor, degree: int) -> Tensor:
+    """Return the view-dependent colours ``max(0, 0.5 + sum_k Y_k(ray / |ray|) sh_k)``, ``(N, 3)``.
 
     Parameters
     ----------
     sh : Tensor, (N, K', 3)
-        Coefficients of red, green and blue; those beyond the degree are left out.
+        Coefficients of red, green and blue; those above the degree are ignored.
     rays : Tensor, (N, 3) or (1, 3)
-        From the camera to the Gaussians, of any length.
+        Vectors from the camera to the Gaussians, of any length.
     degree : int
-        At most that of the coefficients.
+        SH degree, at most that of the coefficients.
     """
-    Y = basis(functional.normalize(rays, dim=1), degree)  # (N, K)
+    Y = evaluate_basis(functional.normalize(rays, dim=1), degree)  # (N, K)
     return (0.5 + (Y[:, :, None] * sh[:, : Y.shape[1]]).sum(1)).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Transfer functions: which colour and opacity direct volume rendering gives to an intensity."""
+"""Transfer functions of direct volume rendering: colour and opacity as functions of intensity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ...errors import InputError
+from ...errors import FileFormatError, InputError
 from ...io.atomic import atomic_write
 from ...settings import Positive, one_sentence
 
@@ -22,14 +22,14 @@ FORMAT: Literal["napari-gsvolume transfer function"] = "napari-gsvolume transfer
 Preset = Literal["gray", "mr", "ct-bone", "ct-soft-tissue", "ct-angio"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 LAYERS = 200
-"""Layers in a volume's diagonal: opacities are of one of them where no thickness is given."""
-_MOST_OPAQUE = 0.999  # keeps the extinction finite
-_FLAT = 10.0  # HU; a volume that nowhere reaches it is not in HU
-_SAMPLES = 65  # of a colormap
-_RAMP = 0.1  # the highest opacity of ramps: what is inside shows through
+"""Number of layers along a volume's diagonal; default opacities refer to one of them."""
+_MAX_OPACITY = 0.999  # keeps the extinction finite
+_MIN_HU_MAXIMUM = 10.0  # HU; a volume with a smaller maximum is not in Hounsfield units
+_COLORMAP_SAMPLES = 65
+_RAMP_OPACITY = 0.1  # maximum opacity of ramps, low enough to see inside
 
 _Point = tuple[float, tuple[float, float, float], float]
-# Intensity in HU, colour, opacity.
+# Intensity (HU), colour (red, green, blue), opacity.
 _CT: dict[str, list[_Point]] = {
     "ct-bone": [
         (140.0, (0.50, 0.24, 0.16), 0.0),
@@ -56,7 +56,7 @@ _CT: dict[str, list[_Point]] = {
         (1500.0, (1.0, 0.98, 0.94), 0.97),
     ],
 }
-# Parts of the way from the darkest to the brightest tissue, colour, opacity.
+# Position between the darkest (0) and the brightest (1) tissue, colour, opacity.
 _MR: list[_Point] = [
     (0.0, (0.55, 0.36, 0.32), 0.0),
     (0.2, (0.68, 0.48, 0.43), 0.35),
@@ -67,107 +67,179 @@ _MR: list[_Point] = [
 
 @dataclass(frozen=True, eq=False)
 class TransferFunction:
-    """Colours and opacities at intensities, linear in between, constant outside.
+    """Piecewise linear map from intensity to colour and opacity, constant beyond the first and the last point.
 
     Attributes
     ----------
     values : ndarray, (P,), float64
-        Intensities, ascending. Two points at one intensity make an edge, the second of which holds at it.
-    colours : ndarray, (P, 3), float64
-        Red, green and blue, from 0 to 1.
+        Intensities of the points, ascending. Two points at the same intensity make a step; the second one holds there.
+    colors : ndarray, (P, 3), float64
+        Red, green and blue, 0 to 1.
     opacities : ndarray, (P,), float64
-        The part of the light that a layer of `unit_mm` absorbs, from 0 to 1; 0.999 is the most that is rendered.
+        Fraction of light absorbed by a layer of thickness `unit_mm`, 0 to 1; clipped to 0.999 for rendering.
     unit_mm : float or None
-        Thickness of that layer, mm; None for 1/200 of the volume's diagonal, so that volumes of any size look alike.
+        Thickness of this layer, mm; None: 1/200 of the volume's diagonal, so that volumes of any size look alike.
     shading : bool
-        Whether surfaces are lit, if the renderer is not told.
+        Default for the `shading` option of renderers: Phong shading of surfaces.
 
     Raises
     ------
-    ValueError
-        If shapes do not fit, intensities descend or are not finite, or a number is out of its range.
+    InputError
+        If shapes do not match, intensities are not finite and ascending, or a number is out of its range.
+
+    References
+    ----------
+    M. Levoy, "Display of surfaces from volume data", IEEE Computer Graphics and Applications 8 (3), 1988.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.rendering import TransferFunction
+    >>> bone = TransferFunction([150.0, 300, 1500], [(0.5, 0.2, 0.2), (1, 0.9, 0.7), (1, 1, 1)], [0.0, 0.7, 0.95])
+    >>> bone.evaluate(225.0).round(3).tolist()
+    [0.75, 0.55, 0.45, 0.35]
     """
 
     values: NDArray[np.float64]
-    colours: NDArray[np.float64]
+    colors: NDArray[np.float64]
     opacities: NDArray[np.float64]
     unit_mm: float | None = None
     shading: bool = False
 
     def __post_init__(self) -> None:
-        values, colours, opacities = (np.array(a, np.float64) for a in (self.values, self.colours, self.opacities))
+        values, colors, opacities = (np.array(a, np.float64) for a in (self.values, self.colors, self.opacities))
         n = values.size
-        if not n or values.shape != (n,) or colours.shape != (n, 3) or opacities.shape != (n,):
+        if not n or values.shape != (n,) or colors.shape != (n, 3) or opacities.shape != (n,):
             raise InputError(
                 "A transfer function has P intensities, colours of shape (P, 3) and P opacities, P at least 1; got "
-                f"shapes {values.shape}, {colours.shape} and {opacities.shape}."
+                f"shapes {values.shape}, {colors.shape} and {opacities.shape}."
             )
         if not np.isfinite(values).all() or (np.diff(values) < 0).any():
             raise InputError("The intensities of a transfer function have to be finite and ascending.")
-        for name, array in (("colours", colours), ("opacities", opacities)):
+        for name, array in (("colors", colors), ("opacities", opacities)):
             if not ((array >= 0) & (array <= 1)).all():
                 raise InputError(f"The {name} of a transfer function have to be from 0 to 1.")
         if self.unit_mm is not None and not 0 < self.unit_mm < np.inf:
-            raise InputError(f"The thickness that opacities are of has to be positive; got {self.unit_mm:g} mm.")
-        for name, array in (("values", values), ("colours", colours), ("opacities", opacities)):
+            raise InputError(f"unit_mm, the layer thickness, has to be positive; got {self.unit_mm:g} mm.")
+        for name, array in (("values", values), ("colors", colors), ("opacities", opacities)):
             object.__setattr__(self, name, array)
 
-    def at(self, intensities: ArrayLike) -> NDArray[np.float64]:
-        """Return red, green, blue and opacity at intensities ``(...)``, as an array ``(..., 4)``."""
+    def evaluate(self, intensities: ArrayLike) -> NDArray[np.float64]:
+        """Return red, green, blue and opacity, ``(..., 4)``, at intensities of shape ``(...)``."""
         x = np.asarray(intensities, np.float64)
-        return np.stack([np.interp(x, self.values, column) for column in (*self.colours.T, self.opacities)], -1)
+        return np.stack([np.interp(x, self.values, column) for column in (*self.colors.T, self.opacities)], -1)
 
-    def table(self, low: float, high: float, n: int = 1024) -> NDArray[np.float64]:
-        """Return red, green, blue and opacity at `n` intensities evenly spread from low to high, ``(n, 4)``."""
-        return self.at(np.linspace(low, high, n))
+    def lookup_table(self, low: float, high: float, n: int = 1024) -> NDArray[np.float64]:
+        """Return red, green, blue and opacity at `n` equidistant intensities from `low` to `high`, ``(n, 4)``."""
+        return self.evaluate(np.linspace(low, high, n))
 
     def extinction(self, opacities: ArrayLike, diagonal: float) -> NDArray[np.float64]:
-        """Return what opacities are per mm, ``-log(1 - opacity) / unit``, in a volume of this diagonal, mm."""
+        """Return extinction coefficients per mm, ``-log(1 - opacity) / unit_mm``.
+
+        Parameters
+        ----------
+        opacities : array_like
+            Opacities of a layer of thickness `unit_mm`, 0 to 1.
+        diagonal : float
+            Diagonal of the volume, mm; sets the layer thickness if `unit_mm` is None.
+        """
         unit = diagonal / LAYERS if self.unit_mm is None else self.unit_mm
-        return -np.log1p(-np.minimum(opacities, _MOST_OPAQUE)) / unit
+        return -np.log1p(-np.minimum(opacities, _MAX_OPACITY)) / unit
+
+    @classmethod
+    def from_preset(cls, name: Preset, volume: ArrayLike) -> TransferFunction:
+        """Return a preset transfer function, adapted to a volume.
+
+        Parameters
+        ----------
+        name : "gray", "mr", "ct-bone", "ct-soft-tissue" or "ct-angio"
+            "gray": ramp from transparent black to white between the 1st and the 99th percentile, without shading.
+            "mr": tissue between the 10th and the 99th percentile of the voxels above the mean, which hides the air.
+            "ct-...": fixed intensities in Hounsfield units.
+        volume : array_like
+            Volume to be rendered.
+
+        Raises
+        ------
+        InputError
+            If the preset does not exist, the volume is not finite, or a CT preset is used for a volume that is not in
+            Hounsfield units.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from napari_gsvolume.rendering import TransferFunction
+        >>> volume = np.linspace(0, 100, 1000).reshape(10, 10, 10)
+        >>> TransferFunction.from_preset("gray", volume).values.round(6).tolist()
+        [1.0, 99.0]
+        """
+        array = np.asarray(volume)
+        if name not in PRESETS:
+            raise InputError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
+        if not array.size or not np.isfinite(array).all():
+            raise InputError("A preset needs a non-empty volume of finite voxels.")
+        if name == "gray":
+            low, high = _ascending(np.percentile(array, (1, 99)))
+            return _from_points([(low, (0.0, 0.0, 0.0), 0.0), (high, (1.0, 1.0, 1.0), _RAMP_OPACITY)])
+        if name == "mr":
+            tissue = array[array > array.mean()]
+            low, high = _ascending(np.percentile(tissue if tissue.size else array, (10, 99)))
+            return _from_points([(low + part * (high - low), color, alpha) for part, color, alpha in _MR], shading=True)
+        points, maximum = _CT[name], float(array.max())
+        if maximum <= max(_MIN_HU_MAXIMUM, points[0][0]):
+            raise InputError(
+                f"The preset {name} is for CT in HU and shows nothing here: no voxel is brighter than {maximum:g}."
+            )
+        return _from_points(points, shading=True)
 
     @classmethod
     def from_colormap(
         cls, colors: ArrayLike, contrast_limits: tuple[float, float], gamma: float = 1.0
     ) -> TransferFunction:
-        """Return the transfer function that shows a volume in the colours of a napari layer.
+        """Return the transfer function of a napari layer's colormap, with a linear opacity ramp.
 
         Parameters
         ----------
         colors : array_like, (n, 3) or (n, 4)
-            Of the colormap, evenly spread, from 0 to 1; n at least 1. An alpha scales the opacity.
+            Equidistant colours of the colormap, 0 to 1; n at least 1. Alpha scales the opacity.
         contrast_limits : (float, float)
             Intensities of the first and the last colour.
         gamma : float
-            The part of the way between them, to this power, chooses the colour, and is in proportion the opacity.
+            Exponent of the normalised intensity, which selects the colour and is proportional to the opacity.
 
         Raises
         ------
-        ValueError
-            If the colours are of another shape or range, the limits do not ascend, or gamma is not positive.
+        InputError
+            If the colours have another shape or range, the limits do not ascend, or gamma is not positive.
+
+        Examples
+        --------
+        >>> from napari_gsvolume.rendering import TransferFunction
+        >>> hot = TransferFunction.from_colormap([(0, 0, 0), (1, 0, 0), (1, 1, 0)], contrast_limits=(0, 100))
+        >>> hot.evaluate(50.0).round(3).tolist()
+        [1.0, 0.0, 0.0, 0.05]
         """
         stops, (low, high) = np.asarray(colors, np.float64), contrast_limits
         if stops.ndim != 2 or stops.shape[1] not in (3, 4) or not len(stops):
-            raise InputError(f"The colours of a colormap have to be of shape (n, 3) or (n, 4); got {stops.shape}.")
+            raise InputError(f"The colours of a colormap have to be an array (n, 3) or (n, 4); got {stops.shape}.")
         if not (np.isfinite([low, high]).all() and low < high):
             raise InputError(f"The contrast limits have to be finite and ascending; got {low:g} and {high:g}.")
         if not 0 < gamma < np.inf:
             raise InputError(f"Gamma has to be positive; got {gamma:g}.")
-        t = np.linspace(0, 1, _SAMPLES)
-        way = t**gamma
-        at = [np.interp(way, np.linspace(0, 1, len(stops)), column) for column in stops.T]
-        alpha = at[3] if len(at) == 4 else 1.0
-        return cls(low + t * (high - low), np.stack(at[:3], 1), _RAMP * way * alpha)
+        t = np.linspace(0, 1, _COLORMAP_SAMPLES)
+        fraction = t**gamma
+        columns = [np.interp(fraction, np.linspace(0, 1, len(stops)), column) for column in stops.T]
+        alpha = columns[3] if len(columns) == 4 else 1.0
+        return cls(low + t * (high - low), np.stack(columns[:3], 1), _RAMP_OPACITY * fraction * alpha)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the transfer function as it is in files."""
-        points = zip(self.values.tolist(), self.colours.tolist(), self.opacities.tolist(), strict=True)
+        """Return the content of the JSON file as a dictionary."""
+        points = zip(self.values.tolist(), self.colors.tolist(), self.opacities.tolist(), strict=True)
         return {
             "format": FORMAT,
             "version": 1,
             "unit_mm": self.unit_mm,
             "shading": self.shading,
-            "points": [{"value": value, "colour": colour, "opacity": opacity} for value, colour, opacity in points],
+            "points": [{"value": value, "colour": color, "opacity": opacity} for value, color, opacity in points],
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -177,125 +249,107 @@ class TransferFunction:
 
     @classmethod
     def from_dict(cls, data: Any) -> TransferFunction:
-        """Return the transfer function that `to_dict` describes; a ValueError says in one sentence what is wrong."""
+        """Return the transfer function described by a dictionary from `to_dict`; raise InputError if it is invalid."""
         try:
             file = _File.model_validate(data)
         except ValidationError as error:
             raise InputError(one_sentence(error)) from error
-        return _of([(p.value, p.colour, p.opacity) for p in file.points], file.unit_mm, file.shading)
+        return _from_points([(p.value, p.colour, p.opacity) for p in file.points], file.unit_mm, file.shading)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TransferFunction:
-        """Read the transfer function from JSON; a ValueError says in one sentence what is wrong with it."""
+        """Read a transfer function from JSON.
+
+        Raises
+        ------
+        FileFormatError
+            If the file is not JSON, or does not describe a transfer function.
+        OSError
+            If the file cannot be opened.
+        """
         name = Path(path).name
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{name} is not JSON ({str(error).rstrip('.')}).") from error
+            raise FileFormatError(f"{name} is not JSON ({str(error).rstrip('.')}).") from error
         try:
             return cls.from_dict(data)
         except ValueError as error:
-            raise InputError(f"{name}: {error}") from error
+            raise FileFormatError(f"{name}: {error}") from error
 
 
-def preset(name: Preset, volume: ArrayLike) -> TransferFunction:
-    """Return one of the usual transfer functions.
-
-    Parameters
-    ----------
-    name : "gray", "mr", "ct-bone", "ct-soft-tissue" or "ct-angio"
-        "gray" is a ramp from black and transparent to white, from the 1st to the 99th percentile, without shading;
-        "mr" shows tissue from the 10th to the 99th percentile of what is brighter than the mean, which leaves out the
-        air; those of CT are of intensities in HU.
-    volume : array_like
-        What it is to show.
-
-    Raises
-    ------
-    ValueError
-        If there is no such preset, the volume is not finite, or one of CT is asked of a volume that is not in HU.
-    """
-    array = np.asarray(volume)
-    if name not in PRESETS:
-        raise InputError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
-    if not array.size or not np.isfinite(array).all():
-        raise InputError("A preset needs a volume of finite voxels.")
-    if name == "gray":
-        low, high = _ascending(np.percentile(array, (1, 99)))
-        return _of([(low, (0.0, 0.0, 0.0), 0.0), (high, (1.0, 1.0, 1.0), _RAMP)])
-    if name == "mr":
-        tissue = array[array > array.mean()]
-        low, high = _ascending(np.percentile(tissue if tissue.size else array, (10, 99)))
-        return _of([(low + part * (high - low), colour, opacity) for part, colour, opacity in _MR], shading=True)
-    points, brightest = _CT[name], float(array.max())
-    if brightest <= max(_FLAT, points[0][0]):
-        raise InputError(
-            f"The preset {name} is for CT in HU and shows nothing here, where no voxel is brighter than {brightest:g}."
-        )
-    return _of(points, shading=True)
-
-
-def intervals(transfer: TransferFunction, named: Mapping[str, tuple[float, float]]) -> dict[str, TransferFunction]:
-    """Return a transfer function restricted to intervals of intensity, one for each.
+def restrict_to_intervals(
+    transfer_function: TransferFunction, intervals: Mapping[str, tuple[float, float]]
+) -> dict[str, TransferFunction]:
+    """Return one transfer function for each interval of intensities, transparent outside of it.
 
     Parameters
     ----------
-    transfer : TransferFunction
-    named : mapping of str to (float, float)
-        Intervals, from their first value up to, but without, their last. Outside of them the opacity is zero.
+    transfer_function : TransferFunction
+        Transfer function to restrict.
+    intervals : mapping of str to (float, float)
+        Half-open intervals [low, high) by name.
 
     Raises
     ------
-    ValueError
-        If an interval is not finite or empty.
+    InputError
+        If an interval is not finite or is empty.
+
+    Examples
+    --------
+    >>> from napari_gsvolume.rendering import TransferFunction, restrict_to_intervals
+    >>> ramp = TransferFunction([0.0, 100], [(0, 0, 0), (1, 1, 1)], [0.0, 0.5])
+    >>> parts = restrict_to_intervals(ramp, {"dark": (0, 40), "bright": (40, 100)})
+    >>> parts["bright"].evaluate([20.0, 60.0])[:, 3].tolist()
+    [0.0, 0.3]
     """
-    return {name: _within(transfer, name, *interval) for name, interval in named.items()}
+    return {name: _restrict(transfer_function, name, *interval) for name, interval in intervals.items()}
 
 
-def together(parts: Sequence[TransferFunction]) -> TransferFunction:
-    """Return one transfer function that shows what several do, as `intervals` makes them.
+def combine_intervals(parts: Sequence[TransferFunction]) -> TransferFunction:
+    """Return the union of transfer functions of disjoint intervals, as `restrict_to_intervals` returns them.
 
     Raises
     ------
-    ValueError
-        If two of them overlap.
+    InputError
+        If two intervals overlap.
     """
     ordered = sorted(parts, key=lambda part: float(part.values[0]))
     if any(a.values[-1] > b.values[0] for a, b in pairwise(ordered)):
-        raise InputError("Intervals that are shown together must not overlap.")
-    values, colours, opacities = (
-        np.concatenate([getattr(part, name) for part in ordered]) for name in ("values", "colours", "opacities")
+        raise InputError("Combined intervals must not overlap.")
+    values, colors, opacities = (
+        np.concatenate([getattr(part, name) for part in ordered]) for name in ("values", "colors", "opacities")
     )
-    return replace(ordered[0], values=values, colours=colours, opacities=opacities)
+    return replace(ordered[0], values=values, colors=colors, opacities=opacities)
 
 
-def _within(transfer: TransferFunction, name: str, low: float, high: float) -> TransferFunction:
+def _restrict(transfer_function: TransferFunction, name: str, low: float, high: float) -> TransferFunction:
     if not (np.isfinite([low, high]).all() and low < high):
         raise InputError(f"The interval {name} has to be finite and ascending; got {low:g} and {high:g}.")
-    inner = (transfer.values > low) & (transfer.values < high)
-    first, last = transfer.at([low, np.nextafter(high, low)])
-    colours = np.stack([first[:3], first[:3], *transfer.colours[inner], last[:3], last[:3]])
-    opacities = np.array([0, first[3], *transfer.opacities[inner], last[3], 0])
+    inner = (transfer_function.values > low) & (transfer_function.values < high)
+    first, last = transfer_function.evaluate([low, np.nextafter(high, low)])
+    colors = np.stack([first[:3], first[:3], *transfer_function.colors[inner], last[:3], last[:3]])
+    opacities = np.array([0, first[3], *transfer_function.opacities[inner], last[3], 0])
     return replace(
-        transfer,
-        values=np.array([low, low, *transfer.values[inner], high, high]),
-        colours=colours,
+        transfer_function,
+        values=np.array([low, low, *transfer_function.values[inner], high, high]),
+        colors=colors,
         opacities=opacities,
     )
 
 
-def _of(points: list[_Point], unit_mm: float | None = None, shading: bool = False) -> TransferFunction:
-    values, colours, opacities = (np.array(column) for column in zip(*points, strict=True))
-    return TransferFunction(values, colours, opacities, unit_mm, shading)
+def _from_points(points: list[_Point], unit_mm: float | None = None, shading: bool = False) -> TransferFunction:
+    values, colors, opacities = (np.array(column) for column in zip(*points, strict=True))
+    return TransferFunction(values, colors, opacities, unit_mm, shading)
 
 
 def _ascending(limits: NDArray[np.float64]) -> tuple[float, float]:
-    """Return two limits, or, where they are one, as of a volume that is nearly all zero, two around it."""
+    """Return two limits, moved apart where they are equal, as in a volume that is almost constant."""
     low, high = map(float, limits)
     return (low, high) if low < high else (low - 0.5, low + 0.5)
 
 
-_Part = Annotated[float, Field(ge=0, le=1)]
+_UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Model(BaseModel):
@@ -304,12 +358,12 @@ class _Model(BaseModel):
 
 class _FilePoint(_Model):
     value: float
-    colour: tuple[_Part, _Part, _Part]
-    opacity: _Part
+    colour: tuple[_UnitInterval, _UnitInterval, _UnitInterval]
+    opacity: _UnitInterval
 
 
 class _File(_Model):
-    """The JSON file."""
+    """Content of the JSON file."""
 
     format: Literal["napari-gsvolume transfer function"] = FORMAT
     version: Literal[1] = 1
@@ -318,7 +372,7 @@ class _File(_Model):
     points: Annotated[list[_FilePoint], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _ascend(self) -> _File:
+    def _check_order(self) -> _File:
         if any(a.value > b.value for a, b in zip(self.points, self.points[1:], strict=False)):
-            raise InputError("the points of a transfer function have to ascend")
+            raise InputError("the points of a transfer function have to be in ascending order")
         return self

@@ -1,4 +1,4 @@
-"""The tabs of the Explain widget that test a painted concept, and say what was found."""
+"""Tabs of the Explain widget: test of a painted concept, findings, and the evolution of a training."""
 
 from __future__ import annotations
 
@@ -15,53 +15,57 @@ from ....explain.tracking.evolution_csv import read_evolutions
 from ...layers.conversion import label_array
 from ..shared.layer_choice import LayerChoice
 from ..shared.tabs import Tab
-from .painted_concept import PaintedConcept, run_painted
+from .painted_concept import PaintedConcept, painted_concept_steps
 from .plots import CosinePlot, EvolutionPlot
 from .sample_tabs import Stage
-from .worker import Explained, Followed
+from .worker import ExplainedImages, TrackedTraining
 
 
 class ConceptsTab(Tab):
-    """A concept painted on the image, tested in the layer.
+    """Test of a concept that is painted on the image.
 
     Attributes
     ----------
     labels : LayerChoice
     output : SpinBox
-        Which output is asked about, of other models than super-resolutions.
+        Output channel that is tested, of models other than super-resolution.
     test : PushButton
     """
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self.labels = LayerChoice(
-            stage.viewer, "Painted", lambda layer: isinstance(layer, Labels),
-            "Paint the concept in two slices or more. What is not painted of these is not the concept; or paint label "
-            "1 where it is and 2 where it is not, and leave the rest open",
-        )  # fmt: skip
-        self.output = SpinBox(label="Output", min=0, max=100_000, value=0, tooltip="Which output is asked about")
-        self.test = PushButton(text="Test concept", tooltip="Whether the layer tells it, and the output depends on it")
+            stage.viewer,
+            "Painted",
+            lambda layer: isinstance(layer, Labels),
+            "Labels layer with the concept painted in two or more slices. Unpainted voxels of these are without it; or "
+            "paint label 1 with the concept and label 2 without it, and leave the rest undecided",
+        )
+        self.output = SpinBox(label="Output", min=0, max=100_000, value=0, tooltip="Output channel that is tested")
+        self.test = PushButton(
+            text="Test concept", tooltip="Test if the layer encodes the concept and the output depends on it"
+        )
         self._rows: Container[Any] = Container(widgets=[self.labels, self.output, self.test])
         self._rows.margins = (0, 0, 0, 0)
         self.plot = CosinePlot(stage.viewer)
-        self.said = QLabel("")
-        self.said.setWordWrap(True)
-        super().__init__(self._rows.native, self.said, self.plot)
+        self.message = QLabel("")
+        self.message.setWordWrap(True)
+        super().__init__(self._rows.native, self.message, self.plot)
         self.test.changed.connect(self._on_test)
 
     def reset_choices(self, *_: Any) -> None:
-        """Follow the viewer's layers."""
+        """Update the choices of layers."""
         self._rows.reset_choices()
 
     def renew(self) -> None:
-        """Offer the test where there is something to be tested."""
+        """Enable the test if the layer is decomposed."""
         explained = self._stage.explained
         self._rows.enabled = self._stage.decomposition is not None
-        self.output.visible = explained is not None and explained.of.loaded.sr is None
+        self.output.visible = explained is not None and explained.explanation.model.sr is None
 
     def forget(self) -> None:
-        """Show nothing of an earlier explanation."""
-        self.said.setText("")
+        """Discard results of an earlier explanation."""
+        self.message.setText("")
         self.plot.show_cosines(None)
 
     def _on_test(self) -> None:
@@ -76,43 +80,56 @@ class ConceptsTab(Tab):
         except ValueError as error:
             stage.say(str(error), show_warning)
             return
-        stage.start(run_painted, stage.explained.of, 0, stage.layer, labels, int(self.output.value))
+        stage.start(
+            painted_concept_steps,
+            stage.explained.explanation,
+            0,
+            stage.layer,
+            labels,
+            int(self.output.value),
+            then=self.show_concept,
+        )
 
     def show_concept(self, made: PaintedConcept) -> None:
-        """Show what the test came to."""
-        self.said.setText(made.said)
+        """Show the result of a test."""
+        self._stage.say("Tested the concept.")
+        self.message.setText(made.summary)
         self.plot.show_cosines(made.cosines)
 
 
 class FindingsTab(Tab):
-    """What was found, in sentences; and how layers evolved in a training.
+    """Findings in sentences, and the evolution of layers in a training.
 
     Attributes
     ----------
     text : QPlainTextEdit
     export : PushButton
     table, checkpoints : PushButton
-        Open the table of a training that was followed, or follow the checkpoints in a folder.
+        Open the table of a tracked training, or track the checkpoints in a folder.
     layer : ComboBox
-        Which layer of the training is drawn.
+        Layer of the training that is drawn in colour.
 
     Parameters
     ----------
     stage : Stage
-    follow : callable
-        Is given a folder of checkpoints.
+    track : callable
+        Called with a folder of checkpoints.
     """
 
-    def __init__(self, stage: Stage, follow: Callable[[Path], None]) -> None:
-        self._stage, self._follow = stage, follow
+    def __init__(self, stage: Stage, track: Callable[[Path], None]) -> None:
+        self._stage, self._track = stage, track
         self.text = QPlainTextEdit()
         self.text.setReadOnly(True)
         self.text.setMinimumHeight(110)
         self.text.setMaximumHeight(260)
-        self.table = PushButton(text="Training: table…", tooltip="The table of train-sr --track, or of gsvolume track")
-        self.checkpoints = PushButton(text="Training: checkpoints…", tooltip="Follow the checkpoints in a folder")
-        self.export = PushButton(text="Save report…", tooltip="A page with all figures, and the tables, in a folder")
-        self.layer = ComboBox(label="Layer", choices=[], tooltip="Which layer of the training is drawn in colour")
+        self.table = PushButton(
+            text="Training: table…", tooltip="Open a table of train-sr --track or of gsvolume track"
+        )
+        self.checkpoints = PushButton(text="Training: checkpoints…", tooltip="Track the checkpoints in a folder")
+        self.export = PushButton(
+            text="Save report…", tooltip="Save a page with all figures, and the tables, in a folder"
+        )
+        self.layer = ComboBox(label="Layer", choices=[], tooltip="Layer of the training that is drawn in colour")
         self._buttons: Container[Any] = Container(
             widgets=[self.table, self.checkpoints], layout="horizontal", labels=False
         )
@@ -123,24 +140,24 @@ class FindingsTab(Tab):
         super().__init__(self.text, self.export.native, self._buttons.native, self._rows.native, self.plot)
         self._rows.visible = False
         self._found: list[str] = []
-        self._followed: Followed | None = None
+        self._training: TrackedTraining | None = None
         self.table.changed.connect(self._on_table)
         self.checkpoints.changed.connect(self._on_checkpoints)
         self.layer.changed.connect(self._draw)
 
-    def show_findings(self, explained: Explained | None) -> None:
-        """Say what was found in an explanation."""
+    def show_findings(self, explained: ExplainedImages | None) -> None:
+        """List the findings of an explanation."""
         self._found = []
         if explained is not None:
-            self._found = [*explained.of.notes, *(f.sentence for f in explained.findings)]
+            self._found = [*explained.explanation.notes, *(f.sentence for f in explained.findings)]
             if not explained.findings:
                 self._found.append("No threshold was crossed.")
         self._write()
 
-    def show_training(self, followed: Followed) -> None:
-        """Draw a training, and say what was found in it."""
-        self._followed = followed
-        names, before = list(followed.layers), self.layer.value
+    def show_training(self, training: TrackedTraining) -> None:
+        """Draw a training, and list its findings."""
+        self._training = training
+        names, before = list(training.layers), self.layer.value
         with self.layer.changed.blocked():
             self.layer.choices = names
             if before in names or self._stage.layer in names:
@@ -151,24 +168,24 @@ class FindingsTab(Tab):
 
     def _write(self) -> None:
         sentences = [f"• {text}" for text in self._found]
-        if self._followed is not None and self._followed.findings:
-            sentences += ["", "In the training:", *(f"• {f.sentence}" for f in self._followed.findings)]
+        if self._training is not None and self._training.findings:
+            sentences += ["", "In the training:", *(f"• {f.sentence}" for f in self._training.findings)]
         self.text.setPlainText("\n".join(sentences))
 
     def _draw(self, *_: Any) -> None:
-        if self._followed is not None and self.layer.value:
-            self.plot.show_layers(self._followed.layers, self.layer.value)
+        if self._training is not None and self.layer.value:
+            self.plot.show_layers(self._training.layers, self.layer.value)
 
     def _on_table(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Open table of a training", "", "Tables (*.csv)")
         if not path:
             return
         try:
-            self.show_training(Followed(read_evolutions(path)))
+            self.show_training(TrackedTraining(read_evolutions(path)))
         except (ValueError, OSError) as error:
             self._stage.say(str(error), show_warning)
 
     def _on_checkpoints(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Open a folder of checkpoints")
         if folder:
-            self._follow(Path(folder))
+            self._track(Path(folder))

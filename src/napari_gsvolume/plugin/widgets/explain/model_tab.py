@@ -1,4 +1,4 @@
-"""The tab of the Explain widget where a model, its layers, and how it is explained are chosen."""
+"""Tab of the Explain widget with the model, its layers, and the settings."""
 
 from __future__ import annotations
 
@@ -20,66 +20,73 @@ from torch import nn
 
 from ....devices import devices
 from ....errors import InputError
-from ....explain.models.loading import ExplainedModel, load_model
+from ....explain.models.explained_model import ExplainedModel
+from ....explain.models.loading import load_model
 from ....explain.settings import ExplainSettings
 from ..shared.form import SettingsForm
 from ..shared.latest_task import LatestTask
 
 _MAIN = ("what", "k", "slices", "axis")
 _FOLDED = {"Inputs": ("size", "normalise", "channels", "device")}
-_FILTER = "Super-resolutions (*.safetensors);;All files (*)"
+_FILTER = "Super-resolution models (*.safetensors);;All files (*)"
 _WEIGHTS = "Weights (*.safetensors *.pt *.pth)"
 _NAME = Qt.ItemDataRole.UserRole
 
 
 class ModelTab(QWidget):
-    """A model from a file, or from a function with weights; the tree of its layers; settings.
+    """Model from a file, or from a factory with weights; tree of its layers; settings.
 
     Attributes
     ----------
     model, weights : LineEdit
-        A ``.safetensors`` file or ``package.module:function``; the weights of the latter.
+        A ``.safetensors`` file or a factory ``package.module:function``; weights for the factory.
     load : PushButton
     tree : QTreeWidget
-        Its layers, with check boxes.
+        Layers of the model, with check boxes.
     form : SettingsForm
 
     Parameters
     ----------
     say : callable
-        Is given what went wrong.
+        Called with error messages.
     loaded : callable
-        Is called when there is another model.
+        Called when a model has been loaded.
     """
 
     def __init__(self, say: Callable[..., None], loaded: Callable[[], None]) -> None:
         super().__init__()
         self._say, self._on_loaded = say, loaded
         self.loaded: ExplainedModel | None = None
-        self.model = LineEdit(tooltip="A file of train-sr, or a function that returns a model: package.module:function")
+        self.model = LineEdit(tooltip="File of train-sr, or a model factory: package.module:function")
         self.weights = LineEdit(
-            tooltip="Of a function's model, .safetensors or .pt; empty for those that it comes with"
+            tooltip="Weights for a model factory, .safetensors or .pt; empty for those that the factory sets"
         )
         self.browse = PushButton(text="…", tooltip="Choose a file")
         self.browse_weights = PushButton(text="…", tooltip="Choose a file")
-        self.load = PushButton(text="Load model")
+        self.load = PushButton(text="Load model", tooltip="Load the model, and list its layers")
         self.about = Label(value="No model is loaded.")
         self.form: SettingsForm[ExplainSettings] = SettingsForm(
-            ExplainSettings, _MAIN, {"slices": 16, "size": 64}, {}, _FOLDED,
-            late={"device": (("cpu", "auto"), lambda: (devices(), ""))}, without=("layers",),
-        )  # fmt: skip
+            ExplainSettings,
+            _MAIN,
+            {"slices": 16, "size": 64},
+            {},
+            _FOLDED,
+            late={"device": (("cpu", "auto"), lambda: (devices(), ""))},
+            without=("layers",),
+        )
         self.form.fields["k"].label, self.form.fields["what"].label = "Concepts", "Decompose"
         self._rows: Container[Any] = Container(
             widgets=[
-                _beside("Model", self.model, self.browse), _beside("Weights", self.weights, self.browse_weights),
+                _line_with_button("Model", self.model, self.browse),
+                _line_with_button("Weights", self.weights, self.browse_weights),
                 self.load,
             ]
-        )  # fmt: skip
+        )
         self._settings: Container[Any] = Container(widgets=self.form.rows)
         for rows in (self._rows, self._settings):
             rows.margins = (0, 0, 0, 0)
         self.tree = QTreeWidget()
-        self.tree.setHeaderLabels(["layer", "of", "numbers"])
+        self.tree.setHeaderLabels(["Layer", "Type", "Parameters"])
         self.tree.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
         self.tree.setMinimumHeight(150)
         self.tree.header().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
@@ -99,21 +106,21 @@ class ModelTab(QWidget):
 
     @property
     def busy(self) -> bool:
-        """Whether a model is being loaded."""
+        """True while a model is being loaded."""
         return self._latest.busy
 
     def drop(self) -> None:
-        """Show nothing of a model that is being loaded."""
+        """Discard a model that is being loaded."""
         self._latest.drop()
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The names of the layers that are checked.
+        """Names of the checked layers.
 
         Raises
         ------
-        ValueError
-            If none is.
+        InputError
+            If none is checked.
         """
         names = [item.data(0, _NAME) for item in self._items() if item.checkState(0) == Qt.CheckState.Checked]
         chosen = tuple(name for name in names if name)
@@ -122,7 +129,7 @@ class ModelTab(QWidget):
         return chosen
 
     def settings(self) -> ExplainSettings:
-        """Return the settings with the layers; raise ValueError if a value does not fit or no layer is checked."""
+        """Return the settings with the layers; raise InputError if a value is invalid or no layer is checked."""
         return self.form.settings(layers=self.layers)
 
     def _on_browse(self) -> None:
@@ -139,7 +146,7 @@ class ModelTab(QWidget):
     def _on_load(self) -> None:
         spec, weights = self.model.value.strip(), self.weights.value.strip() or None
         if not spec:
-            self._say("There is no model; choose a .safetensors file, or name a function as package.module:function.")
+            self._say("There is no model; choose a .safetensors file, or give a factory as package.module:function.")
             return
         self.load.enabled = False
         self.about.value = "Loading…"
@@ -147,26 +154,30 @@ class ModelTab(QWidget):
 
     def _failed(self, error: Exception) -> None:
         self.load.enabled = True
-        self.about.value = "No model is loaded." if self.loaded is None else self._said(self.loaded)
+        self.about.value = "No model is loaded." if self.loaded is None else self._describe(self.loaded)
         known = isinstance(error, ValueError | OSError | MemoryError)
         self._say(str(error) if known else f"This failed, please report it: {error or type(error).__name__}")
 
     def _show(self, loaded: ExplainedModel) -> None:
         self.load.enabled = True
         self.loaded = loaded
-        self.about.value = self._said(loaded)
+        self.about.value = self._describe(loaded)
         self.tree.clear()
         self._add(self.tree.invisibleRootItem(), loaded.model, "")
         self.tree.expandToDepth(1)
         self._on_loaded()
 
-    def _said(self, loaded: ExplainedModel) -> str:
+    def _describe(self, loaded: ExplainedModel) -> str:
         s = loaded.settings
-        kind = "A network" if s is None else f"A super-resolution, scheme {s.scheme}, factor {s.factor:g}, {s.axes}"
-        return f"{kind}, {loaded.parameters:,} numbers learnt."
+        kind = (
+            "A network"
+            if s is None
+            else f"A super-resolution model, scheme {s.scheme}, factor {s.factor:g}, {s.upsample_axes}"
+        )
+        return f"{kind}, {loaded.parameters:,} parameters."
 
     def _add(self, parent: QTreeWidgetItem, module: nn.Module, path: str) -> None:
-        """Add the modules of a module, those that hold numbers themselves checked; others only gather."""
+        """Add the submodules of a module; those with parameters of their own are checked."""
         for name, child in module.named_children():
             full = f"{path}.{name}" if path else name
             if "parametrizations" in full.split("."):
@@ -176,8 +187,8 @@ class ModelTab(QWidget):
             item = QTreeWidgetItem(parent, [name, type(child).__name__, f"{total:,}" if total else ""])
             item.setToolTip(0, full)
             item.setTextAlignment(2, Qt.AlignmentFlag.AlignRight)
-            gathers = any(True for _ in child.children()) and not own
-            if gathers:
+            is_container = any(True for _ in child.children()) and not own
+            if is_container:
                 item.setFlags(item.flags() | Qt.ItemFlag.ItemIsAutoTristate | Qt.ItemFlag.ItemIsUserCheckable)
                 self._add(item, child, full)
                 continue
@@ -187,14 +198,14 @@ class ModelTab(QWidget):
             self._add(item, child, full)
 
     def show_shapes(self, features: dict[str, str]) -> None:
-        """Say in the tree what layers gave: grid and features."""
-        self.tree.setHeaderLabels(["layer", "gives" if features else "of", "numbers"])
+        """Show the shapes of the outputs of layers in the tree: grid and features."""
+        self.tree.setHeaderLabels(["Layer", "Output" if features else "Type", "Parameters"])
         for item in self._items():
             if item.data(0, _NAME) in features:
                 item.setText(1, features[item.data(0, _NAME)])
 
     def check(self, names: tuple[str, ...]) -> None:
-        """Check these layers, and no others."""
+        """Check these layers only."""
         for item in self._items():
             name = item.data(0, _NAME)
             if name:
@@ -209,8 +220,8 @@ class ModelTab(QWidget):
         return found
 
 
-def _beside(label: str, line: LineEdit, button: PushButton) -> Container[Any]:
-    """Return a line with a small button at its right."""
+def _line_with_button(label: str, line: LineEdit, button: PushButton) -> Container[Any]:
+    """Return a line edit with a small button at its right."""
     button.max_width = 30
     row: Container[Any] = Container(widgets=[line, button], layout="horizontal", label=label, labels=False)
     row.margins = (0, 0, 0, 0)

@@ -1,8 +1,8 @@
-"""A concept painted on an image: its direction in a layer, whether the output depends on it. No Qt here."""
+"""Test of a concept that is painted on an image: its direction in a layer, and its effect on the output. No Qt here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,33 +15,36 @@ from ....explain.concepts.cav import Examples
 from ....explain.concepts.probing import LinearProbe, linear_probe
 from ....explain.concepts.tcav import TCAV, tcav_steps
 from ....explain.decomposition.activations import activations
-from ....explain.decomposition.streaming_svd import EXACT
+from ....explain.decomposition.streaming_svd import EXACT_FEATURES
 from ....explain.explanation import Explanation
-from ....explain.models.forward import first_tensor
+from ....explain.models.forward import find_tensor
 from ....explain.models.inputs import Images, Place
+from ....progress import Budget, Step, rescaled
 from ....super_resolution.schemes import Prediction
-from .worker import Progress, run_in_background
+from .worker import holding_models
 
-_SAMPLES = 2000  # positions that a concept is told by, at most
-_RANDOMS = 39  # random concepts, and permutations for chance: p is 0.025 at least
-_ASKED = 24  # inputs whose output is asked about, at most
+_SAMPLES = 2000  # largest number of positions
+_RANDOMS = 39  # random concepts, and permutations: the smallest p is 0.025
+_TESTED = 24  # largest number of inputs whose outputs are tested
 
 
 @dataclass(frozen=True, eq=False)
 class PaintedConcept:
-    """What is known of a concept in a layer.
+    """Result of the test of a painted concept in a layer.
 
     Attributes
     ----------
     layer : str
     probe : LinearProbe
-        How well positions with and without it are told apart, slices held out.
+        Classification of positions with and without the concept, with slices held out.
     tcav : TCAV
-        Whether the output depends on it; its ``cosines`` are those with the layer's components.
+        Dependence of the output on the concept.
     painted : int
-        Inputs that were painted.
+        Number of painted inputs.
     about : str
-        What output was asked about.
+        Description of the tested output.
+    cosines : ndarray, (k,)
+        Cosines of the concept with the components of the layer.
     """
 
     layer: str
@@ -52,71 +55,73 @@ class PaintedConcept:
     cosines: NDArray[np.float64] = field(repr=False)
 
     @property
-    def said(self) -> str:
-        """Sentences with the figures."""
+    def summary(self) -> str:
+        """Results in a few sentences."""
         accuracy = self.probe.measures["accuracy"]
         low, high = accuracy.interval
         best = int(np.abs(self.cosines).argmax())
         return (
-            f"{self.layer}: told apart with an accuracy of {accuracy.mean:.3f} ({max(0.0, low):.3f} to "
-            f"{min(1.0, high):.3f}) in slices held out, by chance {np.mean(accuracy.chance):.3f}, "
-            f"p = {accuracy.p:.3f}; {self.painted} inputs are painted.\n{self.tcav.said} Asked about: {self.about}.\n"
+            f"{self.layer}: classified with an accuracy of {accuracy.mean:.3f} ({max(0.0, low):.3f} to "
+            f"{min(1.0, high):.3f}) in held-out slices, by chance {np.mean(accuracy.chance):.3f}, "
+            f"p = {accuracy.p:.3f}; {self.painted} inputs are painted.\n{self.tcav.summary} Output: {self.about}.\n"
             f"Nearest component: concept {best + 1}, cosine {self.cosines[best]:+.2f}."
         )
 
 
-def run_painted(
-    of: Explanation, volume: int, layer: str, labels: NDArray[Any], output: int, stop: Callable[[], bool]
-) -> Iterator[Progress]:
-    """Find a painted concept in a layer; last comes the `PaintedConcept`."""
-    yield from run_in_background(_painted(of, volume, layer, labels, output, stop))
-
-
-def _painted(
-    of: Explanation, volume: int, layer: str, labels: NDArray[Any], output: int, stop: Callable[[], bool]
-) -> Iterator[Progress]:
-    if not of.layers[layer].k:
-        raise InputError(f"The layer {layer} gives 0 for all of these images; there is no concept in it.")
-    places, examples = painted_inputs(of.images, volume, labels)
-    others = [place for place in of.images.some(2 * _ASKED) if place not in places] or places
-    asked = of.images.of(others[:: -(-len(others) // _ASKED)])
-    yield Progress(0.0, "Looking at what is painted")
-    inputs = of.images.of(places)
-    seed, model = of.settings.seed, of.loaded.model
-    taken = activations(model, inputs, [layer], EXACT, max_samples=_SAMPLES, seed=seed)[layer]
-    probe = linear_probe(taken, examples, permutations=_RANDOMS, seed=seed)
-    if stop():
-        return
-    function, about = asked_about(of, output)
-    more: dict[str, Any] = {"randoms": _RANDOMS, "decompositions": {layer: of.layers[layer]}, "seed": seed}
-    for step in tcav_steps(
-        model, asked, [layer], Examples(inputs, examples), function, max_samples=_SAMPLES, **more
-    ):  # fmt: skip
-        yield Progress(0.3 + 0.7 * step.progress, step.message)
-        if stop():
-            return
-    assert step.result is not None
-    test = step.result[layer]
-    assert test.cosines is not None
-    yield Progress(1.0, "Done", PaintedConcept(layer, probe, test, len(places), about, test.cosines))
+@holding_models
+def painted_concept_steps(
+    explanation: Explanation, volume: int, layer: str, labels: NDArray[Any], output: int, *, budget: Budget
+) -> Generator[Step, None, PaintedConcept | None]:
+    """Test a painted concept in a layer; the result is None if it was stopped."""
+    if not explanation.layers[layer].k:
+        raise InputError(f"The layer {layer} is 0 for all of these images; there is no concept in it.")
+    places, examples = painted_inputs(explanation.images, volume, labels)
+    others = [place for place in explanation.images.subset(2 * _TESTED) if place not in places] or places
+    tested = explanation.images.at(others[:: -(-len(others) // _TESTED)])
+    yield Step(0.0, "Classifying the painted voxels")
+    inputs = explanation.images.at(places)
+    seed, model = explanation.settings.seed, explanation.model
+    samples = activations(model, inputs, [layer], EXACT_FEATURES, max_samples=_SAMPLES, seed=seed)[layer]
+    probe = linear_probe(samples, examples, permutations=_RANDOMS, seed=seed)
+    if budget.stop():
+        return None
+    target, about = tested_output(explanation, output)
+    steps = tcav_steps(
+        model,
+        tested,
+        [layer],
+        Examples(inputs, examples),
+        target,
+        randoms=_RANDOMS,
+        decompositions={layer: explanation.layers[layer]},
+        max_samples=_SAMPLES,
+        seed=seed,
+        budget=budget,
+    )
+    tests = yield from rescaled(steps, 0.3, 1.0)
+    if layer not in tests:
+        return None
+    cosines = tests[layer].cosines
+    assert cosines is not None
+    return PaintedConcept(layer, probe, tests[layer], len(places), about, cosines)
 
 
 def painted_inputs(images: Images, volume: int, labels: NDArray[Any]) -> tuple[list[Place], list[NDArray[np.int64]]]:
-    """Return the inputs of an image that are painted, and their labels: 1 the concept, 0 not, -1 left open.
+    """Return the painted inputs of an image, and their labels: 1 with the concept, 0 without it, -1 undecided.
 
-    With one label, what is not painted of an input that is painted is not the concept. With several, 1 is the concept,
-    the others are what it is not, and all else is left open.
+    With one label, unpainted voxels of painted inputs are without the concept. With several, label 1 is the concept,
+    the others are without it, and unpainted voxels are undecided.
 
     Raises
     ------
-    ValueError
-        If less than two inputs are painted.
+    InputError
+        If fewer than two inputs are painted.
     """
     shape = images.volumes[volume].data.shape
     if labels.shape != shape:
         raise InputError(
             f"The labels have {' x '.join(map(str, labels.shape))} voxels, the image has "
-            f"{' x '.join(map(str, shape))}; they have to be of the same."
+            f"{' x '.join(map(str, shape))}; they have to be equal."
         )
     array = labels[None] if labels.ndim == 2 else labels
     several = len(np.unique(array[array > 0])) > 1
@@ -124,7 +129,7 @@ def painted_inputs(images: Images, volume: int, labels: NDArray[Any]) -> tuple[l
     for place in images.places:
         if place.volume != volume:
             continue
-        cut = images.cut(array, place)
+        cut = images.crop(array, place)
         if not cut.any():
             continue
         places.append(place)
@@ -132,30 +137,29 @@ def painted_inputs(images: Images, volume: int, labels: NDArray[Any]) -> tuple[l
         examples.append(meant.astype(np.int64))
     if len(places) < 2:
         raise InputError(
-            f"{len(places)} of the slices (or tiles) that the model was given are painted; paint the concept in two or "
-            "more, so that one can be held out."
+            f"{len(places)} of the slices (or tiles) that the model was run on are painted; paint the concept in two "
+            "or more, so that one can be held out."
         )
     return places, examples
 
 
-def asked_about(of: Explanation, output: int) -> tuple[Callable[[Any], Tensor], str]:
-    """Return the function from what a model gives to one number an input, and what it is called."""
-    if of.loaded.sr is not None:
-        # The mean is fixed by what was measured, so it is the detail that can depend on anything.
-        return _detail, "how much detail the output has (mean square of what neighbours differ by)"
+def tested_output(explanation: Explanation, output: int) -> tuple[Callable[[Any], Tensor], str]:
+    """Return the function from the output to one number per input, and its description."""
+    if explanation.model.sr is not None:
+        # The projection fixes the mean, so only the detail can depend on a concept.
+        return _detail, "detail of the output (mean square of the differences of neighbours)"
 
     def number(given: Any) -> Tensor:
-        tensor = first_tensor(given, "The model")
+        tensor = find_tensor(given, "The model")
         if tensor.ndim < 2 or not 0 <= output < tensor.shape[1]:
             raise InputError(
                 f"The output has {tensor.shape[1] if tensor.ndim > 1 else 1} channels; there is no {output}."
             )
         return tensor[:, output].flatten(1).mean(1) if tensor.ndim > 2 else tensor[:, output]
 
-    return number, f"the mean of the output's channel {output}"
+    return number, f"mean of the output channel {output}"
 
 
 def _detail(given: Any) -> Tensor:
     assert isinstance(given, Prediction)
-    squares = given.image.diff(dim=1).square().flatten(1).mean(1) + given.image.diff(dim=2).square().flatten(1).mean(1)
-    return squares
+    return given.image.diff(dim=1).square().flatten(1).mean(1) + given.image.diff(dim=2).square().flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""Plots of an explanation in napari's colours: singular values, samples to be circled, patches, cosines, a training."""
+"""Plots of an explanation in the theme of napari: singular values, samples, patches, cosines, evolution."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 
 from ....explain.concepts.patches import Patch
 from ....explain.decomposition.components import Components
-from ....explain.tracking.tracker import Evolution
-from ..shared.plots import DockPlot, on_the_right
-from ..svd.plots import _ENERGY, _MODE, _VALUES, _MarkedPlot
+from ....explain.tracking.records import Evolution
+from ..shared.plots import ENERGY_COLOR, MODE_COLOR, VALUE_COLOR, DockPlot, MarkedPlot, move_axis_right
 
 _SELECTED = (1.0, 0.55, 0.1)
-_CELLS = 240  # along each axis of the samples' plot, at most
+_CELLS = 240  # largest number along each axis of the plot of samples
 _LINES = 12
-_LEAST = 1e-6  # of the first singular value: below is rounding
+_LEAST = 1e-6  # relative to the first singular value: smaller values are rounding errors
 
 
-class LayerPlot(_MarkedPlot):
-    """Singular values of a layer (left axis) and their energy (right axis); a click chooses a concept.
+class LayerPlot(MarkedPlot):
+    """Singular values of a layer (left axis) and their energy (right axis); a click selects a concept.
 
     Attributes
     ----------
@@ -41,13 +40,13 @@ class LayerPlot(_MarkedPlot):
             self.axes = self.figure.add_subplot()
             self.energy = self.axes.twinx()
         self._fit_in(180, 260)
-        self.canvas.setToolTip("Click on a concept to choose it")
+        self.canvas.setToolTip("Click on a concept to select it")
         self.setVisible(False)
 
-    def show_layer(self, of: Components | None, mode: int, others: Sequence[Components] = ()) -> None:
-        """Draw a layer's values, and faintly those of others, all relative to their first; None hides the plot."""
-        self.setVisible(of is not None and of.k > 0)
-        if of is None or not of.k:
+    def show_layer(self, components: Components | None, mode: int, others: Sequence[Components] = ()) -> None:
+        """Draw the values of a layer, and faintly those of others, relative to the first; None hides the plot."""
+        self.setVisible(components is not None and components.k > 0)
+        if components is None or not components.k:
             return
         for axes in (self.axes, self.energy):
             axes.clear()
@@ -55,15 +54,17 @@ class LayerPlot(_MarkedPlot):
         for other in others:
             if other.k:
                 self._draw_values(other, color="gray", lw=0.6, alpha=0.5)
-        values = self._draw_values(of, color=_VALUES, lw=1.3, marker=".", ms=4)
-        self.energy.plot(np.arange(1, of.k + 1), of.energy, color=_ENERGY, lw=1.3, marker=".", ms=4)
-        self.axes.set_xlim(0.5, min(len(values), 4 * of.k) + 0.5)
-        self.axes.set_ylim(_LEAST, 2) if values[: 4 * of.k].min() < _LEAST else None
+        values = self._draw_values(components, color=VALUE_COLOR, lw=1.3, marker=".", ms=4)
+        self.energy.plot(
+            np.arange(1, components.k + 1), components.energy, color=ENERGY_COLOR, lw=1.3, marker=".", ms=4
+        )
+        self.axes.set_xlim(0.5, min(len(values), 4 * components.k) + 0.5)
+        self.axes.set_ylim(_LEAST, 2) if values[: 4 * components.k].min() < _LEAST else None
         self.axes.set_xlabel("concept")
-        self.axes.set_ylabel("singular value / first", color=_VALUES)
-        self.energy.set_ylabel("energy", color=_ENERGY)
+        self.axes.set_ylabel("singular value / first", color=VALUE_COLOR)
+        self.energy.set_ylabel("energy", color=ENERGY_COLOR)
         self.energy.set_ylim(0, 1.03)
-        on_the_right(self.energy)
+        move_axis_right(self.energy)
         self.axes.yaxis.set_major_locator(LogLocator(numticks=5))
         self.axes.yaxis.set_minor_formatter(NullFormatter())
         self.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -71,12 +72,12 @@ class LayerPlot(_MarkedPlot):
         self._style(self.axes, self.energy)
         self._marks = []
         self._shown = values
-        [self.mode] = self.axes.plot([mode], [values[mode - 1]], "o", mfc="none", color=_MODE, ms=8, mew=1.5)
+        [self.mode] = self.axes.plot([mode], [values[mode - 1]], "o", mfc="none", color=MODE_COLOR, ms=8, mew=1.5)
         self._add_mark(self.mode)
         self._draw_all()
 
-    def _draw_values(self, of: Components, **look: Any) -> NDArray[Any]:
-        values = of.spectrum / of.spectrum[0]
+    def _draw_values(self, components: Components, **look: Any) -> NDArray[Any]:
+        values = components.spectrum / components.spectrum[0]
         self.axes.plot(np.arange(1, len(values) + 1), np.where(values > _LEAST, values, np.nan), **look)
         return np.asarray(values)
 
@@ -87,17 +88,17 @@ class LayerPlot(_MarkedPlot):
             self._move_marks()
 
 
-class SamplesPlot(_MarkedPlot):
-    """Coordinates of samples along two concepts, as many as 100,000; a lasso selects.
+class SamplesPlot(MarkedPlot):
+    """Coordinates of up to 100,000 samples along two concepts; a lasso selects samples.
 
-    Samples are counted in cells of about a pixel, once, so that what is selected can be shown at once.
+    Samples are counted in cells of about a pixel once, so that selections are drawn immediately.
 
     Attributes
     ----------
     axes : Axes
     points : ndarray, (samples, 2)
     picture, marked : AxesImage
-        Of all samples, and of those selected.
+        Images of all samples, and of the selected ones.
     """
 
     def __init__(self, viewer: Viewer, on_lasso: Callable[[NDArray[np.bool_]], None]) -> None:
@@ -113,14 +114,17 @@ class SamplesPlot(_MarkedPlot):
         self.cursor: Any = None
         self._lasso: Any = None
         self._fit_in(260, 420)
-        self.canvas.setToolTip("Circle samples to see where they lie")
+        self.canvas.setToolTip("Circle samples to mark their voxels")
         self.setVisible(False)
 
     def show_samples(
-        self, points: NDArray[Any] | None, names: tuple[str, str], groups: NDArray[np.int64] | None = None,
+        self,
+        points: NDArray[Any] | None,
+        names: tuple[str, str],
+        groups: NDArray[np.int64] | None = None,
         group_names: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        """Draw samples, (n, 2), in the colours of their groups if these are given; None hides the plot."""
+    ) -> None:
+        """Draw samples, (n, 2), coloured by group if groups are given; None hides the plot."""
         self.setVisible(points is not None)
         if points is None:
             return
@@ -156,14 +160,14 @@ class SamplesPlot(_MarkedPlot):
         self._marks = []
         for mark in (self.marked, self.cursor):
             self._add_mark(mark)
-        if self._lasso is not None:  # its line went with what was in the axes
+        if self._lasso is not None:  # its line was removed with the content of the axes
             self._lasso.disconnect_events()
         line = {"color": "white", "lw": 1.2}
         self._lasso = LassoSelector(self.axes, self._on_circled, useblit=True, button=MouseButton.LEFT, props=line)
         self._draw_all()
 
     def _coloured(self, groups: NDArray[np.int64] | None, count: int) -> NDArray[np.float32]:
-        """Return the picture: brighter where more samples are; of groups, the mean of their colours."""
+        """Return the image of the samples: brightness by density; with groups, the mean of their colours."""
         cells = self._cells
         size = cells * cells
         counts = np.bincount(self._cell, minlength=size).reshape(cells, cells)
@@ -179,22 +183,22 @@ class SamplesPlot(_MarkedPlot):
         image[..., 3] = np.where(counts > 0, 0.35 + 0.65 * part, 0)
         return image
 
-    def mark(self, chosen: NDArray[Any], colours: NDArray[Any] | None = None) -> None:
-        """Mark samples whose label is not 0: in orange, or in the colour, (labels, 3), of each label."""
+    def mark(self, labels: NDArray[Any], colours: NDArray[Any] | None = None) -> None:
+        """Mark samples with non-zero labels: in orange, or in the colours, (labels, 3), of their labels."""
         if self.marked is None:
             return
         cells = self._cells
         image = np.zeros((cells * cells, 4), np.float32)
-        some = np.flatnonzero(chosen)
-        where = self._cell[some]
+        marked = np.flatnonzero(labels)
+        where = self._cell[marked]
         image[where] = (*_SELECTED, 1.0)
         if colours is not None:
-            image[where, :3] = colours[chosen[some]]
+            image[where, :3] = colours[labels[marked]]
         self.marked.set_data(image.reshape(cells, cells, 4))
         self._move()
 
     def point_at(self, sample: int | None) -> None:
-        """Put the ring around a sample; None takes it away."""
+        """Draw the ring around a sample; None removes it."""
         if self.cursor is not None:
             x, y = ([], []) if sample is None else self.points[sample][:, None]
             self.cursor.set_data(x, y)
@@ -202,7 +206,7 @@ class SamplesPlot(_MarkedPlot):
 
     def _move(self) -> None:
         self._move_marks()
-        if self._lasso is not None and self._behind is not None:  # it puts back what it has kept
+        if self._lasso is not None and self._behind is not None:  # it restores this background
             self._lasso.background = self.canvas.copy_from_bbox(self.figure.bbox)
 
     def _on_circled(self, vertices: Sequence[tuple[float, float]]) -> None:
@@ -213,7 +217,7 @@ class SamplesPlot(_MarkedPlot):
 
 
 class PatchPlot(DockPlot):
-    """Small pictures of the patches at both ends of a concept; a click on one goes there.
+    """Thumbnails of the patches at both ends of a concept; a click moves the viewer there.
 
     Attributes
     ----------
@@ -224,9 +228,9 @@ class PatchPlot(DockPlot):
         super().__init__(viewer)
         self._on_click = on_click
         self.panels: list[Any] = []
-        self._of: dict[Any, Patch] = {}
+        self._patches: dict[Any, Patch] = {}
         self.canvas.mpl_connect("button_press_event", self._on_press)
-        self.canvas.setToolTip("Click on a patch to go there")
+        self.canvas.setToolTip("Click on a patch to go to its slice")
         self._fit_in(190, 280)
         self.setVisible(False)
 
@@ -234,7 +238,7 @@ class PatchPlot(DockPlot):
         """Draw the patches of the positive end above those of the negative one; without any the plot is hidden."""
         self.setVisible(bool(positive or negative))
         self.figure.clear()
-        self._of, self.panels = {}, []
+        self._patches, self.panels = {}, []
         colour = self.napari_theme_style_sheet.get("axes.labelcolor", "gray")
         columns = max(len(positive), len(negative), 1)
         for row, patches in enumerate((positive, negative)):
@@ -249,17 +253,17 @@ class PatchPlot(DockPlot):
                     spine.set_color("tab:red" if row == 0 else "tab:blue")
                     spine.set_linewidth(1.5)
                 axes.set_title(f"{patch.strength:+.3g}", fontsize=7, color=colour, pad=2)
-                self._of[axes] = patch
+                self._patches[axes] = patch
                 self.panels.append(axes)
         self.canvas.draw_idle()
 
     def _on_press(self, event: Any) -> None:
-        if event.inaxes in self._of:
-            self._on_click(self._of[event.inaxes])
+        if event.inaxes in self._patches:
+            self._on_click(self._patches[event.inaxes])
 
 
 class CosinePlot(DockPlot):
-    """The cosines of a painted concept with a layer's components.
+    """Cosines of a painted concept with the components of a layer.
 
     Attributes
     ----------
@@ -274,7 +278,7 @@ class CosinePlot(DockPlot):
         self.setVisible(False)
 
     def show_cosines(self, cosines: NDArray[Any] | None) -> None:
-        """Draw them as bars; None hides the plot."""
+        """Draw cosines as bars; None hides the plot."""
         self.setVisible(cosines is not None)
         if cosines is None:
             return
@@ -291,7 +295,7 @@ class CosinePlot(DockPlot):
 
 
 class EvolutionPlot(DockPlot):
-    """Effective ranks of layers over the epochs of a training, and the cosines of one layer's components.
+    """Effective ranks of layers over the epochs of a training, and cosines of the components of one layer.
 
     Attributes
     ----------
@@ -307,20 +311,22 @@ class EvolutionPlot(DockPlot):
         self.setVisible(False)
 
     def show_layers(self, layers: dict[str, Evolution], layer: str) -> None:
-        """Draw a training, one of its layers in colour; without layers the plot is hidden."""
+        """Draw a training, with one layer in colour; without layers the plot is hidden."""
         self.setVisible(bool(layers))
         if not layers:
             return
-        of = layers[layer]
+        selected = layers[layer]
         for axes in (self.ranks, self.cosines):
             axes.clear()
         for other in list(layers.values())[: 4 * _LINES]:
             self.ranks.plot(other.epochs, other.effective_ranks, color="gray", lw=0.6, alpha=0.6)
-        self.ranks.plot(of.epochs, of.effective_ranks, color=_VALUES, lw=1.5, marker=".", ms=4)
-        there = np.flatnonzero(of.values.max(0) > 0)[:5]
-        for number, j in enumerate(there):
+        self.ranks.plot(selected.epochs, selected.effective_ranks, color=VALUE_COLOR, lw=1.5, marker=".", ms=4)
+        present = np.flatnonzero(selected.values.max(0) > 0)[:5]
+        for number, j in enumerate(present):
             colour = colormaps["tab10"](number)
-            self.cosines.plot(of.epochs, of.to_first[:, j], color=colour, lw=1.2, marker=".", ms=4, label=str(j + 1))
+            self.cosines.plot(
+                selected.epochs, selected.to_first[:, j], color=colour, lw=1.2, marker=".", ms=4, label=str(j + 1)
+            )
         self.ranks.set_ylabel("effective rank")
         self.ranks.set_ylim(0, None)
         self.ranks.tick_params(labelbottom=False)
@@ -329,9 +335,16 @@ class EvolutionPlot(DockPlot):
         self.cosines.set_xlabel("epoch")
         colour = self.napari_theme_style_sheet.get("axes.labelcolor", "gray")
         self.cosines.legend(
-            fontsize=7, frameon=False, labelcolor=colour, ncols=5, loc="lower left", bbox_to_anchor=(0, 0.98),
-            handlelength=1, columnspacing=0.8, borderaxespad=0,
-        )  # fmt: skip
+            fontsize=7,
+            frameon=False,
+            labelcolor=colour,
+            ncols=5,
+            loc="lower left",
+            bbox_to_anchor=(0, 0.98),
+            handlelength=1,
+            columnspacing=0.8,
+            borderaxespad=0,
+        )
         self._style(self.ranks, self.cosines)
         for axes in (self.ranks, self.cosines):
             axes.yaxis.label.set_color(colour)

@@ -1,7 +1,8 @@
-"""The dock widget that explains networks: what their layers say on images, where, and what follows from it."""
+"""Dock widget that explains networks: decompositions, samples, maps, counterfactuals, concepts and findings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,28 @@ from superqt import QCollapsible
 
 from ....errors import InputError
 from ....explain.settings import InputSettings, TrackSettings
+from ....progress import Step
 from ...layers.conversion import SourceVolume, source_volume
 from ...layers.explanation import is_part_of_explanation
 from ..shared.base import RunWidget
 from ..shared.layer_choice import LayerChoice
-from ..shared.visibility import Presence
+from ..shared.visibility import VisibilityFilter
 from .findings_tabs import ConceptsTab, FindingsTab
 from .map_tabs import MapsTab, WhatIfTab
 from .model_tab import ModelTab
-from .painted_concept import PaintedConcept
 from .sample_tabs import SamplesTab, SpectraTab, Stage
-from .worker import Explained, Exported, Followed, Progress, run_explain, run_export, run_follow
+from .worker import (
+    ExplainedImages,
+    SavedReport,
+    TrainingStep,
+    explain_images_steps,
+    save_report_steps,
+    track_folder_steps,
+)
 
 
 class ExplainWidget(RunWidget):
-    """Choose a model, its layers and images, press Explain; look at values, samples, maps and findings.
+    """Widget to explain a model on images: singular values, samples, maps, counterfactuals and findings of its layers.
 
     Parameters
     ----------
@@ -40,16 +48,20 @@ class ExplainWidget(RunWidget):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         self._ready = False
-        self._of_run: Any = None
-        source = LayerChoice(napari_viewer, "Image", _is_image, "What the model is run on, and what results lie on")
+        self._then: Callable[[Any], None] = lambda _: None
+        source = LayerChoice(napari_viewer, "Image", _is_image, "Image layer that the model is run on")
         self.more = Select(
-            label="Images", choices=self._others, nullable=False,
-            tooltip="More images, each a group of its own: they are compared, or are the channels of one input",
-        )  # fmt: skip
+            label="Images",
+            choices=self._others,
+            nullable=False,
+            tooltip="Further images: groups that are compared, or channels of one input",
+        )
         self._more_rows: Container[Any] = Container(widgets=[self.more])
         self._more_rows.margins = (0, 0, 0, 0)
-        self.layer = ComboBox(label="Layer", choices=[], tooltip="Which layer of the model is looked at")
-        self.concept = SpinBox(label="Concept", min=1, max=1, value=1, tooltip="Which of its directions, from 1")
+        self.layer = ComboBox(label="Layer", choices=[], tooltip="Layer of the model that the tabs show")
+        self.concept = SpinBox(
+            label="Concept", min=1, max=1, value=1, tooltip="Concept of the layer (component), from 1"
+        )
         super().__init__(napari_viewer, [], [], source=source)
         self.stage = Stage(napari_viewer, self._say, self._run)
         self.model = ModelTab(self._warn, self._on_model)
@@ -58,7 +70,7 @@ class ExplainWidget(RunWidget):
         self.maps = MapsTab(self.stage)
         self.what_if = WhatIfTab(self.stage)
         self.concepts = ConceptsTab(self.stage)
-        self.findings = FindingsTab(self.stage, self._on_follow)
+        self.findings = FindingsTab(self.stage, self._on_track)
         self.export = self.findings.export
         self._which: Container[Any] = Container(widgets=[self.layer, self.concept])
         self._which.margins = (0, 0, 0, 0)
@@ -88,21 +100,21 @@ class ExplainWidget(RunWidget):
         self.export.changed.connect(self._on_export)
         self.tabs.currentChanged.connect(self._on_tab)
         self._viewer.dims.events.point.connect(self.what_if.follow)
-        self._presence = Presence(lambda: None, self._forget)
-        self.native.installEventFilter(self._presence)
+        self._visibility = VisibilityFilter(hidden=self._forget)
+        self.native.installEventFilter(self._visibility)
 
     @property
-    def explained(self) -> Explained | None:
-        """What the last run came to."""
+    def explained(self) -> ExplainedImages | None:
+        """Result of the last run."""
         return self.stage.explained
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way beside the viewer."""
+        """True while a run or a background task is in progress."""
         return self.running or self.model.busy or self.maps.latest.busy or self.what_if.latest.busy
 
     def _forget(self) -> None:
-        """Show nothing of what is under way beside the viewer: nobody sees it."""
+        """Discard background tasks: the widget is gone."""
         self.model.drop()
         self.maps.latest.drop()
         self.what_if.latest.drop()
@@ -118,7 +130,7 @@ class ExplainWidget(RunWidget):
     def _warn(self, text: str) -> None:
         self._say(text, show_warning)
 
-    # What is explained ------------------------------------------------------------------------------------------------
+    # Images and model ------------------------------------------------------------------------------------------------
 
     def _others(self, _: Any) -> list[Layer]:
         if not self._ready:
@@ -138,16 +150,16 @@ class ExplainWidget(RunWidget):
         if self._ready:
             self._more_rows.reset_choices()
 
-    def _chosen(self) -> list[SourceVolume]:
-        """Return the volumes chosen; raise ValueError if there are none."""
+    def _selected_images(self) -> list[SourceVolume]:
+        """Return the selected volumes; raise InputError if there are none."""
         sources = [*self._volumes(), *(source_volume(layer) for layer in self.more.value)]
         for source in sources:
             if len(source.grid.shape) != len(sources[0].grid.shape):
-                raise InputError(f"'{source.name}' has another number of axes than '{sources[0].name}'.")
+                raise InputError(f"'{source.name}' and '{sources[0].name}' differ in their number of axes.")
         return sources
 
     def _on_model(self) -> None:
-        self._say("The model is loaded; check the layers to look at, then press Explain.")
+        self._say("The model is loaded; check the layers to explain, then press Explain.")
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -156,39 +168,35 @@ class ExplainWidget(RunWidget):
         if loaded is None:
             self.tabs.setCurrentWidget(self.model)
             raise InputError("There is no model; load one first, in the tab Model.")
-        sources, settings = self._chosen(), self.model.settings()
-        self._run(run_explain, loaded, sources, settings)
+        sources, settings = self._selected_images(), self.model.settings()
+        self._run(explain_images_steps, loaded, sources, settings, then=self._on_explained)
 
-    def _run(self, run: Any, *args: Any) -> None:
-        """Start a run, unless one is under way."""
+    def _run(self, run: Any, *args: Any, then: Callable[[Any], None]) -> None:
+        """Start a long run, unless one is in progress; its result goes to `then`, unless it is None."""
         if self.running:
-            self._say("Something is being computed already; wait for its end, or stop it.")
+            self._say("A run is in progress; wait for its end, or stop it.")
             return
-        self._done = False
+        self._done, self._then = False, then
         self._start(run, *args)
 
-    def _show(self, news: Progress) -> None:
-        self.progress.value = round(1000 * news.progress)
-        if news.made is None:
-            self._say(news.message)
-            return
-        self._done = True
-        made = news.made
-        if isinstance(made, Explained):
-            self._say(
-                f"{len(made.of.layers) or 'No'} layers, {len(made.of.images.places)} inputs, {made.of.seconds:.1f} s."
-            )
-            self._show_explained(made)
-        elif isinstance(made, PaintedConcept):
-            self._say("Tested the concept.")
-            self.concepts.show_concept(made)
-        elif isinstance(made, Followed):
-            self._say(news.message)
-            self.findings.show_training(made)
-        elif isinstance(made, Exported):
-            self._say(f"Saved report.html and {len(made.files) - 1} files beside it in {made.folder}.")
-        else:
-            self.maps.show_maps(made)
+    def _show_step(self, step: Step) -> None:
+        super()._show_step(step)
+        if isinstance(step, TrainingStep):
+            self._done = True
+            self.findings.show_training(step.training)
+
+    def _show_result(self, result: Any) -> None:
+        if result is not None:
+            self._done = True
+            self._then(result)
+
+    def _on_explained(self, result: ExplainedImages) -> None:
+        e = result.explanation
+        self._say(f"{len(e.layers) or 'No'} layers, {len(e.images.places)} inputs, {e.seconds:.1f} s.")
+        self._show_explained(result)
+
+    def _on_saved(self, saved: SavedReport) -> None:
+        self._say(f"Saved report.html and {len(saved.files) - 1} files beside it in {saved.folder}.")
 
     def _end(self) -> None:
         if self._done and not self._error_shown:
@@ -196,10 +204,10 @@ class ExplainWidget(RunWidget):
         elif not self._error_shown:
             self._say("Stopped before there was anything to show.")
 
-    def _show_explained(self, explained: Explained | None) -> None:
-        """Show what a run came to, in all tabs; the layer that was looked at stays."""
+    def _show_explained(self, explained: ExplainedImages | None) -> None:
+        """Show an explanation in all tabs; the selected layer is kept."""
         self.stage.explained = explained
-        names = [] if explained is None else [name for name, d in explained.of.layers.items() if d.k]
+        names = [] if explained is None else [name for name, d in explained.explanation.layers.items() if d.k]
         before = self.layer.value
         with self.layer.changed.blocked():
             self.layer.choices = names
@@ -211,7 +219,7 @@ class ExplainWidget(RunWidget):
         self.export.enabled = explained is not None
         self.findings.show_findings(explained)
         if explained is not None:
-            self.model.show_shapes({name: _shape(d) for name, d in explained.of.layers.items()})
+            self.model.show_shapes({name: _shape(d) for name, d in explained.explanation.layers.items()})
             if self.tabs.currentWidget() is self.model:
                 self.tabs.setCurrentWidget(self.spectra if names else self.findings)
         self._on_layer()
@@ -245,16 +253,16 @@ class ExplainWidget(RunWidget):
             return
         folder = QFileDialog.getExistingDirectory(self.native, "Save the report to a folder")
         if folder:
-            self._run(run_export, self.explained, Path(folder))
+            self._run(save_report_steps, self.explained, Path(folder), then=self._on_saved)
 
-    def _on_follow(self, folder: Path) -> None:
+    def _on_track(self, folder: Path) -> None:
         try:
-            asked = self.model.form.settings()
-            same = {name: getattr(asked, name) for name in (*InputSettings.model_fields, "k")}
-            settings = TrackSettings(**same | {"slices": asked.slices or TrackSettings().slices})
+            chosen = self.model.form.settings()
+            same = {name: getattr(chosen, name) for name in (*InputSettings.model_fields, "k")}
+            settings = TrackSettings(**same | {"slices": chosen.slices or TrackSettings().slices})
             if self.model.loaded is not None:
                 settings = settings.model_copy(update={"layers": self.model.layers})
-            self._run(run_follow, folder, self.model.loaded, self._chosen(), settings)
+            self._run(track_folder_steps, folder, self.model.loaded, self._selected_images(), settings, then=self._say)
         except (ValueError, MemoryError) as error:
             self._warn(str(error))
 
@@ -264,6 +272,6 @@ def _is_image(layer: Layer) -> bool:
 
 
 def _shape(d: Any) -> str:
-    """Return the grid of the first piece and the features, of what a layer gives."""
+    """Return the grid of the first piece and the number of features of a layer."""
     grid = () if d.places is None or not len(d.places.grids) else tuple(d.places.grids[0])
     return " x ".join(map(str, (*grid, d.features)))

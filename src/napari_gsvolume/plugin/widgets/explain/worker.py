@@ -1,232 +1,239 @@
-"""What explains a network beside the viewer, and what its dock computes of an explanation. No Qt here."""
+"""Background runs of the Explain widget: explanation, maps, report, tracking, counterfactuals. No Qt here."""
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import InputError
-from ....explain.concepts.concept_maps import concept_maps
+from ....explain.concepts.concept_maps import concept_map_steps
 from ....explain.concepts.grids import ConceptMaps
 from ....explain.concepts.interventions import Counterfactual, Edit
-from ....explain.concepts.sample_positions import on_slab
+from ....explain.concepts.sample_positions import place_on_slice
 from ....explain.explanation import Explanation, explain_steps
 from ....explain.findings.finding import Finding
-from ....explain.models.forward import first_tensor
-from ....explain.models.inputs import Images, Place, Volume, images_for
-from ....explain.models.loading import ExplainedModel, checkpoint_loader, load_model, named_layers
-from ....explain.report.html import report, view
-from ....explain.report.tables import tables
+from ....explain.models.explained_model import ExplainedModel
+from ....explain.models.forward import find_tensor
+from ....explain.models.inputs import Images, Place, Volume, prepare_images
+from ....explain.models.loading import load_model
+from ....explain.report.html import draw_map_view, render_report
+from ....explain.report.tables import build_tables
 from ....explain.settings import ExplainSettings, TrackSettings
-from ....explain.tracking.checkpoints import natural, track_checkpoints
-from ....explain.tracking.tracker import Evolution, Tracker
+from ....explain.tracking.checkpoints import track_steps
+from ....explain.tracking.records import Evolution
+from ....explain.tracking.tracker import Tracker
 from ....grid import Grid
 from ....io.atomic import atomic_write
+from ....progress import Budget, Step, rescaled
 from ....super_resolution.intensities import Intensities
 from ....super_resolution.schemes import Prediction
 from ....types import Float32Array
 from ...layers.conversion import SourceVolume
-from ..shared.worker import run_in_background as _run_in_background
 
-Stop = Callable[[], bool]
-_COMPARED = 8  # inputs, at least, that domains are compared by
+StepT = TypeVar("StepT", bound=Step)
+ResultT = TypeVar("ResultT")
+Parameters = ParamSpec("Parameters")
+_COMPARED = 8  # smallest number of inputs for a comparison of domains
 _CHECKPOINTS = ("*.safetensors", "*.pt", "*.pth")
 
 ALONE = threading.Lock()
-"""Held by whatever runs a model: its layers are hooked meanwhile, and others' calls must not pass there."""
+"""Lock of all calls of a model: its layers are hooked during a run, and other calls must not pass through them."""
 
 
-def run_in_background(news: Iterator[Any]) -> Iterator[Any]:
-    """Pass news on as `shared.worker.run_in_background` does, while nothing else runs a model."""
-    with ALONE:
-        yield from _run_in_background(news)
+def holding_models(
+    run: Callable[Parameters, Generator[StepT, None, ResultT]],
+) -> Callable[Parameters, Generator[StepT, None, ResultT]]:
+    """Decorate a long run that calls a model: it holds the lock `ALONE`."""
+
+    @functools.wraps(run)
+    def steps(*args: Parameters.args, **options: Parameters.kwargs) -> Generator[StepT, None, ResultT]:
+        with ALONE:
+            return (yield from run(*args, **options))
+
+    return steps
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
-    """A finished explanation.
+class ExplainedImages:
+    """Explanation of a model on image layers.
 
     Attributes
     ----------
-    of : Explanation
+    explanation : Explanation
     sources : tuple of SourceVolume
-        Its images, in its order.
+        Images of the explanation, in its order.
     findings : tuple of Finding
-        Those of the explanation, and where the images differ if there are several.
+        Findings of the explanation, and differences between several images.
     """
 
-    of: Explanation
+    explanation: Explanation
     sources: tuple[SourceVolume, ...]
     findings: tuple[Finding, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Progress:
-    """How far a run is, 0 to 1; with the last news what it came to."""
-
-    progress: float
-    message: str
-    made: Any = field(default=None, repr=False)
-
-
-def run_explain(
-    loaded: ExplainedModel, sources: Sequence[SourceVolume], settings: ExplainSettings, stop: Stop
-) -> Iterator[Progress]:
-    """Explain a model by images; last comes the `Explained`, if there is anything."""
-    yield from run_in_background(_explained(loaded, sources, settings, stop))
-
-
-def _explained(
-    loaded: ExplainedModel, sources: Sequence[SourceVolume], settings: ExplainSettings, stop: Stop
-) -> Iterator[Progress]:
+@holding_models
+def explain_images_steps(
+    model: ExplainedModel, sources: Sequence[SourceVolume], settings: ExplainSettings, *, budget: Budget
+) -> Generator[Step, None, ExplainedImages | None]:
+    """Explain a model on image layers; the result is None if nothing was decomposed."""
     volumes = [Volume.of(f"'{source.name}'", np.asarray(source.array), source.grid) for source in sources]
     volumes = [replace(volume, name=source.name) for volume, source in zip(volumes, sources, strict=True)]
-    for step in explain_steps(loaded, volumes, settings, stop):
-        yield Progress(0.9 * step.progress, step.message)
-    result = step.result
-    if result is None or result.empty:
-        return
-    found = list(result.findings)
-    if len(volumes) > 1 and result.layers and not stop():
-        yield Progress(0.9, "Comparing the images")
-        found += _drift(result)
-    yield Progress(1.0, "Done", Explained(result, tuple(sources), tuple(found)))
+    explanation = yield from rescaled(explain_steps(model, volumes, settings, budget=budget), 0.0, 0.9)
+    if explanation.is_empty:
+        return None
+    found = list(explanation.findings)
+    if len(volumes) > 1 and explanation.layers and not budget.stop():
+        yield Step(0.9, "Comparing the images")
+        found += _find_differences(explanation)
+    return ExplainedImages(explanation, tuple(sources), tuple(found))
 
 
-def _drift(of: Explanation) -> list[Finding]:
-    """Return where layers treat the images differently."""
-    names = [of.images.volumes[place.volume].name for place in of.images.places]
+def _find_differences(explanation: Explanation) -> list[Finding]:
+    """Return findings of layers that represent the images differently."""
+    names = [explanation.images.volumes[place.volume].name for place in explanation.images.places]
     if len(names) < _COMPARED or len(set(names)) < 2:
         return []
-    tracker = Tracker(of.loaded.model, list(of.layers), of.images, names, k=of.settings.k, seed=of.settings.seed)
+    s = explanation.settings
+    tracker = Tracker(explanation.model, list(explanation.layers), explanation.images, names, k=s.k, seed=s.seed)
     try:
         tracker.record(0)
         return [f for f in tracker.findings() if f.kind == "drift"]
-    except ValueError:  # a layer that does not tell inputs apart
+    except ValueError:  # a layer with one output for a whole batch
         return []
 
 
 # Maps and the report --------------------------------------------------------------------------------------------------
 
 
-def run_maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> Iterator[Progress]:
-    """Map the first concepts of layers over all images; last comes the list of `ConceptMaps`."""
-    yield from run_in_background(_maps(of, layers, count, stop))
+@holding_models
+def map_layer_steps(
+    explanation: Explanation, layer: str, count: int, *, budget: Budget
+) -> Generator[Step, None, tuple[ConceptMaps, ...] | None]:
+    """Map the first concepts of a layer over all images; the result is None if it was stopped."""
+    s = explanation.settings
+    images = explanation.images
+    if s.slices is not None:  # maps have all slices, also those that were not decomposed
+        images = prepare_images(explanation.model, images.volumes, s.model_copy(update={"slices": None}))
+    components = {layer: explanation.layers[layer]}
+    maps = yield from concept_map_steps(explanation.model, images, components, count, seed=s.seed, budget=budget)
+    if not maps:
+        if budget.stop():
+            return None
+        raise InputError(f"The positions of the layer {layer} have no location in the image, so there is no map.")
+    return maps
 
 
-def _maps(of: Explanation, layers: Sequence[str], count: int, stop: Stop) -> Iterator[Progress]:
-    made: list[ConceptMaps] = []
-    chosen = {layer: of.layers[layer] for layer in layers}
-    every = of.settings.model_copy(update={"slices": None})  # also slices that were not decomposed
-    images = images_for(of.loaded, of.images.volumes, every)
-    for step in concept_maps(of.loaded.model, images, chosen, count, seed=of.settings.seed):
-        made += step.maps
-        if stop():
-            return
-        yield Progress(step.done / step.total, "Mapping concepts")
-    if not made:
-        raise InputError(
-            f"What the layer {', '.join(layers)} says has no place in the image, so there is no map of it."
-        )
-    yield Progress(1.0, "Done", made)
+def finished_maps(explanation: Explanation, layer: str, count: int) -> tuple[ConceptMaps, ...]:
+    """Return the maps of a layer in an explanation, if they cover all slices and `count` concepts."""
+    maps = tuple(one for one in explanation.maps if one.layer == layer)
+    complete = explanation.settings.slices is None and all(one.count >= count for one in maps)
+    return maps if complete else ()
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A folder, and the names of the files in it."""
+class SavedReport:
+    """Folder of a saved report, and the names of its files."""
 
     folder: Path
     files: tuple[str, ...]
 
 
-def run_export(explained: Explained, folder: Path, stop: Stop) -> Iterator[Progress]:
-    """Write the report, which needs nothing besides itself, and the tables."""
-    yield from run_in_background(_exported(explained, folder, stop))
-
-
-def _exported(explained: Explained, folder: Path, stop: Stop) -> Iterator[Progress]:
-    of = replace(explained.of, findings=explained.findings)
+def save_report_steps(
+    explained: ExplainedImages, folder: Path, *, budget: Budget
+) -> Generator[Step, None, SavedReport | None]:
+    """Write the self-contained report and its tables to a folder; the result is None if it was stopped."""
+    explanation = replace(explained.explanation, findings=explained.findings)
     views = []
-    for step in concept_maps(of.loaded.model, of.images, of.layers, of.settings.maps, seed=of.settings.seed):
-        views += [view(maps, of.images) for maps in step.maps]
-        if stop():
-            return
-        yield Progress(0.9 * step.done / step.total, "Drawing concept maps")
+    for number, maps in enumerate(explanation.maps):
+        yield Step(0.9 * number / len(explanation.maps), "Drawing concept maps")
+        if budget.stop():
+            return None
+        views.append(draw_map_view(maps))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = tables(of)
-        files["settings.json"] = json.dumps(of.settings.model_dump(), indent=2) + "\n"
-        files["report.html"] = report(of, views, list(files))
+        files = build_tables(explanation)
+        files["settings.json"] = json.dumps(explanation.settings.model_dump(), indent=2) + "\n"
+        files["report.html"] = render_report(explanation, views, list(files))
         for name, text in files.items():
             with atomic_write(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise type(error)(f"{folder} cannot be written to: {error.strerror or error}.") from error
-    yield Progress(1.0, "Done", Exported(folder, tuple(files)))
+    return SavedReport(folder, tuple(files))
 
 
-# Following a training -------------------------------------------------------------------------------------------------
+# Tracking of a training -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Followed:
-    """A training: each layer over its epochs, and what was found."""
+class TrackedTraining:
+    """Evolution of each layer over the epochs of a training, and findings."""
 
     layers: dict[str, Evolution] = field(repr=False)
     findings: tuple[Finding, ...] = ()
 
+    @classmethod
+    def of(cls, tracker: Tracker) -> TrackedTraining:
+        """Return the current state of a tracker."""
+        names = dict.fromkeys(record.layer for record in tracker.history)
+        return cls({layer: tracker.evolution(layer) for layer in names}, tuple(tracker.findings()))
 
-def run_follow(
-    folder: Path, loaded: ExplainedModel | None, sources: Sequence[SourceVolume], settings: TrackSettings, stop: Stop
-) -> Iterator[Progress]:
-    """Follow the checkpoints in a folder; after each comes what there is so far."""
-    yield from run_in_background(_followed(folder, loaded, sources, settings, stop))
+
+@dataclass(frozen=True, eq=False)
+class TrainingStep(Step):
+    """Step after a checkpoint, with the state of the tracking as a preview."""
+
+    training: TrackedTraining = field(repr=False)
 
 
-def _followed(
-    folder: Path, loaded: ExplainedModel | None, sources: Sequence[SourceVolume], settings: TrackSettings, stop: Stop
-) -> Iterator[Progress]:
-    paths = sorted({path for pattern in _CHECKPOINTS for path in folder.glob(pattern)}, key=natural)
+@holding_models
+def track_folder_steps(
+    folder: Path,
+    model: ExplainedModel | None,
+    sources: Sequence[SourceVolume],
+    settings: TrackSettings,
+    *,
+    budget: Budget,
+) -> Generator[TrainingStep, None, str]:
+    """Track the checkpoints in a folder, with a preview after each; the result is a summary."""
+    paths = {path for pattern in _CHECKPOINTS for path in folder.glob(pattern)}
     if not paths:
         raise InputError(f"There are no checkpoints ({', '.join(_CHECKPOINTS)}) in {folder}.")
     volumes = [Volume.of(source.name, np.asarray(source.array), source.grid) for source in sources]
-    factory = None if loaded is None or loaded.sr is not None else load_model(loaded.name)  # a copy to be filled
-    load = checkpoint_loader(factory)
-    first = load_model(paths[0]) if factory is None else factory
-    inputs = images_for(first, volumes, settings)
-    names = named_layers(first.model, settings.layers)
-    samples = max(settings.max_samples, 64 * len(inputs.places))
-    more: dict[str, Any] = {"k": settings.k, "max_samples": samples, "seed": settings.seed}
-    for step in track_checkpoints(paths, load, names, inputs, **more):
-        tracker = step.tracker
-        layers = {layer: tracker.evolution(layer) for layer in dict.fromkeys(r.layer for r in tracker.history)}
+    factory = None if model is None or model.sr is not None else load_model(model.name)  # a copy for the weights
+    steps = track_steps(paths, volumes, settings, model=factory, budget=budget)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            tracking = end.value
+            return f"{tracking.checkpoints[-1].name}: {len(tracking.checkpoints)} of {tracking.total} checkpoints."
         message = f"{step.path.name}: {step.done} of {step.total} checkpoints"
-        yield Progress(step.done / step.total, message, Followed(layers, tuple(tracker.findings())))
-        if stop():
-            return
+        yield TrainingStep(step.fraction, message, TrackedTraining.of(step.tracker))
 
 
 # What if --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a model gives under an edit.
+class EditedOutput:
+    """Output of a model under an edit.
 
     Attributes
     ----------
     image, change : ndarray of float32 or None
-        The edited output on `grid`, and edited - unedited; NaN where the input does not reach. None where the output
-        is no image.
+        Edited output on `grid`, and edited minus unedited output; NaN outside the input. None if the output is no
+        image.
     numbers : ndarray, (m, 2), or None
-        The output without and with the edit, where it is numbers.
+        Output without and with the edit, if it is a vector of numbers.
     """
 
     layer: str
@@ -240,52 +247,54 @@ class Outcome:
 
 
 class WhatIf:
-    """A model at one input, with a component of one of its layers moved: behind a slider.
+    """Outputs of a model for one input, with a component of a layer changed, as for a slider.
 
     Parameters
     ----------
-    of : Explanation
+    explanation : Explanation
     layer : str
     place : Place
-        The input.
+        Location of the input.
     channel : int
-        Of an output of several images.
+        Channel of outputs of several images.
     """
 
-    def __init__(self, of: Explanation, layer: str, place: Place, channel: int = 0) -> None:
-        self._of, self._place, self._channel = of, place, channel
+    def __init__(self, explanation: Explanation, layer: str, place: Place, channel: int = 0) -> None:
+        self._explanation, self._place, self._channel = explanation, place, channel
         with ALONE:
-            self._run = Counterfactual(of.loaded.model, of.images.input(place), layer, seed=of.settings.seed)
+            self._run = Counterfactual(
+                explanation.model, explanation.images.input(place), layer, seed=explanation.settings.seed
+            )
         self.layer = layer
-        self._before = output_of(self._run.unedited, of, place, channel)
+        self._before = output_of(self._run.unedited, explanation, place, channel)
 
-    def at(self, mode: int, amount: float) -> Outcome:
+    def at(self, mode: int, amount: float) -> EditedOutput:
         """Return the output with a component, counted from 0, moved by an amount, in its `spread`."""
-        edit = Edit.of_mode(self._of.layers[self.layer], mode, amount)
+        edit = Edit.of_mode(self._explanation.layers[self.layer], mode, amount)
         with ALONE:
             given = self._run(edit)
-        after = output_of(given, self._of, self._place, self._channel)
+        after = output_of(given, self._explanation, self._place, self._channel)
         if self._before.ndim == 1:
             pairs = np.stack([self._before, after], 1).astype(np.float64)
-            return Outcome(self.layer, mode, amount, self._place, numbers=pairs)
-        image, grid = on_slab(after, self._place, self._of.images)
-        change, _ = on_slab(after - self._before, self._place, self._of.images)
-        return Outcome(self.layer, mode, amount, self._place, image, change, grid)
+            return EditedOutput(self.layer, mode, amount, self._place, numbers=pairs)
+        image, grid = place_on_slice(after, self._place, self._explanation.images)
+        change, _ = place_on_slice(after - self._before, self._place, self._explanation.images)
+        return EditedOutput(self.layer, mode, amount, self._place, image, change, grid)
 
 
-def output_of(given: Any, of: Explanation, place: Place, channel: int = 0) -> Float32Array:
-    """Return what a model gave for one input: an image along the input's axes, in its intensities, or numbers (m,).
+def output_of(given: Any, explanation: Explanation, place: Place, channel: int = 0) -> Float32Array:
+    """Return the output for one input: an image along its axes, in its intensities, or numbers (m,).
 
     Raises
     ------
-    ValueError
+    InputError
         If there is no such channel.
     """
     if isinstance(given, Prediction):
-        line = Intensities.of(of.images.volumes[place.volume].data)
+        line = Intensities.of(explanation.images.volumes[place.volume].data)
         image = given.image[0].detach().cpu().numpy() * line.scale + line.centre
         return np.asarray(image, np.float32)
-    tensor = first_tensor(given, "The model").detach().float().cpu().numpy()
+    tensor = find_tensor(given, "The model").detach().float().cpu().numpy()
     axes = len(place.extent)
     if tensor.ndim != axes + 2 or len(tensor) != 1:
         return np.asarray(tensor.ravel())
@@ -295,10 +304,10 @@ def output_of(given: Any, of: Explanation, place: Place, channel: int = 0) -> Fl
 
 
 def place_at(images: Images, volume: int, index: int | None, point: NDArray[np.float64] | None = None) -> Place:
-    """Return the input of one image at a slice, and of its tiles the one whose middle is nearest to a point of it."""
+    """Return the location of the input of an image at a slice; of several tiles, the one nearest to a point."""
     own = [place for place in images.places if place.volume == volume]
     if not own:
-        raise InputError("No input is of this image, as the images are channels of one input.")
+        raise InputError("The images are channels of one input, so this one has no inputs of its own.")
     layout = images.layout
     if index is not None and layout.across is not None:
         nearest = min(own, key=lambda place: abs((place.slice or 0) - index)).slice

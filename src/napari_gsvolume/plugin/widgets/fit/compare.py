@@ -1,8 +1,7 @@
-"""The dock widget that fits an image layer in several ways and compares them."""
+"""Dock widget that fits an image layer in several ways and compares the results."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,35 @@ from pydantic import create_model
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QFileDialog
 
-from ....ablation import STUDIES, Outcome, StudyStep, as_csv, as_markdown, cases
+from ....ablation import STUDIES, AblationStep, CaseResult, cases, to_csv, to_markdown
 from ....fitting import FitSettings
 from ....fitting.settings import Study
-from ...layers.conversion import SourceVolume, made_before
+from ...layers.conversion import SourceVolume, find_earlier_layer
 from ...layers.gaussians import artefact_layer, case_layer
 from ..shared.base import RunWidget, time_left
 from ..shared.form import SettingsForm
-from ..shared.layer_updater import ShownLayers
-from ..shared.tables import OutcomeTable
-from . import worker
+from ..shared.layer_updater import LayerUpdater
+from ..shared.tables import CaseTable
+from .worker import ablation_previews
 
 _STUDIES = {
-    "spacing": "How far apart neighbours lie: free, overlapping, tangent, with a gap, or kept apart by a penalty",
-    "penalties": "What the penalties on sparsity, overlap and smoothness do, each at two strengths",
-    "support": "What a voxel's value is made of: learned weights, or the values in a neighbourhood or in ellipsoids",
-    "population": "How places for new Gaussians are chosen",
+    "spacing": "Spacing of neighbours: free, overlapping, tangent, with a gap, or with an overlap penalty",
+    "penalties": "Penalties on sparsity, overlap and smoothness, each at two strengths",
+    "support": "Data terms: learned weights, or values of the voxels in a neighbourhood or in ellipsoids",
+    "growth": "Growth strategies: where new Gaussians are placed",
 }
 _SHARED = ("gaussians", "time_limit", "iterations", "solver")
 _TABLES = {"Table (*.csv)": ".csv", "Markdown (*.md)": ".md"}
 _DENSITY, _ARTEFACTS = "density", "artefacts"
 
-# What a user chooses: the study, and what all of its cases share.
+# Rows of the form: the study, and the settings that all of its cases share.
 _FIELDS: dict[str, Any] = {name: FitSettings.model_fields[name] for name in _SHARED}
 _FIELDS = {"study": (Study, STUDIES[0]), **{name: (field.annotation, field) for name, field in _FIELDS.items()}}
 StudySettings = create_model("StudySettings", **_FIELDS)
 
 
 class CompareWidget(RunWidget):
-    """Choose an image layer and a study, press Run: each case becomes a row of a table, and a layer.
+    """Dock widget for ablation studies: each case of a study becomes a row of a table, and a layer.
 
     Parameters
     ----------
@@ -51,19 +50,19 @@ class CompareWidget(RunWidget):
     """
 
     def __init__(self, napari_viewer: Viewer) -> None:
-        self._outcomes: list[Outcome] = []
-        self._limits: dict[str, float] = {}  # of the maps of artefacts, by case
-        self._shown: ShownLayers[tuple[str, str]] = ShownLayers(napari_viewer)
+        self._results: list[CaseResult] = []
+        self._limits: dict[str, float] = {}  # upper contrast limits of the maps of artefacts, by case
+        self._shown: LayerUpdater[tuple[str, str]] = LayerUpdater(napari_viewer)
         suggestions = {"gaussians": 1000, "time_limit": 20.0, "iterations": 50}
         initial = {"gaussians": 1000, "time_limit": 20.0}
         self.form = SettingsForm(StudySettings, tuple(StudySettings.model_fields), suggestions, initial)
         self.form.fields["time_limit"].label = "Time per case (s)"
-        self.save = PushButton(text="Save table…", enabled=False, tooltip="As .csv, unrounded, or .md (Markdown)")
+        self.save = PushButton(text="Save table…", enabled=False, tooltip="Save as .csv (unrounded) or .md (Markdown)")
         self.copy = PushButton(text="Copy", enabled=False, tooltip="Copy the table as Markdown")
         self._buttons: Container[Any] = Container(widgets=[self.save, self.copy], layout="horizontal", labels=False)
         self._buttons.margins = (0, 0, 0, 0)
         super().__init__(napari_viewer, self.form.rows, [self._buttons])
-        self.table = OutcomeTable()
+        self.table = CaseTable()
         self.content.insertWidget(self.content.indexOf(self._buttons.native), self.table, 1)
 
         self.study = self.form.fields["study"]
@@ -71,14 +70,14 @@ class CompareWidget(RunWidget):
             self.study.native.setItemData(row, about, Qt.ItemDataRole.ToolTipRole)
         self.study.changed.connect(self._on_study)
         self._on_study(self.study.value)
-        self.table.chosen.connect(self.show_case)
+        self.table.case_selected.connect(self.show_case)
         self.save.changed.connect(self._on_save)
         self.copy.changed.connect(self._on_copy)
 
     @property
-    def outcomes(self) -> list[Outcome]:
-        """What the cases of the last run came to."""
-        return list(self._outcomes)
+    def results(self) -> list[CaseResult]:
+        """Results of the finished cases of the last run."""
+        return list(self._results)
 
     def _on_study(self, study: str) -> None:
         self.study.tooltip = _STUDIES[study]
@@ -92,54 +91,54 @@ class CompareWidget(RunWidget):
         [self._source] = self._sources()
         self._study = settings.pop("study")
         self._fresh = True
-        self._began = time.perf_counter()
-        self._start(worker.run_study, self._source, self._study, settings)
+        self._start(ablation_previews, self._source, self._study, settings)
 
     def _clear(self) -> None:
-        """Make room for a run, now that it is known to be one: what was shown stays till then."""
+        """Clear the last run, at the first step of a new one: until then its table and layers stay."""
         self._fresh = False
         self.show_case(None)
-        self._outcomes, self._limits = [], {}
+        self._results, self._limits = [], {}
         self.table.setRowCount(0)
         self._enable(False)
-        self._shown = ShownLayers(self._viewer, self._earlier_layers(self._source))
+        self._shown = LayerUpdater(self._viewer, self._earlier_layers(self._source))
 
     def _earlier_layers(self, source: SourceVolume) -> dict[tuple[str, str], Any]:
         """Return the layers of an earlier run of the study on the source, which this run updates in place."""
         endings = {_DENSITY: "", _ARTEFACTS: f" · {_ARTEFACTS}"}
         return {
-            (case, kind): made_before(self._viewer.layers, f"{source.name} · {case}{ending}", self._study)
+            (case, kind): find_earlier_layer(self._viewer.layers, f"{source.name} · {case}{ending}", self._study)
             for case in cases(self._study)
             for kind, ending in endings.items()
         }
 
-    def _show(self, at: StudyStep) -> None:
+    def _show_step(self, step: AblationStep) -> None:
         if self._fresh:
             self._clear()
-        self.progress.value = round(1000 * at.progress)
-        left = time_left(time.perf_counter() - self._began, at.progress)
-        figures = f"{at.step.psnr_db:.2f} dB, {at.step.n_gaussians:,} Gaussians" if at.step.iteration else "starting"
-        self._say(f"{at.case} ({at.index + 1} of {at.count}): {figures}{left}")
-        if at.outcome is not None:
-            self._add(at.outcome)
-            for note in at.outcome.result.notes if at.index == 0 else ():
+        self.progress.value = round(1000 * step.fraction)
+        left = time_left(self._elapsed, step.fraction)
+        fit = step.fit
+        figures = f"{fit.psnr_db:.2f} dB, {fit.n_gaussians:,} Gaussians" if fit.iteration else "starting"
+        self._say(f"{step.message}: {figures}{left}")
+        if step.result is not None:
+            self._add(step.result)
+            for note in step.result.result.notes if step.index == 0 else ():
                 show_info(note)
 
-    def _add(self, outcome: Outcome) -> None:
-        self._outcomes.append(outcome)
-        case, result = outcome.case, outcome.result
+    def _add(self, case_result: CaseResult) -> None:
+        self._results.append(case_result)
+        case, result = case_result.case, case_result.result
         layer = case_layer(self._source, self._study, case, result.reconstruction, result.gaussians)
         self._shown.put((case, _DENSITY), layer)
         if self._study == "support":
-            layer = artefact_layer(self._source, self._study, case, outcome.artefacts, result.gaussians)
+            layer = artefact_layer(self._source, self._study, case, case_result.artefacts, result.gaussians)
             self._shown.put((case, _ARTEFACTS), layer)
             self._limits[case] = layer[1]["contrast_limits"][1]
             self._share_limits()
-        self.table.add(outcome)
+        self.table.add(case_result)
         self._enable(True)
 
     def _share_limits(self) -> None:
-        """Show all maps of artefacts in the same limits, to be compared: a middle one, as a few cases are far off."""
+        """Show all maps of artefacts in the same limits: the median limit, as a few cases are far off."""
         limits = (0.0, float(np.median(list(self._limits.values()))))
         for (_, kind), layer in self._shown.layers.items():
             if kind == _ARTEFACTS:
@@ -148,12 +147,12 @@ class CompareWidget(RunWidget):
     def _end(self) -> None:
         if self._error_shown:
             return
-        count, done = len(cases(self._study)), len(self._outcomes)
+        count, done = len(cases(self._study)), len(self._results)
         if done < count:
             self._say(f"Stopped: {done} of {count} cases finished.")
             return
         self.progress.value = self.progress.max
-        best = max(self._outcomes, key=lambda outcome: outcome.psnr_db)
+        best = max(self._results, key=lambda case: case.psnr_db)
         notes = "".join(f" {note}" for note in best.result.notes)
         self._say(f"All {count} cases finished. Best PSNR: {best.psnr_db:.2f} dB ({best.case}).{notes}")
 
@@ -174,19 +173,19 @@ class CompareWidget(RunWidget):
             self.save_table(path, _TABLES.get(chosen, ".csv"))
 
     def save_table(self, path: str | Path, suffix: str = ".csv") -> None:
-        """Save the table: Markdown as it is seen, or unrounded with commas.
+        """Save the table: Markdown as displayed, or CSV unrounded.
 
         Parameters
         ----------
         path : str or Path
-            Its ending, .csv or .md, says which.
+            Path of the file; its suffix, .csv or .md, decides the format.
         suffix : str
-            The ending to add where there is neither.
+            Suffix to add if the path has neither.
         """
         path = Path(path)
         if path.suffix.lower() not in _TABLES.values():
             path = path.with_name(f"{path.name}{suffix}")
-        text = as_markdown(self._outcomes) if path.suffix.lower() == ".md" else as_csv(self._outcomes)
+        text = to_markdown(self._results) if path.suffix.lower() == ".md" else to_csv(self._results)
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
@@ -195,5 +194,5 @@ class CompareWidget(RunWidget):
         self._say(f"Saved {path.name}.")
 
     def _on_copy(self) -> None:
-        QApplication.clipboard().setText(as_markdown(self._outcomes))
+        QApplication.clipboard().setText(to_markdown(self._results))
         self._say("The table is on the clipboard, as Markdown.")

@@ -20,40 +20,43 @@ from ....grid import Grid
 from ...layers.conversion import SourceVolume, density_layer, residual_layer, residual_limit, series_placement
 from ...layers.gaussians import points_layer
 from ..shared.base import time_left
-from ..shared.form import Found, Late, SettingsForm
+from ..shared.form import ChoicesFound, LazyChoices, SettingsForm
 from ..shared.gaussian_base import GaussianWidget
-from ..shared.layer_updater import ShownLayers
+from ..shared.layer_updater import LayerUpdater
 from ..shared.plots import HistoryPlot
 from ..shared.worker import PreviewThrottle
-from . import worker
-from .worker import Preview
+from .worker import Preview, fit_previews
 
 _MAIN = ("gaussians", "target_psnr", "ratio", "time_limit", "solver")
 _FOLDED: dict[str, tuple[str, ...]] = {
     "Objective": (
         *("data_term", "normalised", "neighbourhood_radius", "ellipsoid_radius"),
-        *("lambda_sparsity", "lambda_overlap", "lambda_smoothness", "lambda_spacing", "spacing", "spacing_radius"),
+        *("sparsity_weight", "overlap_weight", "smoothness_weight", "spacing_weight", "spacing", "spacing_radius"),
     ),
-    "Population and file": ("population", "rounds", "target_bytes"),
+    "Growth and file size": ("growth", "rounds", "target_bytes"),
 }
 _KINDS = ("density", "residual", "gaussians", "centres")
 _SUGGESTIONS = {
-    "gaussians": 2000, "target_psnr": 30.0, "ratio": 100.0, "target_bytes": 20_000, "time_limit": 60.0,
+    "gaussians": 2000,
+    "target_psnr": 30.0,
+    "ratio": 100.0,
+    "target_bytes": 20_000,
+    "time_limit": 60.0,
     "iterations": 150,
-}  # fmt: skip
+}
 
 
-def _devices() -> Found:
-    """Return the devices there are, and why no GPU is among them; where there is one, this starts CUDA."""
+def _devices() -> ChoicesFound:
+    """Return the compute devices, and why there is no GPU among them; starts CUDA where there is a GPU."""
     problem = gpu_problem()
     return devices(), f"No GPU can be used: {problem}" if problem else ""
 
 
-_LATE: dict[str, Late] = {"device": (("auto", "cpu"), _devices)}
+_LATE: dict[str, LazyChoices] = {"device": (("auto", "cpu"), _devices)}
 
 
 class FitWidget(GaussianWidget):
-    """Choose an image layer, press Run, watch its Gaussians appear; Stop keeps what there is.
+    """Dock widget that fits Gaussians to an image layer, with live previews; Stop keeps the current Gaussians.
 
     Parameters
     ----------
@@ -64,7 +67,7 @@ class FitWidget(GaussianWidget):
     def __init__(self, napari_viewer: Viewer) -> None:
         self._results: list[tuple[SourceVolume, FitResult]] = []
         self.keep = CheckBox(
-            text="Keep earlier results", tooltip="Add new layers instead of updating those of the last run"
+            text="Keep earlier results", tooltip="Add new layers instead of updating the layers of the last run"
         )
         form = SettingsForm(FitSettings, _MAIN, _SUGGESTIONS, {"gaussians": 2000}, _FOLDED, "Solver", _LATE)
         plot = HistoryPlot(napari_viewer)
@@ -74,17 +77,17 @@ class FitWidget(GaussianWidget):
         QTimer.singleShot(0, _load_points)
 
     def _on_size(self, asked: bool) -> None:
-        """Have the number follow the size of the file; who wants both switches it on again."""
+        """Let the number of Gaussians follow from the file size; a user who wants both switches it on again."""
         if asked:
             self.form.fields["gaussians"].value = None
 
     @property
     def results(self) -> list[FitResult]:
-        """The results of the last run, one a volume."""
+        """Results of the last run, one per volume."""
         return [result for _, result in self._results]
 
     @property
-    def _made(self) -> list[tuple[str, GaussianVolume]]:
+    def _named_gaussians(self) -> list[tuple[str, GaussianVolume]]:
         return [(source.name, result.gaussians) for source, result in self._results]
 
     # Running ----------------------------------------------------------------------------------------------------------
@@ -92,15 +95,15 @@ class FitWidget(GaussianWidget):
     def _begin(self) -> None:
         settings, sources = self.form.settings(), self._sources()
         self._results = []
-        self._shown = ShownLayers(
+        self._shown = LayerUpdater(
             self._viewer, {} if self.keep.value else self._earlier_layers(sources[0].name, _KINDS)
         )
         self._series = self.image.value if len(sources) > 1 else None
-        if self._series is not None:  # the Gaussians of one volume would not go with the layers of all
+        if self._series is not None:  # Gaussians of one volume do not belong to the layers of all
             self._shown.forget("gaussians", "centres")
         self.save.enabled = False
-        self._pace = PreviewThrottle()
-        self._start(worker.run, sources, settings, self._pace)
+        self._throttle = PreviewThrottle()
+        self._start(fit_previews, sources, settings, self._throttle)
 
     def _end(self) -> None:
         self.save.enabled = bool(self._results)
@@ -109,9 +112,9 @@ class FitWidget(GaussianWidget):
 
     # Showing ----------------------------------------------------------------------------------------------------------
 
-    def _show(self, preview: Preview) -> None:
-        step = preview.step
-        self.progress.value = round(1000 * preview.progress)
+    def _show_step(self, preview: Preview) -> None:
+        step = preview.fit
+        self.progress.value = round(1000 * preview.fraction)
         which = f"Volume {preview.index + 1} of {preview.count}: " if preview.count > 1 else ""
         if preview.density is None:
             self._say(which + step.message)
@@ -126,16 +129,16 @@ class FitWidget(GaussianWidget):
                 lambda: self.plot.show_history(step.history),
                 *self._images(preview),
                 *([] if self._series is not None else self._gaussians(preview)),
-                self._pace.drawn,
+                self._throttle.drawn,
             ]
         )
 
     def _images(self, preview: Preview) -> list[Callable[[], None]]:
-        """Return the calls that show density and residual."""
+        """Return the draw calls of density and residual."""
         density, residual, source = preview.density, preview.residual, preview.source
         if density is None or residual is None:
             return []
-        metadata, place = preview.step.gaussians.metadata, source.placement
+        metadata, place = preview.fit.gaussians.metadata, source.placement
         limit = residual_limit(residual)
         if self._series is not None:
             place = series_placement(self._series, source.grid)
@@ -148,7 +151,7 @@ class FitWidget(GaussianWidget):
         ]
 
     def _stacked(self, kind: str, volume: Any, preview: Preview) -> Any:
-        """Return the series so far with this volume in its place; the ones to come are NaN."""
+        """Return the series so far with this volume in its place; later volumes are NaN."""
         if preview.index == 0 or kind not in self._shown.layers:
             series = np.full((preview.count, *volume.shape), np.nan, np.float32)
         else:
@@ -157,23 +160,23 @@ class FitWidget(GaussianWidget):
         return series
 
     def _gaussians(self, preview: Preview) -> list[Callable[[], None]]:
-        """Return the calls that show ellipsoids and centres."""
-        gaussians = preview.step.gaussians if preview.result is None else preview.result.gaussians
+        """Return the draw calls of ellipsoids and centres."""
+        gaussians = preview.fit.gaussians if preview.result is None else preview.result.gaussians
         final = preview.result is not None
-        return self._gaussian_turns(preview.source.name, gaussians, preview.source.placement, final=final)
+        return self._gaussian_draw_calls(preview.source.name, gaussians, preview.source.placement, final=final)
 
 
 def _load_points() -> None:
-    """Make a points layer for nothing: the first one loads pandas and more, better now than during a fit."""
+    """Create one points layer: the first one loads pandas and more, better now than during a fit."""
     one = GaussianVolume(torch.zeros(1, 3), torch.eye(3)[None], torch.ones(1), Grid((1, 1, 1)))
     Layer.create(*points_layer("", one, {}))
 
 
 def _figures(preview: Preview) -> str:
-    step = preview.step
+    step = preview.fit
     where = "" if step.device == "cpu" else f" on {step.device}"
     text = f"{step.psnr_db:.2f} dB, {step.n_gaussians:,} Gaussians, {step.seconds:.0f} s{where}"
     if preview.result is not None:
         similarity = "" if preview.result.ssim is None else f", SSIM {preview.result.ssim:.3f}"
         return f"{text}{similarity}. {step.message}"
-    return text + time_left(step.seconds, step.progress)
+    return text + time_left(step.seconds, step.fraction)

@@ -1,10 +1,10 @@
-"""What the dock widgets share: an image layer to choose, and something long that is run on it and can be stopped."""
+"""Base of the dock widgets: an image layer to choose, and a long run on it that can be stopped."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,31 +20,32 @@ from ....errors import InputError
 from ....fitting.target import check_volume
 from ....progress import Budget, Step
 from ...layers.conversion import SourceVolume, level_shapes, source_volume
-from .visibility import CloseFilter
-from .worker import in_background
+from .visibility import VisibilityFilter
+from .worker import run_in_background
 
 ALL = "all"
-_NARROWEST = 300  # pixels; the title of the dock needs about as many
+_MIN_WIDTH = 300  # pixels; the title of the dock needs about as many
 
-# Not Qt's common pool: a fit lowers its thread's priority, which the next user of that thread would inherit.
+# Not Qt's common pool: a run lowers the priority of its thread, which the next user of the thread would inherit.
 _POOL = QThreadPool()
 
 
 class RunWidget(Container[Any]):
-    """Choose an image layer, press Run; Run becomes Stop, and a bar and a line of text say how far it is.
+    """Base of dock widgets with a long run: an image layer, a Run button that becomes Stop, a bar and a status line.
 
-    Subclasses say what a run is (`_begin`) and what to do with its news (`_show`) and at its end (`_end`).
+    Subclasses start a run in `_begin` (by `_start`), show its steps in `_show_step` and its result in
+    `_show_result`, and tidy up in `_end`.
 
     Parameters
     ----------
     viewer : napari.Viewer
-        The viewer to take layers from and to add layers to.
+        Viewer to take layers from and to add layers to.
     above, below : sequence of Widget
-        Rows before the button, and after the line of text.
+        Rows before the button, and after the status line.
     whole_series : bool
-        Whether all volumes of a series may be chosen, beside one of them.
+        True to offer all volumes of a series, beside single ones.
     source : Widget, optional
-        What a layer is chosen with; a box of all image layers if omitted.
+        Widget that chooses a layer; by default a combo box of all image layers.
     """
 
     _START = "Run"
@@ -67,61 +68,63 @@ class RunWidget(Container[Any]):
         self._left = False
 
         self.image: Any = create_widget(annotation=Image, label="Image") if source is None else source
-        self.time_point = ComboBox(label="Time point", choices=[0], tooltip="Which volume of the series to use")
-        self.level = ComboBox(label="Level", choices=[0], tooltip="Which level of the pyramid to load and use")
+        self.time_point = ComboBox(label="Time point", choices=[0], tooltip="Volume of the time series")
+        self.level = ComboBox(label="Level", choices=[0], tooltip="Resolution level of the image pyramid")
         self.button = PushButton(text=self._START)
         self.progress = ProgressBar(min=0, max=1000, value=0)
         self.status = Label(value="")
-        # Not rows of a form themselves: magicgui's containers that scroll do not do so in napari's docks.
+        # Rows in a scroll area of our own: magicgui's scrollable containers do not scroll in napari's docks.
         super().__init__(widgets=[], labels=False)
         self.margins = (0, 0, 0, 0)
         self._rows: Container[Any] = Container(widgets=[self.image, self.time_point, self.level, *above, self.button])
         self._below = [self.progress, self.status, *below]
-        for widget in self._below:  # rows would be indented, as if they had a label
+        for widget in self._below:  # as rows they would be indented, as if they had a label
             self.content.addWidget(widget.native)
         self.status.native.setWordWrap(True)
-        self.status.native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)  # no narrow lines
+        self.status.native.setSizePolicy(
+            QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred
+        )  # wraps at the full width
         self.native.layout().addWidget(_Scroll(self._rows.native))
 
         self.image.changed.connect(self._on_image)
         self.button.changed.connect(self._on_button)
-        self._closing = CloseFilter(self.stop)
+        self._closing = VisibilityFilter(closed=self.stop)
         self.native.installEventFilter(self._closing)
-        self._window_closing = CloseFilter(self._leave)
+        self._window_closing = VisibilityFilter(closed=self._leave)
         self.native.destroyed.connect(self._leave)
         self._on_image(self.image.value)
-        # napari tells docks of its menu when layers come and go, and those that a script has added nothing.
+        # napari notifies docks opened from its menu of new and removed layers, but not docks that a script adds.
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
             event.connect(self.reset_choices)
 
     @property
     def content(self) -> Any:
-        """The layout of all that the widget shows, one below the other."""
+        """Layout of all rows, one below the other."""
         return self._rows.native.layout()
 
     @property
     def running(self) -> bool:
-        """Whether a run is under way."""
+        """True during a run."""
         return self._worker is not None
 
     def stop(self) -> None:
-        """End a run that is under way; what it has reached is kept."""
+        """Stop the current run, and keep the best result so far."""
         self._stop.set()
 
     def _leave(self) -> None:
-        """End the run and show no more of it: there will be no viewer to show it in."""
+        """Stop the run and show nothing more of it: the viewer closes."""
         self._stop.set()
         self._left = True
 
-    # What to fit ------------------------------------------------------------------------------------------------------
+    # Source ---------------------------------------------------------------------------------------------------------
 
     def reset_choices(self, *args: Any) -> None:
-        """Follow the viewer's layers; napari calls it when they change."""
+        """Offer the current layers of the viewer; napari calls it when they change."""
         self._rows.reset_choices(*args)
         self._on_image(self.image.value)
 
     def _on_image(self, layer: Layer | None) -> None:
-        """Ask for a time point or a level where the layer has several."""
+        """Show the rows of time point and level if the layer has several."""
         shapes = level_shapes(layer) if isinstance(layer, Image) and not layer.rgb else []
         is_series = bool(shapes) and len(shapes[0]) == 4
         points = [*range(shapes[0][0]), *([ALL] if self._whole_series else [])] if is_series else [0]
@@ -131,14 +134,14 @@ class RunWidget(Container[Any]):
         self.level.visible = len(shapes) > 1
 
     def _sources(self) -> list[SourceVolume]:
-        """Return the chosen volumes; raise if there are none, or they are too large to be fitted."""
+        """Return the selected volumes; raise an error if there are none, or they are too large to be fitted."""
         sources = self._volumes()
         # The size is checked before anything is loaded; the rest is checked by the fit itself.
         check_volume(np.broadcast_to(np.float32(0), np.shape(sources[0].array)))
         return sources
 
     def _volumes(self) -> list[SourceVolume]:
-        """Return the chosen volumes; raise if there are none."""
+        """Return the selected volumes; raise an error if there are none."""
         layer = self.image.value
         if layer is None:
             raise InputError("There is no image layer; open an image first (File > Open Sample has some).")
@@ -152,18 +155,14 @@ class RunWidget(Container[Any]):
     # Running ----------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Start what the rows ask for, with `_start`; raise ValueError or MemoryError if it cannot be done."""
-        raise NotImplementedError
-
-    def _show(self, news: Any) -> None:
-        """Show what a run has yielded."""
+        """Start a run with the settings in the rows; raise ValueError or MemoryError if it cannot run."""
         raise NotImplementedError
 
     def _end(self) -> None:
-        """Tidy up after a run, whether it ended well, was stopped, or failed (`_error_shown`)."""
+        """Tidy up after a run that has finished, was stopped, or has failed (`_error_shown`)."""
 
     def _drawing(self) -> bool:
-        """Whether something of a run that has ended is still to be drawn."""
+        """Return True while layers of a finished run are left to draw."""
         return False
 
     def _on_button(self) -> None:
@@ -177,22 +176,8 @@ class RunWidget(Container[Any]):
         except (ValueError, MemoryError) as error:
             self._say(str(error), show_warning)
 
-    def _start(self, run: Callable[..., Iterator[Any]], *args: Any) -> None:
-        """Run a generator function in a thread, with `args` and what tells it to stop."""
-        self._stop = threading.Event()  # the last run's worker may still look at its own
-        self._error_shown = self._left = False
-        self.native.window().installEventFilter(self._window_closing)
-        self.button.text = "Stop"
-        self.progress.value = 0
-        self._say("Loading the volume")
-        self._worker = create_worker(run, *args, self._stop.is_set, _start_thread=False, _ignore_errors=True)
-        self._worker.yielded.connect(self._on_news)
-        self._worker.errored.connect(self._on_error)
-        self._worker.finished.connect(self._on_finished)
-        _POOL.start(self._worker)
-
-    def _start_steps(self, run: Callable[..., Generator[Step, None, Any]], *args: Any, **options: Any) -> None:
-        """Run ``run(*args, budget=..., **options)``, a long run, in a thread; see `napari_gsvolume.progress`.
+    def _start(self, run: Callable[..., Generator[Step, None, Any]], *args: Any, **options: Any) -> None:
+        """Run ``run(*args, budget=..., **options)`` in a thread (see `napari_gsvolume.progress`).
 
         Its steps go to `_show_step`, its result goes to `_show_result`.
         """
@@ -205,7 +190,7 @@ class RunWidget(Container[Any]):
         self._say("Loading the volume")
         budget = Budget(stop=self._stop.is_set)
         self._worker = create_worker(
-            in_background, run, *args, budget=budget, **options, _start_thread=False, _ignore_errors=True
+            run_in_background, run, *args, budget=budget, **options, _start_thread=False, _ignore_errors=True
         )
         self._worker.yielded.connect(self._on_step)
         self._worker.returned.connect(self._on_result)
@@ -214,12 +199,17 @@ class RunWidget(Container[Any]):
         _POOL.start(self._worker)
 
     def _show_step(self, step: Any) -> None:
-        """Show the state of a run: the bar, the line of text, and in subclasses previews."""
+        """Show the state of a run: bar, status line, and previews in subclasses."""
         self.progress.value = round(1000 * min(1.0, step.fraction))
-        self._say(f"{step.message}{time_left(time.perf_counter() - self._started, step.fraction)}")
+        self._say(f"{step.message}{time_left(self._elapsed, step.fraction)}")
 
     def _show_result(self, result: Any) -> None:
         """Show the result of a run."""
+
+    @property
+    def _elapsed(self) -> float:
+        """Seconds since the start of the run."""
+        return time.perf_counter() - self._started
 
     def _on_step(self, step: Step) -> None:
         if not self._left:
@@ -228,10 +218,6 @@ class RunWidget(Container[Any]):
     def _on_result(self, result: Any) -> None:
         if not self._left:
             self._show_result(result)
-
-    def _on_news(self, news: Any) -> None:
-        if not self._left:
-            self._show(news)
 
     def _on_error(self, error: BaseException) -> None:
         if self._left:
@@ -260,7 +246,7 @@ class RunWidget(Container[Any]):
 
 
 class _Scroll(QScrollArea):
-    """Scrolls what is higher than the screen, but is never narrower than it."""
+    """Scroll area that scrolls vertically only: it is never narrower than its content."""
 
     def __init__(self, content: QWidget) -> None:
         super().__init__()
@@ -270,38 +256,38 @@ class _Scroll(QScrollArea):
         self.setWidget(content)
 
     def sizeHint(self) -> QSize:
-        """Ask for the whole content."""
+        """Return the size of the whole content."""
         return QSize(self._width(), self.widget().sizeHint().height())
 
     def minimumSizeHint(self) -> QSize:
-        """Insist on its width only."""
+        """Return the width of the content, with any height."""
         return QSize(self._width(), super().minimumSizeHint().height())
 
     def _width(self) -> int:
         content = self.widget().minimumSizeHint().width() + self.verticalScrollBar().sizeHint().width()
-        return max(_NARROWEST, int(content))
+        return max(_MIN_WIDTH, int(content))
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Follow the content, which Qt itself does not do."""
+        """Follow size changes of the content, which Qt itself does not do."""
         if event.type() == QEvent.Type.LayoutRequest:
             self.updateGeometry()
         return bool(super().eventFilter(watched, event))
 
 
 def _offer(box: ComboBox, choices: list[Any]) -> None:
-    """Set a box's choices, keeping its value where it is still among them."""
+    """Set the choices of a combo box, and keep its value if it is still among them."""
     if list(box.choices) != [c[1] if isinstance(c, tuple) else c for c in choices]:
         box.choices = choices
 
 
 def row_of(widget: Any) -> Any:
-    """Return the Qt widget that stands for a magicgui widget in its container: itself, or the row with its label."""
+    """Return the Qt widget of a magicgui widget in its container: its own, or the row with its label."""
     labelled = widget._labeled_widget()
     return widget.native if labelled is None else labelled.native
 
 
 def time_left(seconds: float, progress: float) -> str:
-    """Return how much time is left, to be appended to a sentence; nothing where there is no telling."""
+    """Return the estimated remaining time, to append to a sentence; an empty string if it is unknown."""
     if not 0.02 < progress < 1:
         return ""
     return f", about {seconds * (1 - progress) / progress:.0f} s left"

@@ -1,4 +1,4 @@
-"""How the viewer looks at its layers, as directions of rays and of the rows and columns of a detector."""
+"""Camera of the viewer, as cameras of the package and as geometry of a parallel projection."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from numpy.typing import NDArray
 
 from ....grid import Grid
 from ....rendering.cameras import Cameras
-from ....tomography.scan import Scan, along
+from ....tomography.presets import parallel_view
+from ....tomography.scan import Scan
 from ....units import voxel_size_mm
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """Cameras that see a volume the way a viewer does.
+class ViewerCamera:
+    """Cameras with the view of a volume on a viewer's canvas.
 
     Attributes
     ----------
     cameras : Cameras
     mirrored : bool
-        Whether the viewer shows the mirror image of what the cameras see. It does so by default: cameras take
-        (x, y, z) for a right-handed frame, napari (z, y, x).
+        True if the canvas shows the mirror image of the cameras' picture, which is the default: (x, y, z) is
+        right-handed for cameras, (z, y, x) for napari.
     centre : (float, float, float)
-        What is in the middle of the picture, in the world's last three axes.
+        World coordinates (last three axes) in the middle of the picture.
     pixel : float
-        Side of a pixel there, in the unit of the world.
+        Size of a pixel there, in the unit of the world.
     """
 
     cameras: Cameras
@@ -37,12 +38,12 @@ class Seen:
     centre: tuple[float, float, float]
     pixel: float
 
-    def shown(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Return an image ``(H, W, C)`` of one of the cameras as the viewer shows it."""
+    def as_displayed(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return an image ``(H, W, C)`` of a camera, mirrored as the canvas shows it."""
         return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image
 
-    def turning(self, n: int) -> Seen:
-        """Return `n` cameras, the first as this one, the others turned around the volume, by the picture's vertical."""
+    def orbit(self, n: int) -> ViewerCamera:
+        """Return `n` cameras on an orbit around the vertical of the picture, the first at this one."""
         [matrix] = self.cameras.matrices
         axis = matrix[1, :3]  # the camera's y, in the world
         K = np.cross(np.eye(3), axis)
@@ -54,19 +55,19 @@ class Seen:
         return replace(self, cameras=replace(self.cameras, matrices=matrices, intrinsics=intrinsics))
 
 
-def camera_of(viewer: Viewer, grid: Grid, size: int) -> Seen:
-    """Return the camera that sees a grid's voxels as the canvas shows them, in its frame.
+def viewer_camera(viewer: Viewer, grid: Grid, size: int) -> ViewerCamera:
+    """Return the camera of the canvas, in the frame of a grid.
 
-    In 3D direction, centre, zoom and perspective are those of the canvas: each point of the volume is at the same place
-    in the picture as on the canvas. In 2D it looks along the axis that is sliced, through all slices, with parallel
-    rays. One thing is not exact: a sheared layer is seen along the same rays, but drawn without the shear.
+    In 3D, direction, centre, zoom and perspective are those of the canvas: each point of the volume is at the same
+    place in the picture as on the canvas. In 2D, the camera looks along the sliced axis, through all slices, with
+    parallel rays. A sheared layer is an exception: it is seen along the same rays, but drawn without the shear.
 
     Parameters
     ----------
     viewer : napari.Viewer
     grid : Grid
     size : int
-        Pixels of the picture's longer side.
+        Longer side of the picture, pixels.
     """
     mm = voxel_size_mm(grid)
     to_mm = np.diag(mm) @ np.linalg.inv(grid.affine[:-1, :-1])  # differences in the world, to mm along the array axes
@@ -97,7 +98,7 @@ def camera_of(viewer: Viewer, grid: Grid, size: int) -> Seen:
     matrix[:3, 3] = -matrix[:3, :3] @ (centre[::-1] - distance * forward)
     intrinsics = np.array([[focal, 0, shape[1] / 2], [0, focal, shape[0] / 2], [0, 0, 1]])
     cameras = Cameras(matrix[None], intrinsics[None], shape, orthographic)
-    return Seen(cameras, mirrored, (point[0], point[1], point[2]), 1 / (camera.zoom * factor))
+    return ViewerCamera(cameras, mirrored, (point[0], point[1], point[2]), 1 / (camera.zoom * factor))
 
 
 def _middle(grid: Grid) -> NDArray[np.float64]:
@@ -105,7 +106,7 @@ def _middle(grid: Grid) -> NDArray[np.float64]:
 
 
 def _centre(viewer: Viewer, grid: Grid) -> NDArray[np.float64]:
-    """Return the point of the world's last three axes in the middle of the canvas."""
+    """Return the world coordinates (last three axes) in the middle of the canvas."""
     dims, centre = viewer.dims, np.array(viewer.scene.camera.center, float)
     point = grid.affine[:-1, :-1] @ _middle(grid) + grid.affine[:-1, -1]  # along an axis that is sliced
     shown = list(dims.order)[-dims.ndisplay :]
@@ -115,30 +116,30 @@ def _centre(viewer: Viewer, grid: Grid) -> NDArray[np.float64]:
     return point
 
 
-def seen_along(viewer: Viewer, grid: Grid, most: int | None = None) -> Scan:
-    """Return one parallel view of a grid's voxels the way the viewer shows them.
+def scan_along_view(viewer: Viewer, grid: Grid, most: int | None = None) -> Scan:
+    """Return the geometry of one parallel projection of a grid along the viewer's line of sight.
 
-    In 3D rays run along the camera's; in 2D through the slices, as if all of them were looked through.
+    In 3D the rays run along the view direction of the camera, in 2D across the slices.
 
     Parameters
     ----------
     viewer : napari.Viewer
     grid : Grid
     most : int, optional
-        Pixels of the longer side of the detector, at most.
+        Largest number of pixels of the longer side of the detector.
     """
     size = voxel_size_mm(grid)
     # Index coordinates times mm are the scanner's frame.
     ray, right, down = np.linalg.solve(grid.affine[:-1, :-1], _directions(viewer).T).T * size
-    scan = along(grid.shape, size, ray, right, down)
+    scan = parallel_view(grid.shape, size, ray, right, down)
     if most is not None and max(scan.pixels) > most:
         side = float(size.min()) * max(scan.pixels) / most
-        scan = along(grid.shape, size, ray, right, down, pixel_size=(side, side))
+        scan = parallel_view(grid.shape, size, ray, right, down, pixel_size=(side, side))
     return scan
 
 
 def _directions(viewer: Viewer) -> NDArray[np.float64]:
-    """Return where the viewer looks, its right and its down, rows in the world's last three axes."""
+    """Return the view direction, right and down of the canvas, as rows, in the world's last three axes."""
     dims, camera = viewer.dims, viewer.scene.camera
     spatial = [axis for axis in dims.order if axis >= dims.ndim - 3]
     if dims.ndisplay == 3 and len(spatial) == 3:

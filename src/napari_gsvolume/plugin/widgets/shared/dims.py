@@ -1,4 +1,4 @@
-"""The viewer's sliders, and the slices of a grid that they show."""
+"""Sliders of the viewer, and the slices of a grid that they show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ....grid import Grid
 
 
 def index_at(viewer: Viewer, grid: Grid, axis: int) -> int:
-    """Return the index along an axis of a grid where the viewer's slider is, or the nearest there is."""
+    """Return the index along an axis of a grid at the viewer's slider, clipped to the grid."""
     dim, slope, offset = _line(grid, axis)
     point = viewer.dims.point[viewer.dims.ndim - grid.ndim + dim]
     return min(max(int(np.rint(slope * point + offset)), 0), grid.shape[axis] - 1)
@@ -22,8 +22,8 @@ def move_to(viewer: Viewer, grid: Grid, axis: int, index: int) -> None:
     viewer.dims.set_point(viewer.dims.ndim - grid.ndim + dim, (index - offset) / slope)
 
 
-def look_along(viewer: Viewer, axis: int) -> None:
-    """Have the viewer show the slices across the last three axes' `axis`, if it shows slices, and others."""
+def set_slice_axis(viewer: Viewer, axis: int) -> None:
+    """Show the slices across an axis (0 to 2, of the last three), if the viewer is in 2D and shows others."""
     dims = viewer.dims
     first = dims.ndim - 3
     if dims.ndisplay != 2 or first < 0 or first + axis not in dims.displayed:
@@ -33,8 +33,8 @@ def look_along(viewer: Viewer, axis: int) -> None:
     viewer.reset_view()
 
 
-def axis_shown(viewer: Viewer) -> int:
-    """Return which of the last three axes the viewer's slices are across."""
+def slice_axis_of(viewer: Viewer) -> int:
+    """Return the axis (0 to 2, of the last three) across which the viewer shows slices."""
     dims = viewer.dims
     if dims.ndisplay == 2 and dims.ndim >= 3:
         return max(int(dim) for dim in dims.not_displayed) - int(dims.ndim - 3)
@@ -42,9 +42,9 @@ def axis_shown(viewer: Viewer) -> int:
 
 
 def _line(grid: Grid, axis: int) -> tuple[int, float, float]:
-    """Return the world axis that goes along an axis of a grid, and index = slope * world + offset.
+    """Return the world axis along an axis of a grid, and slope and offset of index = slope * world + offset.
 
-    What the other axes add where they are askew is left out, as it is by napari's slicing.
+    For oblique grids the contributions of the other axes are left out, as in napari's slicing.
     """
     inverse = np.linalg.inv(grid.affine)[axis]
     dim = int(np.abs(inverse[:-1]).argmax())

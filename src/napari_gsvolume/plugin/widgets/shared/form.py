@@ -1,4 +1,4 @@
-"""A form made from a pydantic model: each field a row, its description the tooltip."""
+"""Forms of pydantic models: one row per field, with its description as tooltip."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from superqt import QCollapsible
 
 from ....errors import InputError
 from ....settings import one_sentence
+from ...preferences import preferred_device, remembers_settings, settings_folder
 
 Model = TypeVar("Model", bound=BaseModel)
 _LARGEST = 10_000_000
-_PENALTY = "lambda_"
+_WEIGHT = "_weight"  # suffix of the fields that weigh penalties and losses
 _LARGEST_PENALTY = 1000.0
 _DECIMALS, _FINE_DECIMALS = 2, 6  # useful penalties begin at about 0.00001
 
 
 class OptionalNumber(Container[Any]):
-    """A number that may be absent: a check box before a spin box."""
+    """Optional number: a check box before a spin box."""
 
     def __init__(self, kind: type, value: float, label: str, tooltip: str) -> None:
         self.on = CheckBox(value=False, label="", tooltip=tooltip)
@@ -37,7 +38,7 @@ class OptionalNumber(Container[Any]):
             widgets=[self.on, self.number], layout="horizontal", label=label, labels=False, tooltip=tooltip
         )
         self.margins = (0, 0, 0, 0)
-        self.native.layout().setStretch(1, 1)  # the number takes the width, as in the rows without a box
+        self.native.layout().setStretch(1, 1)  # the number takes the width, as in rows without a check box
         self.on.changed.connect(self._enable)
 
     def _enable(self, on: bool) -> None:
@@ -45,7 +46,7 @@ class OptionalNumber(Container[Any]):
 
     @property
     def value(self) -> float | None:
-        """The number, or None where the box is not checked."""
+        """Number, or None while the box is not checked."""
         return self.number.value if self.on.value else None
 
     @value.setter
@@ -55,19 +56,19 @@ class OptionalNumber(Container[Any]):
             self.number.value = value
 
 
-Found = tuple[dict[str, str], str]
-"""What a `LateChoice` offers: values with what to call each, and a sentence to add to the tooltip, or ""."""
-Late = tuple[Sequence[str], Callable[[], Found]]
-"""The values that are there in any case, the default first, and what finds all."""
+ChoicesFound = tuple[dict[str, str], str]
+"""Choices of a `LazyChoice`: values and their labels, and a sentence to add to the tooltip, or ""."""
+LazyChoices = tuple[Sequence[str], Callable[[], ChoicesFound]]
+"""Values that always exist, the default first, and the function that finds all choices."""
 
 
-class LateChoice(ComboBox):
-    """A choice among what takes a while to find, and is found when somebody looks.
+class LazyChoice(ComboBox):
+    """Combo box with choices that take a while to find, and are found once the row is visible.
 
-    Before that it has its default and what was chosen last time, unseen; what is gone by then is the default again.
+    Before that it offers the default and the remembered value; a value that no longer exists becomes the default.
     """
 
-    def __init__(self, late: Late, label: str, tooltip: str) -> None:
+    def __init__(self, late: LazyChoices, label: str, tooltip: str) -> None:
         self._certain, self._find = late
         self._default = self._certain[0]
         self._names = {value: value for value in self._certain}
@@ -79,7 +80,7 @@ class LateChoice(ComboBox):
 
     @property
     def value(self) -> str:
-        """The value chosen."""
+        """Selected value."""
         chosen: str = ComboBox.value.fget(self)
         return chosen
 
@@ -91,52 +92,52 @@ class LateChoice(ComboBox):
         ComboBox.value.fset(self, value if value in self._names else self._default)
 
     def find(self) -> None:
-        """Find what there is, if that has not been done."""
+        """Find the choices, unless that has been done."""
         if self._found:
             return
         chosen = self.value
         self._names, more = self._find()
         self._found = True
-        self.choices = ()  # else those of before keep their places
+        self.choices = ()  # otherwise the old choices keep their places
         self.reset_choices()
         self.value = chosen
         if more:
             self.tooltip = f"{self._about}. {more}"
 
     def settle(self) -> None:
-        """Make sure that what is chosen is there."""
+        """Make sure that the selected value exists."""
         if self.value not in self._certain:
             self.find()
 
 
 class SettingsForm(Generic[Model]):
-    """The fields of a pydantic model as widgets; what is typed is remembered from one session to the next.
+    """Fields of a pydantic model as widgets, with values that are remembered from one session to the next.
 
     Attributes
     ----------
     rows : list of Widget
-        The main fields, to be placed by the owner beside its own rows.
+        Rows of the main fields, for the owner to place beside its own rows.
     folds : list of QCollapsible
-        The other fields under their titles; opening one closes the others, which keeps the form on the screen.
+        Groups of the other fields; opening one closes the others, which keeps the form on the screen.
 
     Parameters
     ----------
     model : type
-        The model; every field an int, float, bool, str or Literal, or an int or float or None, or one of `late`.
+        Model; every field is an int, float, bool, str or Literal, an optional int or float, or one of `late`.
     main : sequence of str
-        Fields shown first; the others are folded away.
+        Fields at the top; the others are folded away.
     suggestions : dict
-        What an absent number starts at once it is switched on.
+        Start values of optional numbers when they are switched on.
     initial : dict
-        Values to start with where nothing is remembered, beside the model's defaults.
+        Start values if nothing is remembered; the defaults of the model for all other fields.
     folded : dict
-        Titles, and the fields folded away under each.
+        Titles of the groups, and the fields in each.
     rest : str
-        Title of all other fields, so that a new one has a place.
+        Title of the group of all other fields.
     late : dict
-        Text fields that are a choice of what has to be found: once the row is seen, or its value counts.
+        Text fields with choices that are found lazily: once the row is visible, or its value is needed.
     without : sequence of str
-        Fields that have no row, as they are chosen in another way: what `settings` is given, else their defaults.
+        Fields without a row; `settings` takes their values, or uses the defaults.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class SettingsForm(Generic[Model]):
         initial: dict[str, Any],
         folded: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
         rest: str = "More settings",
-        late: Mapping[str, Late] = types.MappingProxyType({}),
+        late: Mapping[str, LazyChoices] = types.MappingProxyType({}),
         without: Sequence[str] = (),
     ) -> None:
         self.model = model
@@ -161,7 +162,7 @@ class SettingsForm(Generic[Model]):
         groups = {**folded, rest: [name for name in self.fields if name not in placed]}
         self._groups: list[Container[Any]] = []  # Qt does not keep them
         self.folds = [self._fold(title, names) for title, names in groups.items() if names]
-        self._show({**initial, **self._remembered()})
+        self._show({**initial, **self._remembered(), **_preferred()})
 
     def _fold(self, title: str, names: Sequence[str]) -> QCollapsible:
         group: Container[Any] = Container(widgets=[self.fields[name] for name in names])
@@ -179,38 +180,41 @@ class SettingsForm(Generic[Model]):
             if fold is not opened and fold.isExpanded():
                 fold.collapse()
         for name in names:
-            if isinstance(self.fields[name], LateChoice):
+            if isinstance(self.fields[name], LazyChoice):
                 self.fields[name].find()
 
-    def settings(self, **chosen: Any) -> Model:
+    def settings(self, **values: Any) -> Model:
         """Return the validated settings, and remember them.
 
         Parameters
         ----------
-        **chosen
-            Fields that have no row.
+        **values
+            Values of fields without a row.
 
         Raises
         ------
         ValueError
-            In one sentence, naming the row, if a value does not fit.
+            If a value does not fit; the sentence names the row.
         """
         for widget in self.fields.values():
-            if isinstance(widget, LateChoice):
+            if isinstance(widget, LazyChoice):
                 widget.settle()
-        values = {name: widget.value for name, widget in self.fields.items()} | chosen
+        values = {name: widget.value for name, widget in self.fields.items()} | values
         try:
             settings = self.model(**values)
         except ValidationError as error:
             raise InputError(one_sentence(error, _label)) from error
-        _store().setValue(self.model.__name__, json.dumps(settings.model_dump()))
+        if remembers_settings():
+            _store().setValue(self.model.__name__, json.dumps(settings.model_dump()))
         return settings
 
     def _remembered(self) -> dict[str, Any]:
+        if not remembers_settings():
+            return {}
         try:
             values = json.loads(str(_store().value(self.model.__name__, "{}")))
             return self.model(**values).model_dump() if values else {}
-        except (ValueError, TypeError):  # of another version, or damaged: not worth a word
+        except (ValueError, TypeError):  # from another version, or damaged: start afresh
             return {}
 
     def _show(self, values: dict[str, Any]) -> None:
@@ -220,23 +224,31 @@ class SettingsForm(Generic[Model]):
 
 
 def _store() -> QSettings:
+    if (folder := settings_folder()) is not None:
+        return QSettings(str(folder / "napari-gsvolume-widgets.ini"), QSettings.Format.IniFormat)
     return QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, "napari-gsvolume", "widgets")
+
+
+def _preferred() -> dict[str, Any]:
+    """Return the values that napari's Preferences set for every form."""
+    device = preferred_device()
+    return {} if device is None else {"device": device}
 
 
 def _label(name: str) -> str:
     special = {
-        "target_psnr": "Target PSNR (dB)", "time_limit": "Time limit (s)", "cg_steps": "CG steps",
+        "target_psnr": "Target PSNR (dB)",
+        "time_limit": "Time limit (s)",
+        "cg_steps": "CG steps",
         "ratio": "Compression ratio",
-    }  # fmt: skip
-    if name.startswith(_PENALTY):
-        return f"λ {name.removeprefix(_PENALTY)}"
+    }
     return special.get(name, name.replace("_", " ").capitalize())
 
 
-def _row(name: str, field: FieldInfo, suggestion: float, late: Late | None) -> Widget:
+def _row(name: str, field: FieldInfo, suggestion: float, late: LazyChoices | None) -> Widget:
     annotation, description = field.annotation, field.description or ""
     if late is not None:
-        return LateChoice(late, _label(name), description)
+        return LazyChoice(late, _label(name), description)
     kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or _is_union(annotation) else ()
     if type(None) in kinds:
         kind = next(_plain(k) for k in kinds if k is not type(None))
@@ -244,17 +256,22 @@ def _row(name: str, field: FieldInfo, suggestion: float, late: Late | None) -> W
     options: dict[str, Any] = {"tooltip": description}
     kind = _plain(annotation)
     if kind in (int, float):
-        largest = _LARGEST_PENALTY if name.startswith(_PENALTY) else _LARGEST
+        largest = _LARGEST_PENALTY if _is_weight(name) else _LARGEST
         bounds = [bound.le for bound in field.metadata if hasattr(bound, "le")]
         bounded = any(hasattr(bound, "ge") or hasattr(bound, "gt") for bound in field.metadata)
         options |= {"min": 0 if bounded else -_LARGEST, "max": min([largest, *bounds])}
         options |= {"step": 0.1} if kind is float else {}
     row = create_widget(value=field.default, annotation=kind, label=_label(name), options=options)
-    if kind is float and (name.startswith(_PENALTY) or round(field.default, _DECIMALS) != field.default):
+    if kind is float and (_is_weight(name) or round(field.default, _DECIMALS) != field.default):
         row.native.setDecimals(_FINE_DECIMALS)
         row.native.setStepType(QAbstractSpinBox.StepType.AdaptiveDecimalStepType)
         row.value = field.default  # which two decimals may have made zero
     return row
+
+
+def _is_weight(name: str) -> bool:
+    """Return True for the weight of a penalty or a loss."""
+    return name.endswith(_WEIGHT)
 
 
 def _is_union(annotation: Any) -> bool:

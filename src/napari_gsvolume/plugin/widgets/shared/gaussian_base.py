@@ -1,4 +1,4 @@
-"""What the widgets whose runs end in Gaussians share: layers drawn one by one, a plot, a file."""
+"""Base of the widgets with Gaussians as result: layers drawn one by one, a plot, and a button that saves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 from rich.filesize import decimal as file_size
 
 from ....gaussians import GaussianVolume
-from ....io.gaussians import EXPORTS, GAUSSIAN_FILES
-from ...layers.conversion import LayerData, made_before
-from ...layers.gaussians import MOST_ELLIPSOIDS, gaussian_layer, points_layer
+from ....io.gaussians import EXPORT_SUFFIXES, GAUSSIAN_SUFFIXES
+from ...layers.conversion import LayerData, find_earlier_layer
+from ...layers.gaussians import gaussian_layer, points_layer
+from ...preferences import most_ellipsoids
 from .base import RunWidget, row_of
 from .form import SettingsForm
-from .layer_updater import ShownLayers
+from .layer_updater import LayerUpdater
 
-Turn = Callable[[], None]
+DrawCall = Callable[[], None]
 _FILES = {
     "Compact (*.gsv)": ".gsv",
     "Lossless (*.safetensors)": ".safetensors",
@@ -32,22 +33,22 @@ _FILES = {
 
 
 class GaussianWidget(RunWidget):
-    """Shows Gaussians as ellipsoids and centres, and saves them.
+    """Base of widgets that show Gaussians as ellipsoids and centres, and save them.
 
-    Subclasses say which these are (`_made`).
+    Subclasses define `_named_gaussians`.
 
     Parameters
     ----------
     viewer : napari.Viewer
         The viewer to take layers from and to add layers to.
     form : SettingsForm
-        Settings of a run.
+        Form of the settings.
     plot : QWidget
-        Of its history.
+        Plot of the history.
     above, after : sequence of Widget
-        Rows before and after those of the form.
+        Rows before and after the rows of the form.
     **choice
-        As of `RunWidget`.
+        Further arguments of `RunWidget`.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class GaussianWidget(RunWidget):
         after: Sequence[Widget] = (),
         **choice: Any,
     ) -> None:
-        self._shown: ShownLayers[str] = ShownLayers(viewer)
-        self._turns: deque[Turn] = deque()  # what is still to be drawn
+        self._shown: LayerUpdater[str] = LayerUpdater(viewer)
+        self._draw_calls: deque[DrawCall] = deque()  # drawing that is left to do
         self.save = PushButton(text="Save Gaussians…", enabled=False)
         super().__init__(viewer, [*above, *form.rows, *after], [self.save], **choice)
         self.form, self.plot = form, plot
@@ -72,50 +73,50 @@ class GaussianWidget(RunWidget):
         viewer.dims.events.ndisplay.connect(self._on_ndisplay)
 
     @property
-    def _made(self) -> list[tuple[str, GaussianVolume]]:
-        """The Gaussians of the last run, each with the name of its source."""
+    def _named_gaussians(self) -> list[tuple[str, GaussianVolume]]:
+        """Gaussians of the last run, each with the name of its source."""
         raise NotImplementedError
 
     def _earlier_layers(self, name: str, kinds: Sequence[str]) -> dict[str, Layer | None]:
-        """Return the layers of an earlier run on the same source, which a run updates in place."""
-        return {kind: made_before(self._viewer.layers, f"{name} · {kind}") for kind in kinds}
+        """Return the layers of an earlier run on the same source, which this run updates in place."""
+        return {kind: find_earlier_layer(self._viewer.layers, f"{name} · {kind}") for kind in kinds}
 
     # Drawing ----------------------------------------------------------------------------------------------------------
 
     def _leave(self) -> None:
         super()._leave()
-        self._turns.clear()
+        self._draw_calls.clear()
 
     def _drawing(self) -> bool:
-        return bool(self._turns)
+        return bool(self._draw_calls)
 
-    def _draw(self, turns: Sequence[Turn]) -> None:
-        self._turns += turns
-        self._take_turns()
+    def _draw(self, calls: Sequence[DrawCall]) -> None:
+        self._draw_calls += calls
+        self._draw_next()
 
-    def _take_turns(self) -> None:
-        """Draw one thing, then let the viewer breathe before the next."""
-        if self._turns:
-            turn = self._turns.popleft()
-            QTimer.singleShot(0, self._take_turns)  # first: should this turn fail, the others still have theirs
-            turn()
+    def _draw_next(self) -> None:
+        """Draw one layer, then let the viewer handle events before the next."""
+        if self._draw_calls:
+            draw = self._draw_calls.popleft()
+            QTimer.singleShot(0, self._draw_next)  # before the call: should it fail, the others still follow
+            draw()
 
-    def _gaussian_turns(
+    def _gaussian_draw_calls(
         self, name: str, gaussians: GaussianVolume, placement: dict[str, Any], *, final: bool
-    ) -> list[Turn]:
-        """Return the calls that show ellipsoids and centres."""
-        flat, turns = gaussians.ndim == 2, list[Turn]()
-        # A surface in a volume is seen in 3D only: the live view leaves it out in 2D, where centres show.
+    ) -> list[DrawCall]:
+        """Return the draw calls of ellipsoids and centres."""
+        flat, calls = gaussians.ndim == 2, list[DrawCall]()
+        # Ellipsoids of a volume are visible in 3D only: previews leave them out in 2D, where centres are visible.
         if final or flat or self._viewer.dims.ndisplay == 3:
-            turns.append(lambda: self._put("gaussians", gaussian_layer(name, gaussians, placement)))
-        if len(gaussians) > MOST_ELLIPSOIDS:
-            turns.append(lambda: self._shown.forget("centres"))  # points, "gaussians" itself, take over
+            calls.append(lambda: self._put("gaussians", gaussian_layer(name, gaussians, placement)))
+        if len(gaussians) > most_ellipsoids():
+            calls.append(lambda: self._shown.forget("centres"))  # points, "gaussians" itself, take over
         elif not flat:
-            turns.append(lambda: self._put("centres", points_layer(name, gaussians, placement)))
-        return turns
+            calls.append(lambda: self._put("centres", points_layer(name, gaussians, placement)))
+        return calls
 
     def _on_ndisplay(self) -> None:
-        """Show centres in slices and ellipsoids in space: of a surface a slice shows stray triangles only."""
+        """Show centres in 2D and ellipsoids in 3D: a slice through a surface is a few stray triangles."""
         ellipsoids, centres = (self._shown.layers.get(kind) for kind in ("gaussians", "centres"))
         if isinstance(ellipsoids, Surface) and ellipsoids.ndim == 3:
             ellipsoids.visible = self._viewer.dims.ndisplay == 3
@@ -129,29 +130,29 @@ class GaussianWidget(RunWidget):
     # Saving -----------------------------------------------------------------------------------------------------------
 
     def _on_save(self) -> None:
-        name = f"{self._made[0][0]}.gsv"
+        name = f"{self._named_gaussians[0][0]}.gsv"
         path, chosen = QFileDialog.getSaveFileName(self.native, "Save Gaussians", name, ";;".join(_FILES))
         if path:
             self.save_results(path, _FILES.get(chosen, ".gsv"))
 
     def save_results(self, path: str | Path, suffix: str = ".gsv") -> None:
-        """Save the Gaussians of the last run, and say how large the file is.
+        """Save the Gaussians of the last run, and show the size of the file.
 
         Parameters
         ----------
         path : str or Path
-            Its ending says what to write (`GaussianVolume.save`). Those of a time series become ``name_t000.gsv`` and
-            so on.
+            Path of the file; its suffix decides the format (see `GaussianVolume.save`). The volumes of a time series
+            become ``name_t000.gsv`` and so on.
         suffix : str
-            The ending to add where there is none of these.
+            Suffix to add if the path has none of the known ones.
         """
         path = Path(path)
-        if path.suffix.lower() not in (*GAUSSIAN_FILES, *EXPORTS):
+        if path.suffix.lower() not in (*GAUSSIAN_SUFFIXES, *EXPORT_SUFFIXES):
             path = path.with_name(f"{path.name}{suffix}")
-        many = len(self._made) > 1
+        many = len(self._named_gaussians) > 1
         n_bytes = n_voxels = 0
         try:
-            for t, (_, gaussians) in enumerate(self._made):
+            for t, (_, gaussians) in enumerate(self._named_gaussians):
                 file = path.with_stem(f"{path.stem}_t{t:03d}") if many else path
                 gaussians.save(file)
                 n_bytes += file.stat().st_size
@@ -159,6 +160,6 @@ class GaussianWidget(RunWidget):
         except (OSError, ValueError) as error:
             self._say(str(error), show_warning)
             return
-        files = f"{len(self._made)} files, {path.stem}_t000{path.suffix} and on" if many else path.name
+        files = f"{len(self._named_gaussians)} files, {path.stem}_t000{path.suffix} and on" if many else path.name
         ratio = 4 * n_voxels / n_bytes
         self._say(f"Saved {files}: {file_size(n_bytes)}, ratio {ratio:,.1f} to the volume in float32.")

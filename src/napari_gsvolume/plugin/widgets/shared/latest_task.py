@@ -1,4 +1,4 @@
-"""Short work beside the viewer, of which only the latest counts."""
+"""Background task of which only the latest request counts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from superqt.utils import create_worker
 
 Task = Callable[[], Any]
 
-# For good: a pool that ends waits for what it runs, and the viewer with it.
+# Lives as long as the process: the end of a pool waits for its tasks, and the viewer with it.
 _POOL = QThreadPool()
-atexit.register(_POOL.waitForDone)  # else a worker would find Qt gone, and take the process with it
+atexit.register(_POOL.waitForDone)  # otherwise a worker would outlive Qt, and crash the process
 
 
 class LatestTask:
-    """Does one thing at a time in a thread; of those asked for meanwhile only the last follows.
+    """Runner of one task at a time in a thread; of the tasks requested meanwhile only the last one follows.
 
     Parameters
     ----------
     show : callable
-        Is given what a task returns, on the main thread, unless it was dropped.
+        Called on the main thread with the return value of a task, unless the task was dropped.
     fail : callable
-        Is given what it raises.
+        Called on the main thread with the exception of a task.
     """
 
     def __init__(self, show: Callable[[Any], None], fail: Callable[[Exception], None]) -> None:
@@ -35,11 +35,11 @@ class LatestTask:
 
     @property
     def busy(self) -> bool:
-        """Whether something is still to come."""
+        """True while a result is to come."""
         return self._next is not None or (self._worker is not None and not self._dropped)
 
     def ask(self, task: Task) -> None:
-        """Have a task done, now or after the one that is being done."""
+        """Run a task now, or after the current one."""
         if self._worker is not None:
             self._next = task
             return
@@ -50,17 +50,17 @@ class LatestTask:
         _POOL.start(self._worker)
 
     def drop(self) -> None:
-        """Show nothing of what is being done or was asked for."""
+        """Discard the current task and the next one."""
         self._next, self._dropped = None, True
 
-    def _on_returned(self, outcome: tuple[Any, Exception | None]) -> None:
+    def _on_returned(self, result: tuple[Any, Exception | None]) -> None:
         if self._dropped:
             return
-        made, error = outcome
+        value, error = result
         if error is not None:
             self._fail(error)
         else:
-            self._show(made)  # also where another one waits: what is on the screen follows
+            self._show(value)  # even if another task waits: the screen keeps up
 
     def _on_finished(self) -> None:
         self._worker = None
@@ -70,7 +70,7 @@ class LatestTask:
 
 
 def _caught(task: Task) -> tuple[Any, Exception | None]:
-    """Return what a task returns, and what goes wrong: superqt raises an exception again, even one that is returned."""
+    """Return the value and the exception of a task: superqt would raise a returned exception again."""
     try:
         return task(), None
     except Exception as error:

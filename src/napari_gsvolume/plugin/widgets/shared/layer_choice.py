@@ -1,4 +1,4 @@
-"""Choice of a layer."""
+"""Combo box of layers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from napari.viewer import Viewer
 
 
 class LayerChoice(ComboBox):
-    """A choice among the viewer's layers of a kind, or none of them.
+    """Combo box of the viewer's layers of one kind, or none of them.
 
     Parameters
     ----------
     viewer : napari.Viewer
     label, tooltip : str
     accepts : callable
-        Whether a layer is offered.
+        Predicate: is a layer offered?
     none : str, optional
-        What it is called that no layer is chosen; if not given, one has to be.
+        Label of the choice of no layer; without it, a layer has to be chosen.
     prefers : callable, optional
-        Which layers come before the others.
+        Predicate of the layers that come first.
     """
 
     def __init__(

@@ -15,19 +15,19 @@ Key = TypeVar("Key", bound=Hashable)
 _CLASSES = {"image": Image, "labels": Labels, "surface": Surface, "points": Points}
 
 
-class ShownLayers(Generic[Key]):
-    """The layers of one run in a viewer.
+class LayerUpdater(Generic[Key]):
+    """Layers of one run in a viewer.
 
     Attributes
     ----------
     layers : dict
-        The layers by what they show; some of them the user may have removed from the viewer since.
+        Layers by content; the user may have removed some of them from the viewer since.
 
     Parameters
     ----------
     viewer : napari.Viewer
     earlier : dict, optional
-        Layers of an earlier run, which this one updates in place.
+        Layers of an earlier run, which this run updates in place.
     """
 
     def __init__(self, viewer: Viewer, earlier: dict[Key, Layer | None] | None = None) -> None:
@@ -41,7 +41,7 @@ class ShownLayers(Generic[Key]):
         Returns
         -------
         bool
-            Whether a layer was added.
+            True if a layer was added.
         """
         array, options, layer_type = data
         layer = self.layers.get(key)
@@ -49,14 +49,14 @@ class ShownLayers(Generic[Key]):
             if layer not in self._viewer.layers:
                 return False
             if key not in self._placed:
-                _place(layer, options)  # the source may lie elsewhere now, or be another level
+                _place(layer, options)  # the source may have moved, or be another level
         self._placed.add(key)
         if layer is not None and _update(layer, array, options, layer_type):
             return False
         self.forget(key)
         selected = set(self._viewer.layers.selection)
         self.layers[key] = self._viewer.add_layer(Layer.create(array, options, layer_type))
-        self._viewer.layers.selection = selected  # the controls the user sees stay
+        self._viewer.layers.selection = selected  # keeps the layer controls that the user sees
         return True
 
     def forget(self, *keys: Key) -> None:
@@ -68,7 +68,7 @@ class ShownLayers(Generic[Key]):
 
 
 def _place(layer: Layer, options: dict[str, Any]) -> None:
-    """Put a layer where the options say."""
+    """Move a layer to the position in its options."""
     n = layer.ndim
     nowhere = {
         "scale": np.ones(n),
@@ -79,14 +79,14 @@ def _place(layer: Layer, options: dict[str, Any]) -> None:
     }
     for name, default in nowhere.items():
         value = options.get(name, default)
-        if len(value) == len(default):  # else the layer has another number of axes, and will be replaced
+        if len(value) == len(default):  # otherwise the layer has another number of axes, and is replaced
             setattr(layer, name, value)
     if len(options["units"]) == n:
         layer.units, layer.axis_labels = options["units"], options["axis_labels"]
 
 
 def _update(layer: Layer, data: Any, options: dict[str, Any], layer_type: str) -> bool:
-    """Give a layer new data of the same kind and voxels; False if it cannot take them."""
+    """Give a layer new data of the same kind and shape; return False if it cannot take them."""
     if layer_type not in _CLASSES or not isinstance(layer, _CLASSES[layer_type]):
         return False
     if isinstance(layer, Image):

@@ -1,4 +1,4 @@
-"""A small picture that follows the camera: one projection, made anew when the view has changed."""
+"""Small picture that follows the camera: one projection, computed again when the view has changed."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from qtpy.QtWidgets import QLabel
 from ....types import Float32Array
 from .latest_task import LatestTask, Task
 
-_PAUSE = 30  # ms between the first change of the view and the picture, so that a turn does not become a queue
-SIDE = 260  # pixels on the screen
+_PAUSE = 30  # ms from the first change of the view to the picture, so that a drag does not fill a queue
+PICTURE_SIZE = 260  # pixels on the screen
 
 
 class PictureLabel(QLabel):
-    """A picture on black: grey from its least to its largest value, or colours from 0 to 1.
+    """Picture on black: grey levels from its minimum to its maximum, or colours from 0 to 1.
 
     Attributes
     ----------
     picture : ndarray, (H, W) or (H, W, 3), or None
-        What is shown.
+        Current picture.
 
     Parameters
     ----------
     width : int
-        Pixels on the screen that the picture fills, if it is not high.
+        Width of the picture in screen pixels, if it is not higher than wide.
     """
 
-    def __init__(self, width: int = SIDE) -> None:
+    def __init__(self, width: int = PICTURE_SIZE) -> None:
         super().__init__()
         self.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.setStyleSheet("background: black")
@@ -52,31 +52,31 @@ class PictureLabel(QLabel):
         pixels = np.ascontiguousarray(levels.astype(np.uint8))
         image = QImage(pixels.tobytes(), pixels.shape[1], pixels.shape[0], pixels.strides[0], kind)
         ratio, smooth = Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
-        self.setPixmap(QPixmap.fromImage(image).scaled(self._width, SIDE, ratio, smooth))
+        self.setPixmap(QPixmap.fromImage(image).scaled(self._width, PICTURE_SIZE, ratio, smooth))
 
 
 class LiveView(PictureLabel):
-    """A picture that follows the camera, hidden until it is switched on.
+    """Picture that follows the camera, hidden until it is switched on.
 
-    One picture is made at a time, beside the viewer; where the view changes meanwhile the next one follows.
+    One picture at a time is computed in the background; if the view changes meanwhile, the next one follows.
 
     Parameters
     ----------
     viewer : napari.Viewer
-        Its camera and dims say when to make another picture.
+        Viewer with the camera and dims to follow.
     task : callable
-        Called where the viewer lives: returns what makes the picture, elsewhere; may raise ValueError.
+        Called on the main thread; returns the function that computes the picture, or raises ValueError.
     say : callable
-        Is told what goes wrong, in one sentence.
+        Called with error messages, one sentence each.
     framed : bool
-        Whether the picture also depends on the camera's zoom, centre and perspective.
+        True if the picture also depends on the zoom, centre and perspective of the camera.
     """
 
     def __init__(
         self, viewer: Viewer, task: Callable[[], Task], say: Callable[[str], None], *, framed: bool = False
     ) -> None:
         super().__init__()
-        self.setMinimumHeight(SIDE)
+        self.setMinimumHeight(PICTURE_SIZE)
         self._task, self._say = task, say
         self._latest = LatestTask(self.show_picture, self._fail)
         self.destroyed.connect(self._latest.drop)
@@ -89,7 +89,7 @@ class LiveView(PictureLabel):
         self.hide()
 
     def switch(self, on: bool) -> None:
-        """Follow the camera, or leave off and hide."""
+        """Follow the camera, or stop and hide."""
         self.setVisible(on)
         for event in self._events:
             event.disconnect(self.changed)
@@ -103,11 +103,11 @@ class LiveView(PictureLabel):
 
     @property
     def busy(self) -> bool:
-        """Whether a picture is still to come."""
+        """True while a picture is to come."""
         return self._timer.isActive() or self._latest.busy
 
     def changed(self, *_: Any) -> None:
-        """Note that another picture is wanted."""
+        """Request another picture."""
         if not self.isHidden() and not self._timer.isActive():
             self._timer.start()
 

@@ -1,24 +1,31 @@
-"""Curves over time, in napari's colours: of a fit, and of a recovery."""
+"""Plots of curves over time, in napari's colours: fits, reconstructions, training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib.style as mplstyle
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 from napari.viewer import Viewer
 from napari_matplotlib.base import BaseNapariMPLWidget
 
 from ....fitting import HistoryPoint
-from ....reconstruction.reconstruct import RecoverPoint
-from ....rendering.splats.training import TrainPoint
+from ....reconstruction import ReconstructPoint
+from ....rendering.splats.training import SplatTrainingPoint
+
+VALUE_COLOR = "tab:cyan"
+ENERGY_COLOR = "tab:orange"
+MODE_COLOR = "tab:purple"
+
 
 _TERM_COLOURS = ("tab:cyan", "tab:pink", "tab:olive", "tab:purple", "tab:green")
 
 
 class DockPlot(BaseNapariMPLWidget):
-    """Curves, small enough for a dock; axes in pairs share a place."""
+    """Plot that is small enough for a dock; pairs of axes share a place."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__(viewer)
@@ -37,25 +44,25 @@ class DockPlot(BaseNapariMPLWidget):
                 spine.set_color(colour)
 
     def _fit_in(self, least: int, most: int) -> None:
-        # Else the canvas asks for its 640 x 480 and the dock gets wide.
+        # Otherwise the canvas asks for 640 x 480 pixels, and the dock gets wide.
         self.canvas.setMinimumSize(200, least)
         self.setMaximumHeight(most)
 
 
-def on_the_right(axes: Axes) -> None:
-    """Put the labels of an axis that shares its place on the other side."""
+def move_axis_right(axes: Axes) -> None:
+    """Move the labels of the second of two axes in one place to the right."""
     axes.yaxis.set_label_position("right")
     axes.yaxis.tick_right()
     axes.patch.set_visible(False)  # it lies above the other axes, and must not hide their curves
 
 
 class HistoryPlot(DockPlot):
-    """Curves over seconds: PSNR (left axis) and N (right axis, stepped); below, where there are penalties, all terms.
+    """Plot of a fit over seconds: PSNR (left axis), number of Gaussians (right axis), and, with penalties, all terms.
 
     Attributes
     ----------
     axes, counts, terms : Axes
-        Of PSNR, of N, and of the terms of the loss; the last is visible only if there are other terms than "data".
+        Axes of PSNR, number of Gaussians, and terms of the loss; the last is visible if there are penalties.
     """
 
     def __init__(self, viewer: Viewer) -> None:
@@ -68,7 +75,7 @@ class HistoryPlot(DockPlot):
         self.show_history(())
 
     def show_history(self, history: Sequence[HistoryPoint]) -> None:
-        """Draw a history, from its start; without one there is nothing to see."""
+        """Draw a history; an empty one hides the plot."""
         self.setVisible(len(history) > 0)
         seconds = [p.seconds for p in history]
         for axes in (self.axes, self.counts, self.terms):
@@ -77,10 +84,10 @@ class HistoryPlot(DockPlot):
         self.axes.plot(seconds, [p.psnr_db for p in history], color="tab:cyan", lw=1.5)
         self.axes.set_ylabel("PSNR (dB)", color="tab:cyan")
         self.counts.set_ylabel("Gaussians", color="tab:orange")
-        on_the_right(self.counts)
+        move_axis_right(self.counts)
         self.counts.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         self._draw_terms(history)
-        self.axes.xaxis.set_major_locator(MaxNLocator(5))  # of both: they share it
+        self.axes.xaxis.set_major_locator(MaxNLocator(5))  # both axes share it
         self._arrange()
         self._style(self.axes, self.counts, self.terms)
         self._style_terms()
@@ -101,7 +108,7 @@ class HistoryPlot(DockPlot):
         self.terms.set_ylabel("terms")
 
     def _arrange(self) -> None:
-        """Give the terms their place, or the rest all of it."""
+        """Split the figure between both plots, or give all of it to the first."""
         both = self.terms.get_visible()
         for axes in (self.axes, self.counts):
             axes.set_subplotspec(self._grid[0] if both else self._grid[:])
@@ -114,18 +121,25 @@ class HistoryPlot(DockPlot):
         self.terms.yaxis.label.set_color(colour)
         if self.terms.get_visible():
             self.terms.legend(
-                loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=7, frameon=False, labelcolor=colour,
-                borderaxespad=0, handlelength=1, columnspacing=1,
-            )  # fmt: skip
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=3,
+                fontsize=7,
+                frameon=False,
+                labelcolor=colour,
+                borderaxespad=0,
+                handlelength=1,
+                columnspacing=1,
+            )
 
 
 class _TwoCurves(DockPlot):
-    """What falls, by its logarithm (left axis), and PSNR (right axis), over seconds.
+    """Plot of a falling quantity (left axis, logarithmic) and PSNR (right axis) over seconds.
 
     Attributes
     ----------
     axes, quality : Axes
-        Of what falls, and of PSNR; the latter is visible only if there is any.
+        Axes of the falling quantity and of PSNR; the latter is visible if there are values.
     """
 
     _FALLING = ""
@@ -150,25 +164,25 @@ class _TwoCurves(DockPlot):
         self.quality.set_visible(bool(levels))
         self.quality.plot(*zip(*levels, strict=True), color="tab:cyan", lw=1.5) if levels else None
         self.quality.set_ylabel("PSNR (dB)", color="tab:cyan")
-        on_the_right(self.quality)
+        move_axis_right(self.quality)
         self.axes.set_xlabel("seconds")
         self.axes.xaxis.set_major_locator(MaxNLocator(5))
         self._style(self.axes, self.quality)
         self.canvas.draw_idle()
 
 
-class MisfitPlot(_TwoCurves):
-    """Misfit to the measurements (left axis), and PSNR where there is a true volume (right axis), over seconds.
+class DataFidelityPlot(_TwoCurves):
+    """Plot of data fidelity (left axis) and PSNR against a true volume (right axis) over seconds.
 
-    Where there are Gaussians, after a dotted line, misfits are not told until the end.
+    A dotted line marks the start of the Gaussian fit, whose data fidelity is computed at its end only.
     """
 
-    _FALLING = "misfit"
+    _FALLING = "data fidelity"
 
-    def show_history(self, history: Sequence[RecoverPoint]) -> None:
-        """Draw a history, from its start; without one there is nothing to see."""
-        misfits = [(p.seconds, p.misfit) for p in history if p.misfit]
-        self._draw(misfits, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
+    def show_history(self, history: Sequence[ReconstructPoint]) -> None:
+        """Draw a history; an empty one hides the plot."""
+        fidelity = [(p.seconds, p.data_fidelity) for p in history if p.data_fidelity]
+        self._draw(fidelity, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
         self.setVisible(len(history) > 0)
         first = next((p.seconds for p in history if p.n_gaussians), None)
         if first is not None:
@@ -176,11 +190,58 @@ class MisfitPlot(_TwoCurves):
 
 
 class LossPlot(_TwoCurves):
-    """Loss of training (left axis) and PSNR of the views held out (right axis), over seconds."""
+    """Plot of the training loss (left axis) and the PSNR of held-out views (right axis) over seconds."""
 
     _FALLING = "loss"
 
-    def show_history(self, history: Sequence[TrainPoint]) -> None:
-        """Draw a history, from its start; without one there is nothing to see."""
+    def show_history(self, history: Sequence[SplatTrainingPoint]) -> None:
+        """Draw a history; an empty one hides the plot."""
         losses = [(p.seconds, p.loss) for p in history if p.loss > 0]
         self._draw(losses, [(p.seconds, p.psnr_db) for p in history if p.psnr_db is not None])
+
+
+class MarkedPlot(DockPlot):
+    """Plot with marks that move over it without drawing all of it again, which would be too slow for a slider.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    on_click : callable, optional
+        Called with the x coordinate of a click on the plot.
+    """
+
+    def __init__(self, viewer: Viewer, on_click: Callable[[float], None] | None = None) -> None:
+        super().__init__(viewer)
+        self._marks: list[Artist] = []
+        self._behind: Any = None
+        self.canvas.mpl_connect("draw_event", self._on_draw)
+        self._on_click = on_click
+        if on_click is not None:
+            self.canvas.mpl_connect("button_press_event", self._on_press)
+
+    def _add_mark(self, mark: Artist) -> None:
+        mark.set_animated(True)
+        self._marks.append(mark)
+
+    def _draw_all(self) -> None:
+        self._behind = None
+        self.canvas.draw_idle()
+
+    def _on_draw(self, _: Any) -> None:
+        self._behind = self.canvas.copy_from_bbox(self.figure.bbox)
+        self._draw_marks()
+
+    def _draw_marks(self) -> None:
+        for mark in self._marks:
+            self.figure.draw_artist(mark)
+
+    def _move_marks(self) -> None:
+        if self._behind is None:  # a drawing is due anyway
+            return
+        self.canvas.restore_region(self._behind)
+        self._draw_marks()
+        self.canvas.update()  # not blit, which paints at once, and once more than the screen does
+
+    def _on_press(self, event: Any) -> None:
+        if event.xdata is not None and event.button == 1 and self._on_click is not None:
+            self._on_click(float(event.xdata))

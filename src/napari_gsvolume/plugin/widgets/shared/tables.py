@@ -1,4 +1,4 @@
-"""Tables: the outcomes of a study, and what a learned super-resolution has to beat."""
+"""Tables: results of a study, and PSNR of super-resolution models and baselines."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
-from ....ablation import COLUMNS, Outcome, readable
+from ....ablation import COLUMNS, CaseResult, format_row
 
 _CASE, _PSNR = (list(COLUMNS).index(name) for name in ("case", "psnr_db"))
 
 
-class OutcomeTable(QTableWidget):
-    """One row a case; the best PSNR is bold. A click on a column's title sorts, one on a row chooses its case."""
+class CaseTable(QTableWidget):
+    """Table with one row per case; the best PSNR is bold. Titles sort on a click, rows select their case."""
 
-    chosen = Signal(str)
+    case_selected = Signal(str)
 
     def __init__(self) -> None:
         super().__init__(0, len(COLUMNS))
@@ -27,18 +27,18 @@ class OutcomeTable(QTableWidget):
         self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)  # as they come
+        self.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)  # unsorted
         self.setSortingEnabled(True)
         self.itemSelectionChanged.connect(self._on_choice)
-        self.cellClicked.connect(self._on_choice)  # also on the row that is selected already
+        self.cellClicked.connect(self._on_choice)  # also for the row that is already selected
 
-    def add(self, outcome: Outcome) -> None:
-        """Add a case, and choose it."""
-        self.setSortingEnabled(False)  # else a row moves away while it is being filled
+    def add(self, result: CaseResult) -> None:
+        """Add a case, and select it."""
+        self.setSortingEnabled(False)  # otherwise a row moves while it is being filled
         row = self.rowCount()
         self.insertRow(row)
-        for column, (name, text) in enumerate(zip(COLUMNS, readable(outcome), strict=True)):
-            self.setItem(row, column, _Cell(text, getattr(outcome, name)))
+        for column, (name, text) in enumerate(zip(COLUMNS, format_row(result), strict=True)):
+            self.setItem(row, column, _Cell(text, getattr(result, name)))
         case = self.item(row, _CASE)
         self._embolden_best()
         self.setSortingEnabled(True)
@@ -46,7 +46,7 @@ class OutcomeTable(QTableWidget):
         self.selectRow(case.row())
 
     def cases(self) -> list[str]:
-        """Return the cases, as they are sorted now."""
+        """Return the cases in their current order."""
         return [self.item(row, _CASE).text() for row in range(self.rowCount())]
 
     def _embolden_best(self) -> None:
@@ -59,11 +59,11 @@ class OutcomeTable(QTableWidget):
 
     def _on_choice(self, *_: Any) -> None:
         if cells := self.selectedItems():
-            self.chosen.emit(self.item(cells[0].row(), _CASE).text())
+            self.case_selected.emit(self.item(cells[0].row(), _CASE).text())
 
 
 class PSNRTable(QTableWidget):
-    """PSNR in dB by name, and how much more that is than that of the row `beside`; the row `learned` is bold."""
+    """Table of PSNR in dB, with the gain over a reference row; the row of the trained model is bold."""
 
     def __init__(self) -> None:
         super().__init__(0, 3)
@@ -76,9 +76,9 @@ class PSNRTable(QTableWidget):
         self.horizontalHeader().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
 
     def show_figures(self, figures: Mapping[str, float], beside: str, learned: str) -> None:
-        """Show figures; there is nothing to see without any."""
+        """Show PSNR by name, the gain over the row `beside`, and the row `learned` in bold; none hide the table."""
         self.setVisible(bool(figures))
-        self.setHorizontalHeaderLabels(["Slices held out", "PSNR (dB)", "gain"])
+        self.setHorizontalHeaderLabels(["Held-out slices", "PSNR (dB)", "Gain (dB)"])
         self.setRowCount(len(figures))
         for row, (name, psnr) in enumerate(figures.items()):
             gain = "" if name == beside or beside not in figures else f"{psnr - figures[beside]:+.2f}"
@@ -94,7 +94,7 @@ class PSNRTable(QTableWidget):
 
 
 class _Cell(QTableWidgetItem):
-    """A text that is sorted by the value it stands for; what is missing or not a number comes first."""
+    """Cell with a text that is sorted by its value; missing values and NaN come first."""
 
     def __init__(self, text: str, value: Any) -> None:
         super().__init__(text)

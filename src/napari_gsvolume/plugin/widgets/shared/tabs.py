@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QSizePolicy, QTabBar, QVBoxLayout, QWidget
 
 
 class Tabs(QWidget):
-    """Tabs that take the height of the one that is shown; a QTabWidget takes that of the highest.
+    """Tabs with the height of the visible one; a QTabWidget has the height of the highest.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Tabs(QWidget):
             tab.setVisible(index == current)
 
     def currentWidget(self) -> QWidget:
-        """Return the tab that is shown."""
+        """Return the visible tab."""
         return self._tabs[self.bar.currentIndex()]
 
     def setCurrentWidget(self, tab: QWidget) -> None:
@@ -43,8 +43,8 @@ class Tabs(QWidget):
         self.bar.setCurrentIndex(self._tabs.index(tab))
 
 
-def sentences(text: str) -> Label:
-    """Return a label of text that takes the width there is."""
+def text_label(text: str) -> Label:
+    """Return a label of wrapped text, as wide as possible."""
     label = Label(value=text)
     label.native.setWordWrap(True)
     label.native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
@@ -52,7 +52,7 @@ def sentences(text: str) -> Label:
 
 
 class Tab(QWidget):
-    """Widgets below each other."""
+    """Column of widgets."""
 
     def __init__(self, *widgets: Any) -> None:
         super().__init__()

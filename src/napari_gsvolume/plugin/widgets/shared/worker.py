@@ -7,10 +7,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from ....errors import GSVolumeError
+from ...preferences import use_preferred_threads
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -18,14 +19,14 @@ _SHORTEST_PAUSE = 0.5
 _PAUSE_PER_COST = 4.0
 
 
-class FitFailedError(GSVolumeError):
-    """A fit ended in a way that nobody foresaw."""
+class RunFailedError(GSVolumeError):
+    """Run that failed unexpectedly."""
 
 
 class PreviewThrottle:
-    """Lets previews through no faster than the viewer draws them, and gives most of the time to the fit.
+    """Throttle of previews: no faster than the viewer draws them, with most of the time left to the run.
 
-    `sent` and `due` are called where the fit runs, `drawn` where the viewer does.
+    The run calls `due` and `sent`, the main thread calls `drawn`.
     """
 
     def __init__(self) -> None:
@@ -33,45 +34,36 @@ class PreviewThrottle:
         self._next = 0.0
 
     def due(self) -> bool:
-        """Whether another preview is welcome."""
+        """Return True if it is time for another preview."""
         return time.perf_counter() >= self._next
 
     def sent(self) -> None:
-        """Note that a preview is being made: the next one waits until it is drawn."""
+        """Note that a preview is sent: the next one waits until it is drawn."""
         self._began, self._next = time.perf_counter(), math.inf
 
     def drawn(self) -> None:
-        """Note that the last preview is on the screen."""
+        """Note that the last preview is drawn."""
         now = time.perf_counter()
         self._next = now + max(_SHORTEST_PAUSE, _PAUSE_PER_COST * (now - self._began))
 
 
-def _let_the_viewer_go_first() -> None:
-    """Lower this thread's priority, and that of the kernels' threads it will start, where the system can (Linux)."""
+def _lower_thread_priority() -> None:
+    """Lower the priority of this thread, and of the threads that it starts, below the viewer's (Linux only)."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def run_in_background(news: Iterator[T]) -> Iterator[T]:
-    """Pass news on from a thread of low priority; raise what goes wrong as something that the viewer gets to see."""
-    _let_the_viewer_go_first()
-    try:
-        yield from news
-    except RuntimeError as error:
-        # superqt takes a RuntimeError for that of a worker deleted by Qt, and does not report it.
-        raise FitFailedError(str(error)) from error
-
-
-def in_background(
+def run_in_background(
     run: Callable[..., Generator[T, None, ResultT]], *args: Any, **options: Any
 ) -> Generator[T, None, ResultT]:
     """Pass on the steps of a long run from a thread of low priority, and return its result.
 
-    Everything that goes wrong is raised as an error that the viewer gets to see.
+    Errors are raised in a form that the viewer reports.
     """
-    _let_the_viewer_go_first()
+    _lower_thread_priority()
+    use_preferred_threads()
     try:
         return (yield from run(*args, **options))
     except RuntimeError as error:
-        # superqt takes a RuntimeError for that of a worker deleted by Qt, and does not report it.
-        raise FitFailedError(str(error)) from error
+        # superqt does not report a RuntimeError: it takes it for the error of a worker that Qt has deleted.
+        raise RunFailedError(str(error)) from error

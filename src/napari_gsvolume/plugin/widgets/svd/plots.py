@@ -1,4 +1,4 @@
-"""Plots of singular values, of those of all slices, and of a mode's functions, in napari's colours."""
+"""Plots of singular values, of spectra of all slices, and of singular vectors, in napari's colours."""
 
 from __future__ import annotations
 
@@ -7,77 +7,29 @@ from typing import Any
 
 import matplotlib.style as mplstyle
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from napari.viewer import Viewer
 from numpy.typing import NDArray
 
-from ..shared.plots import DockPlot, on_the_right
-from .slice_matrix import Analysed, Curve
+from ..shared.plots import ENERGY_COLOR, MODE_COLOR, VALUE_COLOR, DockPlot, MarkedPlot, move_axis_right
+from .slice_matrix import Curve, MatrixAnalysis
 from .worker import Spectra
 
-_VALUES, _ENERGY, _RANK, _THRESHOLD, _MODE = "tab:cyan", "tab:orange", "tab:pink", "tab:olive", "tab:purple"
-_LEAST = 1e-12  # of the largest singular value: rounding, which a logarithm would make the most of
-_DARKEST = 1e-5  # of the largest in the heat map
+_RANK, _THRESHOLD = "tab:pink", "tab:olive"
+_LEAST = 1e-12  # relative to the largest singular value: below, there are rounding errors only
+_DARKEST = 1e-5  # lower end of the heat map, relative to the largest singular value
 
 
-class _MarkedPlot(DockPlot):
-    """A plot with marks that move over it without all being drawn anew: that would be slower than a slider is moved.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    on_click : callable, optional
-        Is given the x coordinate of a click on the plot.
-    """
-
-    def __init__(self, viewer: Viewer, on_click: Callable[[float], None] | None = None) -> None:
-        super().__init__(viewer)
-        self._marks: list[Artist] = []
-        self._behind: Any = None
-        self.canvas.mpl_connect("draw_event", self._on_draw)
-        self._on_click = on_click
-        if on_click is not None:
-            self.canvas.mpl_connect("button_press_event", self._on_press)
-
-    def _add_mark(self, mark: Artist) -> None:
-        mark.set_animated(True)
-        self._marks.append(mark)
-
-    def _draw_all(self) -> None:
-        self._behind = None
-        self.canvas.draw_idle()
-
-    def _on_draw(self, _: Any) -> None:
-        self._behind = self.canvas.copy_from_bbox(self.figure.bbox)
-        self._draw_marks()
-
-    def _draw_marks(self) -> None:
-        for mark in self._marks:
-            self.figure.draw_artist(mark)
-
-    def _move_marks(self) -> None:
-        if self._behind is None:  # a drawing is due anyway
-            return
-        self.canvas.restore_region(self._behind)
-        self._draw_marks()
-        self.canvas.update()  # not blit, which paints at once, and once more than the screen does
-
-    def _on_press(self, event: Any) -> None:
-        if event.xdata is not None and event.button == 1 and self._on_click is not None:
-            self._on_click(float(event.xdata))
-
-
-class SpectrumPlot(_MarkedPlot):
-    """Singular values by their logarithm (left axis) and cumulative energy (right axis), over the mode from 1.
+class SpectrumPlot(MarkedPlot):
+    """Singular values (left axis, logarithmic) and cumulative energy (right axis) over the mode number.
 
     Attributes
     ----------
     axes, energy : Axes
     rank, mode : Line2D
-        The vertical line at the rank, and the point of the chosen mode.
+        Vertical line at the rank, and circle of the selected mode.
     threshold : Line2D or None
-        Of Gavish and Donoho, dashed.
+        Threshold of Gavish and Donoho, dashed.
     """
 
     def __init__(self, viewer: Viewer, on_click: Callable[[float], None]) -> None:
@@ -88,11 +40,11 @@ class SpectrumPlot(_MarkedPlot):
         self.threshold: Any = None
         self._values: NDArray[Any] = np.empty(0)
         self._fit_in(160, 230)
-        self.canvas.setToolTip("Click on a mode to choose it")
+        self.canvas.setToolTip("Click on a mode to select it")
         self.setVisible(False)
 
-    def show_spectrum(self, of: Analysed | None, rank: int, k: int) -> None:
-        """Draw the values of a matrix; None hides the plot."""
+    def show_spectrum(self, of: MatrixAnalysis | None, rank: int, k: int) -> None:
+        """Draw the singular values of a matrix; None hides the plot."""
         self.setVisible(of is not None)
         if of is None:
             return
@@ -102,17 +54,17 @@ class SpectrumPlot(_MarkedPlot):
         for axes in (self.axes, self.energy):
             axes.clear()
         self.axes.set_yscale("log")
-        self.axes.plot(modes, self._values, color=_VALUES, lw=1.2, marker=".", ms=3)
+        self.axes.plot(modes, self._values, color=VALUE_COLOR, lw=1.2, marker=".", ms=3)
         self.threshold = None
         if of.threshold is not None and of.threshold > _LEAST * values[0]:
             self.threshold = self.axes.axhline(of.threshold, color=_THRESHOLD, ls="--", lw=1)
-        self.energy.plot(modes, of.energy, color=_ENERGY, lw=1.2)
+        self.energy.plot(modes, of.energy, color=ENERGY_COLOR, lw=1.2)
         self.energy.set_ylim(min(float(of.energy[0]), 0.99) - 0.01, 1.005)
         self.axes.set_xlim(0.5, max(len(values), 2) + 0.5)
         self.axes.set_xlabel("mode")
-        self.axes.set_ylabel("singular value", color=_VALUES)
-        self.energy.set_ylabel("energy", color=_ENERGY)
-        on_the_right(self.energy)
+        self.axes.set_ylabel("singular value", color=VALUE_COLOR)
+        self.energy.set_ylabel("energy", color=ENERGY_COLOR)
+        move_axis_right(self.energy)
         self.axes.yaxis.set_major_locator(LogLocator(numticks=5))
         self.axes.yaxis.set_minor_formatter(NullFormatter())
         self.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -122,13 +74,13 @@ class SpectrumPlot(_MarkedPlot):
         self._style(self.axes, self.energy)
         self._marks = []
         self.rank = self.energy.axvline(rank, color=_RANK, lw=1.5)
-        [self.mode] = self.axes.plot([k], [self._values[k - 1]], "o", mfc="none", color=_MODE, ms=7)
+        [self.mode] = self.axes.plot([k], [self._values[k - 1]], "o", mfc="none", color=MODE_COLOR, ms=7)
         for mark in (self.rank, self.mode):
             self._add_mark(mark)
         self._draw_all()
 
     def mark(self, rank: int, k: int) -> None:
-        """Move the line to a rank, and the circle to a mode."""
+        """Move the line to a rank and the circle to a mode."""
         if not len(self._values):
             return
         self.rank.set_xdata([rank, rank])
@@ -136,15 +88,15 @@ class SpectrumPlot(_MarkedPlot):
         self._move_marks()
 
 
-class HeatMap(_MarkedPlot):
-    """Singular values of all slices as colours, by their logarithm: a column a slice.
+class HeatMap(MarkedPlot):
+    """Heat map of the singular values of all slices (logarithmic): one column a slice.
 
     Attributes
     ----------
     axes : Axes
     picture : AxesImage or None
     slice : Line2D
-        The vertical line at the current slice.
+        Vertical line at the current slice.
     """
 
     def __init__(self, viewer: Viewer, on_click: Callable[[float], None]) -> None:
@@ -159,19 +111,25 @@ class HeatMap(_MarkedPlot):
         self.setVisible(False)
 
     def show_spectra(self, of: Spectra | None, current: int) -> None:
-        """Draw the values of a volume's slices; None hides the plot."""
+        """Draw the singular values of the slices of a volume; None hides the plot."""
         self.setVisible(of is not None)
         if of is None:
             self.picture = None
             return
         largest = max(float(np.nanmax(of.values)), 1e-300)
-        shown = np.log10(np.fmax(of.values / largest, _DARKEST)).T  # fmax: what is not done is as dark as nothing
+        shown = np.log10(np.fmax(of.values / largest, _DARKEST)).T  # fmax: NaN of slices to come becomes dark
         label = of.source.grid.axis_labels[of.axis]
         self.axes.clear()
         self.picture = self.axes.imshow(
-            shown, aspect="auto", cmap="viridis", origin="upper", interpolation="nearest",
-            vmin=float(np.log10(_DARKEST)), vmax=0, extent=(-0.5, of.count - 0.5, len(shown) + 0.5, 0.5),
-        )  # fmt: skip
+            shown,
+            aspect="auto",
+            cmap="viridis",
+            origin="upper",
+            interpolation="nearest",
+            vmin=float(np.log10(_DARKEST)),
+            vmax=0,
+            extent=(-0.5, of.count - 0.5, len(shown) + 0.5, 0.5),
+        )
         if self._colours is None:
             self._colours = self.figure.colorbar(self.picture, ax=self.axes, fraction=0.06, pad=0.02)
         else:
@@ -198,7 +156,7 @@ class HeatMap(_MarkedPlot):
 
 
 class ModePlot(DockPlot):
-    """The vectors of a mode as samples, and the functions made of them; u above v.
+    """Singular vectors of a mode as samples and as functions; u above v.
 
     Attributes
     ----------
@@ -213,7 +171,7 @@ class ModePlot(DockPlot):
         self.setVisible(False)
 
     def show_mode(self, k: int, curves: Sequence[Curve], picture: tuple[str, NDArray[Any]] | None = None) -> None:
-        """Draw the vectors of mode k, counted from 1; of an unfolding the second is a picture. None hide the plot."""
+        """Draw the vectors of mode k, counted from 1; `picture` is v of an unfolding. No curves hide the plot."""
         self.setVisible(bool(curves))
         names = [f"$u_{{{k}}}$", f"$v_{{{k}}}$"]
         for axes in self.panels:
@@ -221,8 +179,8 @@ class ModePlot(DockPlot):
             axes.set_aspect("auto")  # after a picture
         for axes, name, one in zip(self.panels, names, curves, strict=False):
             many = len(one.samples) > 200
-            axes.plot(np.arange(len(one.samples)), one.samples, ".", color=_ENERGY, ms=2 if many else 4)
-            axes.plot(one.x, one.function, color=_VALUES, lw=1)
+            axes.plot(np.arange(len(one.samples)), one.samples, ".", color=ENERGY_COLOR, ms=2 if many else 4)
+            axes.plot(one.x, one.function, color=VALUE_COLOR, lw=1)
             axes.set_xlim(one.x[0], one.x[-1])
             axes.axhline(0, color="gray", lw=0.5)
             axes.set_ylabel(f"{name} along {one.label}")

@@ -1,4 +1,4 @@
-"""The truncated image and its residual as two layers that follow the slice and the rank."""
+"""Layers of the truncated image and its residual, updated with slice and rank."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from napari.layers import Layer
 from napari.viewer import Viewer
 
-from ...layers.conversion import LayerData, made_before
+from ...layers.conversion import LayerData, find_earlier_layer
 from ...layers.svd import RANK, RESIDUAL, mode_layer, mode_name, rank_layers, slab_placement
-from ..shared.layer_updater import ShownLayers
-from .slice_matrix import Analysed, Matrix, Truncated
+from ..shared.layer_updater import LayerUpdater
+from .slice_matrix import Matrix, MatrixAnalysis, RankApproximation
 
 
 class RankLayers:
-    """Layers that are added once and then follow; one that the user removes stays away until `restart`.
+    """Layers that are added once and then updated; one that the user removes stays away until `restart`.
 
     Contrast limits are set when a layer is added; those that the user sets later are left as they are.
 
@@ -25,45 +25,45 @@ class RankLayers:
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = viewer
-        self._shown: ShownLayers[str] | None = None
+        self._shown: LayerUpdater[str] | None = None
         self._matrix: Matrix | None = None
-        self._limits: dict[str, tuple[float, float]] = {}  # that were set here
+        self._limits: dict[str, tuple[float, float]] = {}  # last limits set here
 
     @property
-    def there(self) -> bool:
-        """Whether there are layers that follow."""
+    def exist(self) -> bool:
+        """Whether there are layers that are updated."""
         layers = {} if self._shown is None else self._shown.layers
         return any(layer in self._viewer.layers for layer in layers.values())
 
     def restart(self) -> None:
-        """Leave the layers as they are; the next image gets new ones, or those of its own that are there already."""
+        """Stop updating the present layers; the next image gets new ones, or existing ones of its own name."""
         self._shown = self._matrix = None
 
-    def show(self, made: Truncated) -> None:
+    def show(self, approximation: RankApproximation) -> None:
         """Show an image of a rank and its residual."""
-        matrix = made.of.matrix
+        matrix = approximation.analysis.matrix
         source = matrix.source
         if self._shown is None:
             names = {kind: f"{source.name} · {kind}" for kind in (RANK, RESIDUAL)}
-            self._shown = ShownLayers(
-                self._viewer, {kind: made_before(self._viewer.layers, name) for kind, name in names.items()}
+            self._shown = LayerUpdater(
+                self._viewer, {kind: find_earlier_layer(self._viewer.layers, name) for kind, name in names.items()}
             )
             self._limits = {}
         elif matrix is not self._matrix:  # places them anew
-            self._shown = ShownLayers(self._viewer, dict(self._shown.layers))
+            self._shown = LayerUpdater(self._viewer, dict(self._shown.layers))
         same, self._matrix = matrix is self._matrix, matrix
         placement = slab_placement(source, matrix.slab, matrix.index)
-        about = {"rank": made.rank, **about_matrix(matrix)}
-        both = rank_layers(source, made.image, made.residual, placement, about)
+        about = {"rank": approximation.rank, **matrix_metadata(matrix)}
+        both = rank_layers(source, approximation.image, approximation.residual, placement, about)
         for kind, data in zip((RANK, RESIDUAL), both, strict=True):
             self._put(self._shown, kind, data, same)
 
-    def _put(self, shown: ShownLayers[str], kind: str, data: LayerData, same: bool) -> None:
+    def _put(self, shown: LayerUpdater[str], kind: str, data: LayerData, same: bool) -> None:
         layer: Any = shown.layers.get(kind)
         limits = tuple(data[1]["contrast_limits"])
         ours = layer is None or tuple(layer.contrast_limits) == self._limits.get(kind, limits)
         if same and layer in self._viewer.layers and layer.data.shape == data[0].shape:
-            # What a slider's every move needs, and no more: the rest takes as long again.
+            # Each move of a slider updates only this: the rest would take as long again.
             layer.data, layer.metadata = data[0], data[1]["metadata"]
             if ours and limits != tuple(layer.contrast_limits):
                 layer.contrast_limits_range = layer.contrast_limits = limits
@@ -77,18 +77,18 @@ class RankLayers:
             self._limits[kind] = tuple(layer.contrast_limits)
 
 
-def put_mode(viewer: Viewer, of: Analysed, k: int) -> Layer | None:
-    """Add the image of a mode, counted from 1, as a layer, or update the one that is there."""
-    matrix, name = of.matrix, f"{of.matrix.source.name} · {mode_name(k)}"
-    shown = ShownLayers(viewer, {name: made_before(viewer.layers, name)})
-    image = matrix.folded(of.decomposition.mode(k - 1))
+def put_mode(viewer: Viewer, analysis: MatrixAnalysis, k: int) -> Layer | None:
+    """Add the image of a mode, counted from 1, as a layer, or update the existing one."""
+    matrix, name = analysis.matrix, f"{analysis.matrix.source.name} · {mode_name(k)}"
+    shown = LayerUpdater(viewer, {name: find_earlier_layer(viewer.layers, name)})
+    image = matrix.folded(analysis.decomposition.mode(k - 1))
     placement = slab_placement(matrix.source, matrix.slab, matrix.index)
-    shown.put(name, mode_layer(matrix.source, k, image, placement, about_matrix(matrix)))
+    shown.put(name, mode_layer(matrix.source, k, image, placement, matrix_metadata(matrix)))
     return shown.layers.get(name)
 
 
-def about_matrix(matrix: Matrix) -> dict[str, Any]:
-    """Return what is worth remembering of a matrix."""
+def matrix_metadata(matrix: Matrix) -> dict[str, Any]:
+    """Return the metadata of a matrix."""
     if matrix.flat:
         return {"of": "slice"}
     which = {"slice": matrix.index} if matrix.kind == "slice" else {}

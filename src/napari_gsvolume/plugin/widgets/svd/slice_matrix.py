@@ -1,4 +1,4 @@
-"""A slice of a layer as a matrix, decomposed, truncated, and its singular vectors as curves. No Qt here."""
+"""Slices of a layer as matrices: SVD, truncation, and singular vectors as curves. No Qt here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ....memory import require
+from ....memory import require_memory
 from ....metrics import psnr_db
-from ....svd import decomposition as spectra
+from ....svd import decomposition
 from ....svd.continuous_basis import BasisKind, ContinuousBasis
 from ....svd.decomposition import SliceSVD
 from ....types import Float64Array
@@ -18,26 +18,26 @@ from ...layers.conversion import SourceVolume
 
 MatrixKind = Literal["slice", "unfolding"]
 
-ALL_MODES_UP_TO = 1024  # pixels of the shorter side; of larger images the first eighth of the modes are found
+ALL_MODES_UP_TO = 1024  # pixels of the shorter side; for larger images only the first eighth of the modes
 _MODES_OF_LARGE = 1 / 8
-BYTES_A_PIXEL = 48  # at the peak of a decomposition: the image, its copy for LAPACK, and V with its sign, in float64
-_EXACT_DB = 190  # beyond there is only rounding
-_CURVE_POINTS = 8  # of a function, between two samples
+BYTES_A_PIXEL = 48  # at the peak of an SVD: the image, its copy for LAPACK, and V with its sign, in float64
+_EXACT_DB = 190  # above, there are only rounding errors
+_CURVE_POINTS = 8  # points of a function between two samples
 _MOST_CURVE_POINTS = 4000
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A slice of a volume, or all of it unfolded: one slice a row.
+    """Matrix of a volume: a slice, or the unfolding with one slice a row.
 
     Attributes
     ----------
     source : SourceVolume
     axis : int
-        Along which slices are stacked; of a flat image it does not matter.
+        Axis along which the slices are stacked; not used for flat images.
     kind : {"slice", "unfolding"}
     index : int
-        Which slice.
+        Slice index.
     """
 
     source: SourceVolume
@@ -52,18 +52,18 @@ class Matrix:
 
     @property
     def slab(self) -> int | None:
-        """The axis along which the layers of this matrix are one voxel thick; None where they are as the source."""
+        """Axis along which the layers of this matrix are one voxel thick; None if they have the shape of the source."""
         return None if self.flat or self.kind == "unfolding" else self.axis
 
     @property
     def other_axes(self) -> tuple[int, ...]:
-        """The source's axes that are not the one of the slices."""
+        """Axes of the source other than the slice axis."""
         n = self.source.grid.ndim
         return tuple(range(n)) if self.flat else tuple(k for k in range(n) if k != self.axis)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Numbers of rows and columns."""
         others = [self.source.grid.shape[k] for k in self.other_axes]
         if self.kind == "slice" or self.flat:
             return others[0], others[1]
@@ -71,22 +71,22 @@ class Matrix:
 
     @property
     def labels(self) -> tuple[str, str]:
-        """What rows and columns are along."""
+        """Axis labels of rows and columns."""
         names = self.source.grid.axis_labels
         others = [names[k] for k in self.other_axes]
         return (others[0], others[1]) if self.slab is not None or self.flat else (names[self.axis], " ".join(others))
 
     def load(self) -> NDArray[Any]:
-        """Return the matrix; of lazy data only this slice is loaded."""
+        """Return the matrix; only this slice of lazy data is loaded."""
         array: Any = self.source.array
         if self.flat:
             return np.asarray(array)
         if self.kind == "slice":
             return np.asarray(array[(slice(None),) * self.axis + (self.index,)])
-        return spectra.unfolding(np.asarray(array), self.axis)
+        return decomposition.unfold(np.asarray(array), self.axis)
 
     def folded(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Return a matrix of this shape with the axes of the source."""
+        """Return an image of this shape with the axes of the source."""
         if self.flat:
             return image
         if self.kind == "slice":
@@ -96,22 +96,22 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Analysed:
-    """A matrix, decomposed.
+class MatrixAnalysis:
+    """SVD of a matrix, and its figures.
 
     Attributes
     ----------
     matrix : Matrix
     image : ndarray
-        Its numbers.
+        Entries of the matrix.
     decomposition : SliceSVD
-        All modes, or the first of a large one.
+        All modes, or the first ones of a large matrix.
     energy, best_psnr : ndarray, (r,)
-        The part of the sum of squares in the first 1, 2, ... modes; the PSNR no image of that rank exceeds.
+        Fraction of the sum of squares in the first 1, 2, ... modes; upper bound of the PSNR for that rank.
     stable : float
         Stable rank.
     effective, threshold : float or None
-        Effective rank, and the threshold of Gavish & Donoho: both need all singular values.
+        Effective rank, and threshold of Gavish & Donoho; None without all singular values.
     """
 
     matrix: Matrix
@@ -130,65 +130,69 @@ class Analysed:
 
     @property
     def rank_above_threshold(self) -> int:
-        """How many modes are above the threshold, one at least."""
+        """Number of modes above the threshold, at least one."""
         return max(1, int((self.decomposition.values > (self.threshold or 0)).sum()))
 
 
-def analysed(matrix: Matrix) -> Analysed:
-    """Decompose a matrix; raise ValueError if it has nothing to decompose, MemoryError if it is too large."""
+def analyse(matrix: Matrix) -> MatrixAnalysis:
+    """Decompose a matrix; raise InputError if it is constant or not finite, MemoryError if it is too large."""
     shape = matrix.shape
     check_memory(shape[0] * shape[1] * BYTES_A_PIXEL, f"Decomposing a matrix of {shape[0]} x {shape[1]}")
-    image = spectra.checked_slice(matrix.load())
+    image = decomposition.check_slice(matrix.load())
     shorter = min(image.shape)
     all_modes = shorter <= ALL_MODES_UP_TO
-    found = spectra.decompose(image, None if all_modes else max(1, int(_MODES_OF_LARGE * shorter)))
+    found = decomposition.decompose(image, None if all_modes else max(1, int(_MODES_OF_LARGE * shorter)))
     values, total = found.values, float(np.square(image).sum())
     largest = float(np.ptp(image))
     if all_modes:
-        energy, best = spectra.cumulative_energy(values), spectra.best_psnr_db(values, found.shape, largest)
+        energy, best = decomposition.cumulative_energy(values), decomposition.best_psnr_db(values, found.shape, largest)
         effective, threshold = (
-            float(spectra.effective_rank(values)),
-            float(spectra.optimal_threshold(values, found.shape)),
+            float(decomposition.effective_rank(values)),
+            float(decomposition.optimal_threshold(values, found.shape)),
         )
-        return Analysed(matrix, image, found, energy, best, float(spectra.stable_rank(values)), effective, threshold)
-    # The squares of the modes that were not looked for are known as a sum.
-    caught = np.cumsum(np.square(values))
-    best = np.array([psnr_db(max(total - part, 0.0) / (image.size * largest**2)) for part in caught])
-    return Analysed(matrix, image, found, caught / total, best, total / float(values[0]) ** 2, None, None)
+        return MatrixAnalysis(
+            matrix, image, found, energy, best, float(decomposition.stable_rank(values)), effective, threshold
+        )
+    # Only the sum of squares of the other modes is known.
+    captured = np.cumsum(np.square(values))
+    best = np.array([psnr_db(max(total - part, 0.0) / (image.size * largest**2)) for part in captured])
+    return MatrixAnalysis(matrix, image, found, captured / total, best, total / float(values[0]) ** 2, None, None)
 
 
-def figures(at: Analysed, rank: int) -> str:
-    """Return the figures of a matrix and of a rank in a line."""
+def summarize(at: MatrixAnalysis, rank: int) -> str:
+    """Return the figures of a matrix and of a rank in one line."""
     matrix, names = at.matrix, at.matrix.source.grid.axis_labels
     which = "Image" if matrix.flat else f"{names[matrix.axis]} {matrix.index}"
     which = f"Unfolding along {names[matrix.axis]}" if matrix.kind == "unfolding" else which
     effective = "" if at.effective is None else f"effective rank {at.effective:.1f}, "
     best = float(at.best_psnr[rank - 1])
-    psnr = "exact" if best > _EXACT_DB else f"at most {best:.2f} dB"
+    psnr = "exact" if best > _EXACT_DB else f"PSNR {best:.2f} dB"
     energy = f"{100 * float(at.energy[rank - 1]):.5g} % of the energy"
     return f"{which}: {effective}stable rank {at.stable:.2f}; rank {rank}: {energy}, {psnr}"
 
 
 @dataclass(frozen=True, eq=False)
-class Truncated:
-    """An analysed matrix, at a rank: the image and what it lacks, with the axes of the source."""
+class RankApproximation:
+    """Image of a rank and its residual, with the axes of the source."""
 
-    of: Analysed
+    analysis: MatrixAnalysis
     rank: int
     image: NDArray[Any] = field(repr=False)
     residual: NDArray[Any] = field(repr=False)
 
 
-def truncated(of: Analysed, rank: int) -> Truncated:
-    """Return the image of a rank, and its residual."""
-    image = of.decomposition.truncated(rank)
-    fold = of.matrix.folded
-    return Truncated(of, rank, fold(image.astype(np.float32)), fold((of.image - image).astype(np.float32)))
+def truncate(analysis: MatrixAnalysis, rank: int) -> RankApproximation:
+    """Return the best image of a rank, and its residual."""
+    image = analysis.decomposition.truncate(rank)
+    fold = analysis.matrix.folded
+    return RankApproximation(
+        analysis, rank, fold(image.astype(np.float32)), fold((analysis.image - image).astype(np.float32))
+    )
 
 
 @dataclass(frozen=True)
 class BasisChoice:
-    """What singular functions are made of."""
+    """Basis of the functions through singular vectors."""
 
     kind: BasisKind = "bspline"
     order: int = 3
@@ -197,7 +201,7 @@ class BasisChoice:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Samples of a singular vector, and the function made of them."""
+    """Samples of a singular vector, and the function through them."""
 
     label: str
     samples: Float64Array
@@ -205,14 +209,14 @@ class Curve:
     function: Float64Array
 
 
-def curve(vector: Float64Array, label: str, basis: BasisChoice) -> Curve:
-    """Return a vector and its function, over all of its pixels."""
+def sample_curve(vector: Float64Array, label: str, basis: BasisChoice) -> Curve:
+    """Return a vector and its function over the extent of its pixels."""
     n = len(vector)
-    made = ContinuousBasis.fitted(vector[:, None], basis.kind, order=basis.order, smoothing=basis.smoothing)
+    made = ContinuousBasis.fit(vector[:, None], basis.kind, order=basis.order, smoothing=basis.smoothing)
     x = np.linspace(-0.5, n - 0.5, min(_CURVE_POINTS * n, max(_MOST_CURVE_POINTS, n)) + 1)
     return Curve(label, vector, x, made.evaluate(x)[:, 0])
 
 
 def check_memory(needed: float, what: str) -> None:
-    """Raise MemoryError if `what`, the beginning of a sentence, needs more bytes than are free."""
-    require(needed, f"{what} takes", "choose a smaller image or a smaller factor")
+    """Raise MemoryError if more bytes are needed than are free; `what` begins the sentence."""
+    require_memory(needed, f"{what} takes", "choose a smaller image or a smaller factor")

@@ -1,4 +1,4 @@
-"""The tabs of the SVD widget in which a super-resolution is trained, and understood."""
+"""Tabs of the SVD widget to train and to inspect super-resolution models."""
 
 from __future__ import annotations
 
@@ -14,78 +14,94 @@ from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
 from rich.filesize import decimal as file_size
 
 from ....super_resolution.model import SRModel
-from ....super_resolution.settings import ITERATIONS, PATCH, TrainSRSettings
+from ....super_resolution.settings import DEFAULT_ITERATIONS, DEFAULT_PATCH_SIZE, TrainSRSettings
 from ....super_resolution.training import SRPoint
 from ...layers.conversion import SourceVolume, source_volume
 from ...layers.svd import is_part_of_svd
 from ..shared.form import SettingsForm
 from ..shared.tables import PSNRTable
-from ..shared.tabs import Tab, sentences
-from .training_plots import ExplainedPlot, SRTrainingPlot
-from .training_worker import Explained, Learning, SliceSpectra, TrainOrder
+from ..shared.tabs import Tab, text_label
+from .inspection_worker import Inspection
+from .training_plots import InspectionPlot, SRTrainingPlot
+from .training_worker import SliceSpectra, TrainingOutcome, TrainingProgress, TrainingRequest
 
 _SECONDS = 300.0
 _MAIN = ("scheme", "factor", "backbone", "project", "time_limit")
 _FOLDED = {
     "Losses": (
-        *(name for name in TrainSRSettings.model_fields if name.startswith("lambda_")),
-        *("orthogonality", "learn_weights"),
+        *("l2_weight", "l1_weight", "consistency_weight", "orthogonality_weight", "perceptual_weight"),
+        *("adversarial_weight", "perceptual_features", "orthogonality", "uncertainty_weighting"),
     ),
-    "Network": ("context", "channels", "blocks", "weighting", "rank", "patch", "batch", "learning_rate"),
-    "What is learnt from": ("axes", "degradation", "fwhm", "hold_out", "random_signs"),
+    "Network": (
+        *("context", "channels", "blocks", "frequency_weighting", "rank", "patch_size", "batch_size", "learning_rate"),
+    ),
+    "Training data": ("upsample_axes", "degradation", "fwhm", "validation_fraction", "sign_flips"),
 }
-_OF_A = ("orthogonality", "weighting", "lambda_orthogonality")
-_OF_B = ("backbone", "context", "lambda_perceptual", "lambda_adversarial")
+_ONLY_SCHEME_A = ("orthogonality", "frequency_weighting", "orthogonality_weight")
+_ONLY_SCHEME_B = ("backbone", "context", "perceptual_weight", "perceptual_features", "adversarial_weight")
 _FILES = "Trained super-resolution (*.safetensors)"
-_ROWS = 3  # of a list of layers
-_NO_MODEL = "No model yet: train one, or load one."
-_PROJECTED, _LEARNED = "B-spline + projection", "model"  # rows of the table
+_ROWS = 3  # visible rows of the list of layers
+_NO_MODEL = "No model yet: train or load one."
+_BASELINE, _MODEL = "B-spline + projection", "model"  # rows of the table
 
 
-class LearnTab(Tab):
-    """What is learnt, how, and from what; and the model in hand, which can be saved and loaded.
+class TrainTab(Tab):
+    """Settings and data of a training; and the current model, which can be saved and loaded.
 
     Attributes
     ----------
     form : SettingsForm
-    itself, others, folder : Widget
-        What is learnt from: the chosen image, other layers, NIfTI files.
+    use_image, others, folder : Widget
+        Training data: the chosen image, other layers, NIfTI files.
     load, save : PushButton
     about : Label
-        The model in hand.
+        Description of the current model.
     """
 
     def __init__(self, viewer: Viewer, say: Callable[..., None], on_model: Callable[[SRModel], None]) -> None:
         self._viewer, self._say, self._on_model = viewer, say, on_model
         self._chosen: Layer | None = None
         self._model: SRModel | None = None
-        suggested = {"time_limit": _SECONDS, "iterations": ITERATIONS, "patch": PATCH, "rank": 20}
+        suggested = {
+            "time_limit": _SECONDS,
+            "iterations": DEFAULT_ITERATIONS,
+            "patch_size": DEFAULT_PATCH_SIZE,
+            "rank": 20,
+        }
         self.form = SettingsForm(
-            TrainSRSettings, _MAIN, suggested, {"time_limit": _SECONDS}, _FOLDED, without=("axis",)
-        )  # fmt: skip
+            TrainSRSettings, _MAIN, suggested, {"time_limit": _SECONDS}, _FOLDED, without=("slice_axis",)
+        )
         fields = self.form.fields
-        fields["project"].text = "Projection: agrees exactly with the image"
-        fields["fwhm"].label = "Width of the psf"
-        self.itself = CheckBox(value=True, text="The chosen image", tooltip="Learn from the slices of the image itself")
+        fields["project"].text = "Projection on the measurement (exact data consistency)"
+        fields["fwhm"].label = "PSF width (FWHM)"
+        fields["upsample_axes"].label = "Axes"
+        self.use_image = CheckBox(value=True, text="Chosen image", tooltip="Train on the slices of the chosen image")
         self.others = Select(
-            label="Other layers", choices=self._offered,
-            tooltip="Learn from these image layers as well; Ctrl and a click chooses several",
-        )  # fmt: skip
+            label="Other layers",
+            choices=self._selectable_layers,
+            tooltip="Train on these image layers as well; Ctrl and a click selects several",
+        )
         self.folder = FileEdit(
-            mode="d", label="Folder", nullable=True,
-            tooltip="Learn from all volumes in .nii and .nii.gz files of a folder as well",
-        )  # fmt: skip
-        self._from: Container[Any] = Container(widgets=[self.itself, self.others, self.folder])
-        self.load = PushButton(text="Load model…", tooltip="A .safetensors file that was saved here, or by train-sr")
-        self.save = PushButton(text="Save model…", tooltip="Weights, settings and figures", enabled=False)
+            mode="d",
+            label="Folder",
+            nullable=True,
+            tooltip="Train on all .nii and .nii.gz volumes of a folder as well",
+        )
+        self._data: Container[Any] = Container(widgets=[self.use_image, self.others, self.folder])
+        self.load = PushButton(
+            text="Load model…", tooltip="Load a .safetensors file saved here or by gsvolume train-sr"
+        )
+        self.save = PushButton(
+            text="Save model…", tooltip="Save weights, settings and figures to a .safetensors file", enabled=False
+        )
         self._files: Container[Any] = Container(widgets=[self.load, self.save], layout="horizontal", labels=False)
         self._rows: Container[Any] = Container(widgets=[*self.form.rows])
-        for rows in (self._from, self._files, self._rows):
+        for rows in (self._data, self._files, self._rows):
             rows.margins = (0, 0, 0, 0)
-        self.about = sentences(_NO_MODEL)
+        self.about = text_label(_NO_MODEL)
         super().__init__(self._rows.native, *self.form.folds, self._files.native, self.about.native)
-        from_ = next(fold for fold in self.form.folds if fold.text() == "What is learnt from")
-        from_.content().layout().insertWidget(0, self._from.native)
+        data_fold = next(fold for fold in self.form.folds if fold.text() == "Training data")
+        data_fold.content().layout().insertWidget(0, self._data.native)
         self.others.native.setMaximumHeight((_ROWS + 1) * self.others.native.fontMetrics().lineSpacing())
         fields["scheme"].changed.connect(self._show_rows)
         fields["degradation"].changed.connect(self._show_rows)
@@ -96,47 +112,47 @@ class LearnTab(Tab):
 
     @property
     def model(self) -> SRModel | None:
-        """The model in hand: trained last, or loaded."""
+        """Current model: trained last, or loaded."""
         return self._model
 
     def _show_rows(self, *_: Any) -> None:
         fields = self.form.fields
-        for names, scheme in ((_OF_A, "a"), (_OF_B, "b")):
+        for names, scheme in ((_ONLY_SCHEME_A, "singular-vectors"), (_ONLY_SCHEME_B, "residual")):
             for name in names:
                 fields[name].visible = fields["scheme"].value == scheme
         fields["fwhm"].visible = fields["degradation"].value == "psf"
 
-    # What is learnt from ----------------------------------------------------------------------------------------------
+    # Training data ----------------------------------------------------------------------------------------------------
 
-    def _offered(self, _: Any) -> list[Layer]:
-        def suits(layer: Layer) -> bool:
+    def _selectable_layers(self, _: Any) -> list[Layer]:
+        def is_volume(layer: Layer) -> bool:
             return isinstance(layer, Image) and not layer.rgb and layer.ndim == 3 and not is_part_of_svd(layer)
 
-        return [layer for layer in self._viewer.layers if suits(layer) and layer is not self._chosen]
+        return [layer for layer in self._viewer.layers if is_volume(layer) and layer is not self._chosen]
 
     def follow(self, chosen: Layer | None) -> None:
-        """Offer the viewer's layers but the chosen one."""
+        """Offer the image layers of the viewer, except the chosen one, as training data."""
         self._chosen = chosen
         self.others.reset_choices()
         self.others.visible = bool(self.others.choices)
 
-    def order(self, source: SourceVolume, axis: int) -> TrainOrder:
-        """Return what the rows ask for; raise ValueError or MemoryError if it cannot be done."""
-        settings = self.form.settings(axis="zyx"[axis])
+    def request(self, source: SourceVolume, axis: int) -> TrainingRequest:
+        """Return the request of the rows; raise InputError or MemoryError if it cannot be fulfilled."""
+        settings = self.form.settings(slice_axis="zyx"[axis])
         others = [source_volume(layer) for layer in self.others.value]
         folder = self.folder.value
-        asked = str(folder) not in ("", ".") if folder is not None else False
-        order = TrainOrder(source, settings, others, Path(folder) if asked else None, self.itself.value)
-        order.check()
-        return order
+        has_folder = folder is not None and str(folder) not in ("", ".")
+        request = TrainingRequest(source, settings, others, Path(folder) if has_folder else None, self.use_image.value)
+        request.check()
+        return request
 
     # The model --------------------------------------------------------------------------------------------------------
 
-    def take(self, model: SRModel, origin: str) -> None:
-        """Have a model in hand; `origin` is where it is from."""
+    def set_model(self, model: SRModel, origin: str) -> None:
+        """Make a model the current one; `origin` describes its source."""
         self._model = model
         self.save.enabled = True
-        self.about.value = f"{origin}: {about_model(model)}"
+        self.about.value = f"{origin}: {describe_model(model)}"
         self._on_model(model)
 
     def _on_load(self) -> None:
@@ -145,14 +161,14 @@ class LearnTab(Tab):
             self.load_model(path)
 
     def load_model(self, path: str | Path) -> None:
-        """Take the model of a file in hand."""
+        """Make the model of a file the current one."""
         try:
             model = SRModel.load(path)
         except (ValueError, OSError) as error:
             self._say(str(error), show_warning)
             return
-        self.take(model, Path(path).name)
-        self._say(f"Loaded {Path(path).name}: {about_model(model)}")
+        self.set_model(model, Path(path).name)
+        self._say(f"Loaded {Path(path).name}: {describe_model(model)}")
 
     def _on_save(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Save model", "super-resolution.safetensors", _FILES)
@@ -160,7 +176,7 @@ class LearnTab(Tab):
             self.save_model(path)
 
     def save_model(self, path: str | Path) -> None:
-        """Write the model in hand, with its settings and figures, and say how large the file is."""
+        """Save the current model, with its settings and figures, and show the file size."""
         path = Path(path)
         if self._model is None:
             return
@@ -175,8 +191,8 @@ class LearnTab(Tab):
         self._say(f"Saved {path.name}: {file_size(size)}.")
 
 
-class LearnView(QWidget):
-    """How a training goes: the table, once it has ended, and its plots.
+class TrainingView(QWidget):
+    """Plots of a training, and the table of its result.
 
     Attributes
     ----------
@@ -194,74 +210,77 @@ class LearnView(QWidget):
         self.restart()
 
     def restart(self) -> None:
-        """Show nothing: another training begins."""
+        """Clear table and plots for another training."""
         self._history: tuple[SRPoint, ...] = ()
         self._spectra: SliceSpectra | None = None
-        self.table.show_figures({}, _PROJECTED, _LEARNED)
+        self.table.show_figures({}, _BASELINE, _MODEL)
         self.plot.show_training((), {}, None)
 
-    def show_news(self, news: Learning) -> None:
-        """Draw what is new."""
-        if news.spectra is not None:
-            self._spectra = news.spectra
-        if len(news.step.history) != len(self._history):
-            self._history = news.step.history
-            self.plot.show_training(self._history, news.baselines, self._spectra)
-        if news.trained is not None:
-            self.table.show_figures(news.trained.table, _PROJECTED, _LEARNED)
+    def show_progress(self, progress: TrainingProgress) -> None:
+        """Draw new validations."""
+        if progress.spectra is not None:
+            self._spectra = progress.spectra
+        step = progress.training
+        if step is not None and len(step.history) != len(self._history):
+            self._history = step.history
+            self.plot.show_training(self._history, step.baselines, self._spectra)
+
+    def show_outcome(self, outcome: TrainingOutcome) -> None:
+        """Show the table of a training that has ended."""
+        self.table.show_figures(outcome.trained.table, _BASELINE, _MODEL)
 
     def show_model(self, model: SRModel) -> None:
-        """Show the figures of a model that was not trained here."""
+        """Show the figures of a loaded model."""
         self.restart()
-        self.table.show_figures(_table(model), _PROJECTED, _LEARNED)
+        self.table.show_figures(_table(model), _BASELINE, _MODEL)
 
 
-class UnderstandTab(Tab):
-    """The button that explains the model in hand, and plots of what its modes do.
+class InspectTab(Tab):
+    """Button that inspects the current model, and plots of its modes.
 
     Attributes
     ----------
     start : PushButton
-    plot : ExplainedPlot
+    plot : InspectionPlot
     """
 
     def __init__(self, viewer: Viewer) -> None:
         self.start = PushButton(
-            text="Explain", tooltip="Where each loss pulls, and what the model lacks, as layers of a slice held out"
+            text="Inspect", tooltip="Add loss gradients and residual error of a validation slice as layers"
         )
-        self.about = sentences(
-            "Of the slice held out that is nearest to the viewer's: what the model lacks and where each loss pulls, as "
-            "layers, and what its modes are."
+        self.about = text_label(
+            "Inspects the current model on the validation slice nearest to the slice in the viewer: residual error and "
+            "loss gradients as layers, and plots of its modes."
         )
-        self.plot = ExplainedPlot(viewer)
+        self.plot = InspectionPlot(viewer)
         super().__init__(self.about.native, self.start.native, self.plot)
 
-    def show_explained(self, explained: Explained | None) -> None:
-        """Draw the modes of a slice; None shows nothing."""
-        if explained is None:
-            self.plot.show_explained(None, None)
+    def show_inspection(self, inspection: Inspection | None) -> None:
+        """Draw the modes of a slice; None hides the plots."""
+        if inspection is None:
+            self.plot.show_modes(None, None)
         else:
-            self.plot.show_explained(explained.spectra, explained.reached_db)
+            self.plot.show_modes(inspection.spectra, inspection.cumulative_db)
 
 
-def about_model(model: SRModel) -> str:
-    """Return settings and figures of a model in a sentence."""
+def describe_model(model: SRModel) -> str:
+    """Return settings and figures of a model in one sentence."""
     s, metrics = model.settings, model.metrics
-    network = f" ({s.backbone})" if s.scheme == "b" else ""
+    network = f" ({s.backbone})" if s.scheme == "residual" else ""
     psf = f" of {s.fwhm:g} voxels" if s.degradation == "psf" else ""
-    parts = [f"scheme {s.scheme}{network}", f"{s.factor:g} times finer {s.axes}", f"{s.degradation}{psf}"]
+    parts = [f"scheme {s.scheme}{network}", f"factor {s.factor:g} {s.upsample_axes}", f"{s.degradation}{psf}"]
     if s.rank is not None:
         parts.append(f"rank {s.rank}")
     table = _table(model)
-    if _LEARNED in table:
-        gain = f" ({table[_LEARNED] - table[_PROJECTED]:+.2f})" if _PROJECTED in table else ""
-        parts.append(f"{table[_LEARNED]:.2f} dB{gain} on slices held out")
+    if _MODEL in table:
+        gain = f" ({table[_MODEL] - table[_BASELINE]:+.2f})" if _BASELINE in table else ""
+        parts.append(f"{table[_MODEL]:.2f} dB{gain} on the validation set")
     if isinstance(metrics.get("iterations"), int) and isinstance(metrics.get("seconds"), float):
         parts.append(f"{metrics['iterations']:,} iterations in {metrics['seconds']:.0f} s")
     return ", ".join(parts) + "."
 
 
 def _table(model: SRModel) -> dict[str, float]:
-    """Return the PSNR that a model's figures tell; a file may tell anything."""
+    """Return the PSNR table of a model; a file may contain anything."""
     table = model.metrics.get("psnr_db")
     return {k: float(v) for k, v in table.items() if isinstance(v, float | int)} if isinstance(table, dict) else {}

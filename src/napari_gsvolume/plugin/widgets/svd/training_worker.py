@@ -1,99 +1,99 @@
-"""What trains a super-resolution beside the viewer, and explains one. No Qt here."""
+"""Background work of the SVD widget: training of super-resolution models, and previews. No Qt here."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ....errors import FileFormatError, InputError
 from ....grid import Grid
 from ....io.nifti import read_nifti
-from ....metrics import psnr_between
-from ....super_resolution.analysis import loss_gradients, mode_contributions
-from ....super_resolution.bspline import factors_of, spline
-from ....super_resolution.data import Planes, checked_volume
+from ....progress import Budget, Step, Stop
+from ....super_resolution.analysis import mode_contributions
+from ....super_resolution.bspline import upsample_bspline, upsampling_factors
+from ....super_resolution.data import check_training_volume
 from ....super_resolution.intensities import Intensities
-from ....super_resolution.model import SRModel, superresolve
+from ....super_resolution.model import SRModel
 from ....super_resolution.settings import TrainSRSettings
-from ....super_resolution.training import SRStep, SRTraining, TrainedSR
+from ....super_resolution.training import SRTrainingStep, TrainedSR, train_superresolution_steps
+from ....super_resolution.upsampling import superresolve
 from ....types import Float32Array
 from ...layers.conversion import SourceVolume
-from ..shared.worker import PreviewThrottle, run_in_background
+from ..shared.worker import PreviewThrottle
 from .slice_matrix import check_memory
 
-_BYTES_A_VOXEL = 16  # of a volume that is learnt from: the source's own, float32, normalised, and some of its slices
-_NEWS_EVERY = 0.25
-_AROUND = 5  # slices on either side that a preview of finer slices is made from
-_VOLUMES = (".nii", ".nii.gz")
+_BYTES_PER_VOXEL = 16  # of a training volume: the source, its float32 copy, its normalized copy and some slices
+_STEP_EVERY = 0.25  # seconds
+_CONTEXT = 5  # slices on either side of the slice of a through-plane preview
+_SUFFIXES = (".nii", ".nii.gz")
 
 
-class Look:
-    """Which slice the viewer shows: set where the viewer is, read where the training is."""
+class CurrentSlice:
+    """Index of the slice in the viewer: set in the thread of the viewer, read in the thread of the training."""
 
     def __init__(self, index: int) -> None:
         self.index = index
 
 
 @dataclass(frozen=True, eq=False)
-class TrainOrder:
-    """What is to be learnt, and from what.
+class TrainingRequest:
+    """Training data and settings.
 
     Attributes
     ----------
     source : SourceVolume
-        The chosen volume, which previews are of.
+        The chosen volume, also for previews.
     settings : TrainSRSettings
     others : sequence of SourceVolume
-        More to learn from.
+        Further training volumes.
     folder : Path or None
-        More, in NIfTI files.
-    itself : bool
-        Whether the chosen volume is learnt from.
+        Folder of NIfTI files with further training volumes.
+    use_source : bool
+        Whether the chosen volume is a training volume.
     """
 
     source: SourceVolume
     settings: TrainSRSettings
     others: Sequence[SourceVolume] = ()
     folder: Path | None = None
-    itself: bool = True
+    use_source: bool = True
 
     @property
     def sources(self) -> list[SourceVolume]:
-        """The layers' volumes that are learnt from."""
-        return [*([self.source] if self.itself else []), *self.others]
+        """Training volumes that are layers."""
+        return [*([self.source] if self.use_source else []), *self.others]
 
     def check(self) -> None:
-        """Raise ValueError or MemoryError if it cannot be done."""
+        """Raise InputError or MemoryError if the request cannot be fulfilled."""
         for source in (self.source, *self.others):
             if source.grid.ndim != 3:
-                raise InputError(f"'{source.name}' is flat; what is learnt from is a volume, with slices to hold out.")
+                raise InputError(f"'{source.name}' is flat; training data are volumes, with slices for validation.")
         if not self.sources and self.folder is None:
-            raise InputError("There is nothing to learn from; choose the image itself, others, or a folder.")
+            raise InputError("There are no training data; choose the image itself, other layers, or a folder.")
         if self.folder is not None:
             self.files()
-        _check_memory(sum(source.grid.size for source in self.sources))
+        check_training_memory(sum(source.grid.size for source in self.sources))
 
     def files(self) -> list[Path]:
-        """Return the folder's NIfTI files; raise ValueError if there is none."""
+        """Return the NIfTI files of the folder; raise InputError if there is none."""
         if self.folder is None:
             return []
         if not self.folder.is_dir():
             raise InputError(f"{self.folder} is no folder; choose one with NIfTI files, or none.")
-        files = [path for path in sorted(self.folder.iterdir()) if path.name.lower().endswith(_VOLUMES)]
+        files = [path for path in sorted(self.folder.iterdir()) if path.name.lower().endswith(_SUFFIXES)]
         if not files:
             raise InputError(f"There is no NIfTI file (.nii, .nii.gz) in {self.folder}; choose another folder.")
         return files
 
-    def load(self, stop: Callable[[], bool]) -> tuple[list[NDArray[Any]], list[list[float]]]:
-        """Return the volumes and their voxel sizes; of files fewer if it is stopped meanwhile."""
+    def load(self, stop: Stop) -> tuple[list[NDArray[Any]], list[list[float]]]:
+        """Return the training volumes and their voxel sizes; fewer files if stopped meanwhile."""
         volumes = [np.asarray(source.array) for source in self.sources]
         sizes = [source.grid.voxel_size.tolist() for source in self.sources]
         for path in self.files():
@@ -102,27 +102,28 @@ class TrainOrder:
             image = read_nifti(path)
             if image.rgb or image.data.ndim != 3:
                 kind = "in colours" if image.rgb else f"of {image.data.ndim} axes"
-                raise FileFormatError(f"{path} is an image {kind}; a folder to learn from has volumes only.")
+                raise FileFormatError(f"{path} is an image {kind}; a folder of training data has volumes only.")
             volumes.append(image.data)
             sizes.append(image.grid.voxel_size.tolist())
-            _check_memory(sum(volume.size for volume in volumes))
+            check_training_memory(sum(volume.size for volume in volumes))
         return volumes, sizes
 
 
-def _check_memory(voxels: int) -> None:
-    check_memory(voxels * _BYTES_A_VOXEL, f"Learning from {voxels:,} voxels")
+def check_training_memory(voxels: int) -> None:
+    """Raise MemoryError if training data of so many voxels do not fit into memory."""
+    check_memory(voxels * _BYTES_PER_VOXEL, f"Training on {voxels:,} voxels")
 
 
 @dataclass(frozen=True, eq=False)
 class SliceSpectra:
-    """Singular values of a slice held out, of what a model makes of it, and of its spline; normalised.
+    """Singular values of a validation slice, of its prediction and of its spline; normalized.
 
     Attributes
     ----------
     target, prediction, spline : ndarray, (r,)
     amplitudes, scaled : ndarray, (r,), or None
-        Of scheme a: the amplitudes it predicts, and the singular values of the slice of low resolution, scaled to the
-        finer grid, which they began as.
+        Scheme A: predicted amplitudes, and the singular values of the low-resolution slice scaled to the fine grid,
+        which are the initial amplitudes.
     """
 
     target: Float32Array
@@ -133,210 +134,132 @@ class SliceSpectra:
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
-    """What a model makes of the slice that the viewer shows, and where it lies."""
+class SlicePreview:
+    """Super-resolved slice of the viewer, and its grid."""
 
     image: Float32Array = field(repr=False)
     grid: Grid
 
 
 @dataclass(frozen=True, eq=False)
-class Learning:
-    """Where a training stands.
+class TrainingProgress(Step):
+    """State of a training.
 
     Attributes
     ----------
-    order : TrainOrder
-    step : SRStep
-    baselines : dict of float
-        What it has to beat: `SRTraining.baselines`.
+    training : SRTrainingStep or None
+        State of the training; None before the first validation.
     spectra : SliceSpectra or None
-        Progress of them.
-    sight : Sight or None
-        Of the best model so far.
-    trained : TrainedSR or None
-        Present at the end.
+        Spectra of a validation slice, after each validation.
+    preview : SlicePreview or None
+        Slice of the viewer, super-resolved by the best model so far; after changes of either.
     """
 
-    order: TrainOrder
-    step: SRStep
-    baselines: dict[str, float]
+    training: SRTrainingStep | None = None
     spectra: SliceSpectra | None = None
-    sight: Sight | None = None
-    trained: TrainedSR | None = None
+    preview: SlicePreview | None = None
+
+    @property
+    def summary(self) -> str:
+        """Best validation PSNR and time."""
+        return "" if self.training is None else self.training.summary
+
+    @property
+    def has_result(self) -> bool:
+        """True once there is a model."""
+        return self.training is not None
 
 
-def run_learning(
-    order: TrainOrder, look: Look, pace: PreviewThrottle, stop: Callable[[], bool]
-) -> Iterator[Learning | str]:
-    """Train, and yield where it stands a few times a second; the last has the result, also if it was stopped.
+@dataclass(frozen=True, eq=False)
+class TrainingOutcome:
+    """Result of a training, and the preview by its model."""
 
-    Before the first iteration it is said in words.
-    """
-    yield from run_in_background(_learning(order, look, pace, stop))
+    trained: TrainedSR
+    preview: SlicePreview
 
 
-def _learning(
-    order: TrainOrder, look: Look, pace: PreviewThrottle, stop: Callable[[], bool]
-) -> Iterator[Learning | str]:
-    volumes, sizes = order.load(stop)
-    yield "Choosing slices to hold out"
-    training = SRTraining(volumes, sizes, **order.settings.model_dump())
-    previewer = Previewer(order.source, order.settings, volumes[0] if order.itself else None)
+def training_steps(
+    request: TrainingRequest, current: CurrentSlice, throttle: PreviewThrottle, budget: Budget
+) -> Generator[TrainingProgress, None, TrainingOutcome]:
+    """Train a model; yield a few steps a second, and return the best model so far, also if stopped."""
+    volumes, sizes = request.load(budget.stop)
+    yield TrainingProgress(0.0, "Preparing the training data and evaluating the baselines")
+    training = train_superresolution_steps(volumes, sizes, budget=budget, **request.settings.model_dump())
+    previewer = Previewer(request.source, request.settings, volumes[0] if request.use_source else None)
     del volumes
-    yield "Judging what has to be beaten"
-    baselines = training.baselines()
-    judged, due, seen = 0, 0.0, (float("nan"), -1)
-    for step in training.steps(stop):
-        spectra = sight = None
-        if len(step.history) != judged:
-            judged, spectra = len(step.history), _spectra(order.settings, step, training.best())
-        wanted = (step.best_db, look.index)
-        if wanted != seen and pace.due() and not stop():
-            pace.sent()
-            seen, sight = wanted, previewer.of(training.best(), wanted[1])
-        if spectra is not None or sight is not None or time.perf_counter() >= due:
-            due = time.perf_counter() + _NEWS_EVERY
-            yield Learning(order, step, baselines, spectra, sight)
-    result = training.result(step)
-    yield Learning(order, step, baselines, None, previewer.of(result.model, look.index), result)
+    validations, due, shown = 0, 0.0, (float("nan"), -1)
+    while True:
+        try:
+            step = next(training)
+        except StopIteration as end:
+            trained: TrainedSR = end.value
+            return TrainingOutcome(trained, previewer.preview(trained.model, current.index))
+        spectra = preview = None
+        if len(step.history) != validations:
+            validations, spectra = len(step.history), _step_spectra(request.settings, step)
+        wanted = (step.best_db, current.index)
+        if wanted != shown and throttle.due() and not budget.stop():
+            throttle.sent()
+            shown, preview = wanted, previewer.preview(step.best_model, wanted[1])
+        if spectra is not None or preview is not None or time.perf_counter() >= due:
+            due = time.perf_counter() + _STEP_EVERY
+            yield TrainingProgress(step.fraction, step.message, step, spectra, preview)
 
 
 class Previewer:
-    """Makes slices of a volume finer where they are, in the intensities of all of it.
+    """Super-resolves single slices of a volume in place, with the normalization of the whole volume.
 
     Parameters
     ----------
     source : SourceVolume
     settings : TrainSRSettings
     volume : array_like, optional
-        The voxels of `source`, if they are loaded.
+        Voxels of `source`, if they are loaded.
     """
 
     def __init__(self, source: SourceVolume, settings: TrainSRSettings, volume: NDArray[Any] | None = None) -> None:
         self.source, self.settings = source, settings
-        self.axis = "zyx".index(settings.axis)
-        self.factors = factors_of(settings.factor, self.axis, settings.axes)
-        self.volume = checked_volume(np.asarray(source.array) if volume is None else volume)
+        self.axis = "zyx".index(settings.slice_axis)
+        self.factors = upsampling_factors(settings.factor, self.axis, settings.upsample_axes)
+        self.volume = check_training_volume(np.asarray(source.array) if volume is None else volume)
 
     @cached_property
     def intensities(self) -> Intensities:
-        """Of all of the volume."""
+        """Intensity normalization of the volume."""
         return Intensities.of(self.volume)
 
-    def of(self, model: SRModel, index: int) -> Sight:
-        """Return what is made of a slice: itself, finer, or the slices that it becomes."""
+    def preview(self, model: SRModel, index: int) -> SlicePreview:
+        """Return a super-resolved slice, or through-plane the slices that it becomes."""
         s, axis, n = self.settings, self.axis, self.volume.shape[self.axis]
-        around = s.depth // 2 if s.axes == "in-plane" else _AROUND
+        around = s.depth // 2 if s.upsample_axes == "in-plane" else _CONTEXT
         first, end = max(0, index - around), min(n, index + around + 1)
+        options = {"slice_axis": s.slice_axis, "upsample_axes": s.upsample_axes, "project": s.project}
         part = self.volume.take(range(first, end), axis)
-        finer = superresolve(part, model, axis, s.axes, project=s.project, ensemble=False, intensities=self.intensities)
+        upsampled = superresolve(part, model, intensities=self.intensities, ensemble=False, **options).volume
         grid = self.source.grid.slab(axis, first, end - first).resampled(self.factors)
         f, k = self.factors[axis], index - first
-        # Of finer voxels those whose middles are in the slice; one that is not whole is left out.
+        # Fine voxels with centres in the slice; a fractional one is left out.
         low = int(np.ceil(k * f - 0.5))
-        high = min(max(low + 1, int(np.ceil((k + 1) * f - 0.5))), finer.shape[axis])
-        return Sight(finer.take(range(low, high), axis), grid.slab(axis, low, high - low))
+        high = min(max(low + 1, int(np.ceil((k + 1) * f - 0.5))), upsampled.shape[axis])
+        return SlicePreview(upsampled.take(range(low, high), axis), grid.slab(axis, low, high - low))
 
 
-def _spectra(settings: TrainSRSettings, step: SRStep, model: SRModel) -> SliceSpectra:
-    a = mode_contributions(model, step.low[None], step.target) if settings.scheme == "a" else None
-    return _spectra_of(settings, step.low, step.prediction, step.target, a)
+def _step_spectra(settings: TrainSRSettings, step: SRTrainingStep) -> SliceSpectra:
+    modes = None
+    if settings.scheme == "singular-vectors":
+        modes = mode_contributions(step.best_model, step.low[None], step.target)
+    return slice_spectra(settings, step.low, step.prediction, step.target, modes)
 
 
-def _spectra_of(
+def slice_spectra(
     settings: TrainSRSettings,
     low: Float32Array,
     prediction: Float32Array,
     target: Float32Array,
-    a: dict[str, NDArray[np.float64]] | None,
+    modes: dict[str, NDArray[np.float64]] | None,
 ) -> SliceSpectra:
-    images = target, prediction, spline(low, settings.factors)
+    """Return the spectra of a slice; `modes` are the `mode_contributions` of scheme A."""
+    images = target, prediction, upsample_bspline(low, settings.factors)
     of_target, of_prediction, of_spline = (np.linalg.svd(image, compute_uv=False) for image in images)
-    amplitudes, scaled = (None, None) if a is None else (a["c"], a["values"])
+    amplitudes, scaled = (None, None) if modes is None else (modes["c"], modes["values"])
     return SliceSpectra(of_target, of_prediction, of_spline, amplitudes, scaled)
-
-
-# Understanding --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class ExplainOrder:
-    """A model that is to be explained on a volume, on the slice held out that is nearest to `index` along `axis`."""
-
-    source: SourceVolume
-    model: SRModel
-    axis: int
-    index: int
-
-    def check(self) -> None:
-        """Raise ValueError or MemoryError if it cannot be done."""
-        if self.source.grid.ndim != 3:
-            raise InputError(f"'{self.source.name}' is flat; a model is explained on a volume's slices held out.")
-        _check_memory(self.source.grid.size)
-
-
-@dataclass(frozen=True, eq=False)
-class Explained:
-    """What a model does on a slice held out.
-
-    Attributes
-    ----------
-    order : ExplainOrder
-    index : int
-        Which slice.
-    gradients : dict of ndarray, (H, W)
-        Of each loss by the pixels, times their number: of the sum over pixels instead of their mean.
-    residual : ndarray, (H, W)
-        The slice minus what the model makes of it degraded, in the intensities of the volume.
-    psnr_db : dict of float
-        Of the spline, of it projected, of the model.
-    spectra : SliceSpectra
-    reached_db : ndarray, (r,), or None
-        Of scheme a: the PSNR of the first 1, 2, ... modes together, before the projection.
-    """
-
-    order: ExplainOrder
-    index: int
-    gradients: dict[str, Float32Array] = field(repr=False)
-    residual: Float32Array = field(repr=False)
-    psnr_db: dict[str, float]
-    spectra: SliceSpectra = field(repr=False)
-    reached_db: NDArray[np.float64] | None = field(repr=False)
-
-
-def run_explaining(order: ExplainOrder, stop: Callable[[], bool]) -> Iterator[Explained]:
-    """Explain a model; yield once."""
-    yield from run_in_background(_explaining(order, stop))
-
-
-def _explaining(order: ExplainOrder, stop: Callable[[], bool]) -> Iterator[Explained]:
-    model = order.model
-    s = model.settings.model_copy(update={"axis": "zyx"[order.axis]})
-    volume = checked_volume(np.asarray(order.source.array))
-    # As they were held out of a training on this volume, so that they are judges here as well.
-    [held] = Planes([volume], s).held_out
-    k = int(np.abs(np.array(held.slices) - order.index).argmin())
-    low, target = held.low[k], held.target[k].numpy()
-    if stop():
-        return
-    with torch.no_grad():
-        image = model.scheme.eval()(low[None]).image[0].numpy()
-    middle = low[len(low) // 2].numpy()
-    a = mode_contributions(model, low.numpy(), target) if s.scheme == "a" else None
-    onto, span = model.scheme.degradation(middle.shape), held.data_range
-    images = {
-        "cubic B-spline": spline(middle, s.factors),
-        "projected": spline(middle, s.factors, onto=onto),
-        "model": image,
-    }
-    gradients = {name: g * target.size for name, g in loss_gradients(model, low.numpy(), target).items()}
-    yield Explained(
-        order,
-        held.slices[k],
-        gradients,
-        (target - image) * np.float32(Intensities.of(volume).scale),
-        {name: psnr_between(target, one, span) for name, one in images.items()},
-        _spectra_of(s, middle, image, target, a),
-        None if a is None else -10 * np.log10(a["error"] / span**2),
-    )

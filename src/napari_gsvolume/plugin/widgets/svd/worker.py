@@ -1,40 +1,48 @@
-"""What decomposes all slices and makes volumes finer beside the viewer. No Qt here."""
+"""Background work of the SVD widget: spectra of all slices, and super-resolution. No Qt here."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ....errors import GSVolumeError, InputError
+from ....errors import InputError
 from ....grid import Grid
-from ....super_resolution.bspline import factors_of, spline
-from ....super_resolution.degradation import Degradation
-from ....super_resolution.model import SRModel, superresolve
+from ....progress import Budget, Step, rescaled
+from ....super_resolution.bspline import upsampling_factors
+from ....super_resolution.model import SRModel
 from ....super_resolution.settings import SuperResolveSettings
+from ....super_resolution.upsampling import SuperResolved, SuperResolveStep, superresolve_steps
 from ....svd import decomposition
-from ....types import Float64Array
+from ....types import Float32Array, Float64Array
 from ...layers.conversion import SourceVolume
-from ..shared.worker import run_in_background
 from .slice_matrix import BYTES_A_PIXEL, Matrix, MatrixKind, check_memory
 
-_BYTES_A_FINE_VOXEL = 8  # the result, and what the viewer makes of it
-_BYTES_OF_A_MODEL = 20  # a finer voxel, at the peak of the projection of all of it
-_BYTES_A_VOXEL = 12  # the source in float32, what is truncated of it, and the source's own
-_NEWS_EVERY = 0.2
-_PARTS = 40  # into how many a volume is cut to be made finer, for the bar to move and Stop to be heard
+_BYTES_PER_FINE_VOXEL = 8  # the result, and its copy in the viewer
+_BYTES_PER_PREDICTED_VOXEL = 20  # by a model, at the peak
+_BYTES_PER_VOXEL = 12  # the source, its float32 copy and its truncated copy
+_STEP_EVERY = 0.2  # seconds
 
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
-    """The singular values of the slices so far, (slices, r), NaN of those to come, and how many are done.
+    """Singular values of the slices of a volume.
 
-    `key` is whatever the caller knows the volume by.
+    Attributes
+    ----------
+    source : SourceVolume
+    axis : int
+        Axis along which the slices are stacked.
+    key : object
+        Identity of the volume, for the caller.
+    values : ndarray, (slices, r)
+        Singular values; NaN for slices that are not decomposed yet.
+    done : int
+        Number of slices that are decomposed.
     """
 
     source: SourceVolume
@@ -49,205 +57,133 @@ class Spectra:
         return len(self.values)
 
 
-def run_spectra(source: SourceVolume, axis: int, key: Any, stop: Callable[[], bool]) -> Iterator[Spectra]:
-    """Decompose all slices of a volume; yield what there is a few times a second, and at the end."""
-    yield from run_in_background(_spectra(source, axis, key, stop))
+@dataclass(frozen=True, eq=False)
+class SpectraStep(Step):
+    """State of the decomposition of all slices.
+
+    Attributes
+    ----------
+    spectra : Spectra
+    """
+
+    spectra: Spectra = field(repr=False)
 
 
-def _spectra(source: SourceVolume, axis: int, key: Any, stop: Callable[[], bool]) -> Iterator[Spectra]:
+def spectra_steps(
+    source: SourceVolume, axis: int, key: Any, budget: Budget
+) -> Generator[SpectraStep, None, Spectra | None]:
+    """Decompose all slices of a volume; return the spectra so far, or None if no slice is decomposed."""
     shape = source.grid.shape
     values = np.full((shape[axis], min(n for k, n in enumerate(shape) if k != axis)), np.nan)
-    due = 0.0
-    done = 0
-    for done, one in enumerate(decomposition.each_spectrum(np.asarray(source.array), axis), 1):
+    due, done = 0.0, 0
+    for done, one in enumerate(decomposition.iter_spectra(np.asarray(source.array), axis), 1):
         values[done - 1] = one
-        if stop():
+        if budget.stop():
             break
         if time.perf_counter() >= due:
-            due = time.perf_counter() + _NEWS_EVERY
-            yield Spectra(source, axis, key, values.copy(), done)
-    yield Spectra(source, axis, key, values, done)
-
-
-# Finer ----------------------------------------------------------------------------------------------------------------
+            due = time.perf_counter() + _STEP_EVERY
+            message = f"Decomposed {done} of {len(values)} slices"
+            yield SpectraStep(done / len(values), message, Spectra(source, axis, key, values.copy(), done))
+    return Spectra(source, axis, key, values, done) if done else None
 
 
 @dataclass(frozen=True, eq=False)
-class FinerOrder:
-    """What is to be made finer: a volume, or what is left of it at a rank of each slice or of its unfolding."""
+class SuperResolveRequest:
+    """Volume to super-resolve, possibly truncated to a rank before, and settings.
+
+    Attributes
+    ----------
+    source : SourceVolume
+    settings : SuperResolveSettings
+    rank : int, optional
+        Rank to truncate each slice, or the unfolding, to.
+    kind : {"slice", "unfolding"}
+        Matrix that is truncated.
+    model : SRModel, optional
+        Trained model, for the schemes other than spline.
+    """
 
     source: SourceVolume
     settings: SuperResolveSettings
     rank: int | None = None
     kind: MatrixKind = "slice"
     model: SRModel | None = None
-    """For the schemes a and b."""
 
     @property
     def axis(self) -> int:
-        """The array axis along which the slices are stacked."""
-        return 0 if self.source.grid.ndim == 2 else "zyx".index(self.settings.axis)
+        """Array axis along which the slices are stacked."""
+        return 0 if self.source.grid.ndim == 2 else "zyx".index(self.settings.slice_axis)
 
     @property
     def factors(self) -> tuple[float, ...]:
-        """For each array axis."""
-        return factors_of(self.settings.factor, self.axis, self.settings.axes, self.source.grid.ndim)
+        """Upsampling factor of each array axis."""
+        return upsampling_factors(self.settings.factor, self.axis, self.settings.upsample_axes, self.source.grid.ndim)
 
     @property
     def grid(self) -> Grid:
-        """Where the finer voxels are."""
+        """Grid of the super-resolved volume."""
         return self.source.grid.resampled(self.factors)
 
     def check(self) -> None:
-        """Raise ValueError or MemoryError if it cannot be done."""
-        learned = self.settings.scheme != "spline"
-        if learned:
+        """Raise InputError or MemoryError if the request cannot be fulfilled."""
+        by_model = self.settings.scheme != "spline"
+        if by_model:
             if self.model is None:
                 raise InputError(
-                    f"Scheme {self.settings.scheme} needs a model; train one in the tab Learn, or load one there."
+                    f"The scheme {self.settings.scheme} needs a model; train or load one in the tab Train."
                 )
             self.model.check(self.settings)
         grid, source = self.grid, self.source.grid
-        needed = grid.size * (_BYTES_OF_A_MODEL if learned else _BYTES_A_FINE_VOXEL) + source.size * _BYTES_A_VOXEL
+        needed = grid.size * (_BYTES_PER_PREDICTED_VOXEL if by_model else _BYTES_PER_FINE_VOXEL)
+        needed += source.size * _BYTES_PER_VOXEL
         if self.rank is not None and self.kind == "unfolding":
             needed = max(needed, source.size * BYTES_A_PIXEL)
-        check_memory(needed, f"Making {' x '.join(map(str, grid.shape))} voxels")
+        check_memory(needed, f"A result of {' x '.join(map(str, grid.shape))} voxels")
 
 
-@dataclass(frozen=True, eq=False)
-class Finer:
-    """How far a super-resolution is; at its end the volume.
-
-    Attributes
-    ----------
-    order : FinerOrder
-    doing : str
-    progress : float
-    volume : ndarray, float32, or None
-    misfit : float
-        The largest difference from the source, degraded again, as a part of the source's largest intensity.
-    seconds : float
-    """
-
-    order: FinerOrder
-    doing: str
-    progress: float
-    volume: NDArray[np.float32] | None = field(default=None, repr=False)
-    misfit: float = 0.0
-    seconds: float = 0.0
-
-
-def run_finer(order: FinerOrder, stop: Callable[[], bool]) -> Iterator[Finer]:
-    """Make a volume finer, a part at a time; yield how far it is, and last the volume if it was not stopped."""
-    yield from run_in_background(_finer(order, stop))
-
-
-def _finer(order: FinerOrder, stop: Callable[[], bool]) -> Iterator[Finer]:
-    began, due = time.perf_counter(), 0.0
-    volume = np.asarray(order.source.array)
+def superresolve_request_steps(
+    request: SuperResolveRequest, budget: Budget
+) -> Generator[SuperResolveStep, None, SuperResolved | None]:
+    """Super-resolve the volume of a request; return None if stopped."""
+    volume = np.asarray(request.source.array)
     if volume.dtype.kind not in "biuf" or not np.isfinite(volume).all():
-        raise InputError("There are NaN or infinite intensities, which would spread; replace them first.")
-    measured = volume.astype(np.float32)
-    shown = measured
-    share = 0.0
-    if order.rank is not None:
-        share = 0.5
-        # A loop: a generator cannot yield what another returns otherwise.
-        for done, count, shown in _at_rank(measured, order):  # noqa: B007
-            if stop():
-                return
-            yield Finer(order, f"At rank {order.rank}: slice {done} of {count}", share * done / count)
-    made = (_by_spline if order.settings.scheme == "spline" else _by_model)(order, measured, shown, stop)
-    for part, out, worst in made:
-        if out is not None:
-            misfit = worst / max(float(np.abs(measured).max()), 1e-30)
-            yield Finer(order, "Finished", 1.0, out, misfit, time.perf_counter() - began)
-        elif time.perf_counter() >= due:
-            due = time.perf_counter() + _NEWS_EVERY
-            yield Finer(order, "Making it finer", share + (1 - share) * part)
+        raise InputError("The volume contains NaN or infinite intensities, which would spread; replace them first.")
+    measurement = volume.astype(np.float32)
+    low, start = measurement, 0.0
+    if request.rank is not None:
+        start = 0.5
+        truncated = yield from rescaled(_truncate_steps(measurement, request, budget), 0.0, start)
+        if truncated is None:
+            return None
+        low = truncated
+    model = None if request.settings.scheme == "spline" else request.model
+    steps = superresolve_steps(low, model, measurement=measurement, budget=budget, **request.settings.model_dump())
+    return (yield from rescaled(steps, start, 1.0))
 
 
-Made = tuple[float, NDArray[np.float32] | None, float]
-"""The part that is done; at the end what was made, and the largest difference of it, degraded, from the source."""
-
-
-def _by_spline(
-    order: FinerOrder, measured: NDArray[np.float32], shown: NDArray[np.float32], stop: Callable[[], bool]
-) -> Iterator[Made]:
-    factors, s = order.factors, order.settings
-    out = np.empty(order.grid.shape, np.float32)
-    # Slices along an axis that stays as it is are a batch, taken a few at a time; a flat image is one of its own.
-    along = next((k for k, f in enumerate(factors) if f == 1), None)
-    if along is None:
-        low, given, high = measured[None], shown[None], out[None]
-    else:
-        low, given, high = (np.moveaxis(array, along, 0) for array in (measured, shown, out))
-        factors = tuple(f for k, f in enumerate(factors) if k != along)
-    onto = Degradation.of_low(low.shape[1:], factors, s.degradation, s.fwhm)
-    worst, n = 0.0, len(low)
-    for part in np.array_split(np.arange(n), min(n, _PARTS)):
-        if stop():
-            return
-        yield int(part[0]) / n, None, 0.0
-        here = slice(int(part[0]), int(part[-1]) + 1)
-        finer = spline(given[here], factors)
-        finer = onto.project(finer, low[here]) if s.project else finer
-        worst = max(worst, float(np.abs(onto.degrade(finer) - low[here]).max()))
-        high[here] = finer
-    yield 1.0, out, worst
-
-
-class _StoppedError(GSVolumeError):
-    """Stop was pressed."""
-
-
-def _by_model(
-    order: FinerOrder, measured: NDArray[np.float32], shown: NDArray[np.float32], stop: Callable[[], bool]
-) -> Iterator[Made]:
-    s, done = order.settings, 0.0
-    assert order.model is not None
-
-    def tell(part: float) -> None:
-        nonlocal done
-        done = part
-        if stop():
-            raise _StoppedError
-
-    # In a thread of its own: what tells how far it is cannot yield it.
-    with ThreadPoolExecutor(1) as thread:
-        work = thread.submit(
-            superresolve, shown, order.model, order.axis, s.axes, project=s.project, ensemble=s.ensemble, tell=tell
-        )
-        while wait([work], _NEWS_EVERY).not_done:
-            yield done, None, 0.0
-    try:
-        finer = work.result()
-    except _StoppedError:
-        return
-    onto = Degradation.of_low(measured.shape, order.factors, s.degradation, s.fwhm)
-    if s.project and order.rank is not None:  # on the image itself, not what is left of it at the rank
-        finer = onto.project(finer, measured)
-    yield 1.0, finer, float(np.abs(onto.degrade(finer) - measured).max())
-
-
-def _at_rank(volume: NDArray[np.float32], order: FinerOrder) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """Yield how many slices of how many are truncated, and the volume they are in."""
-    assert order.rank is not None
+def _truncate_steps(
+    volume: Float32Array, request: SuperResolveRequest, budget: Budget
+) -> Generator[SuperResolveStep, None, Float32Array | None]:
+    """Truncate each slice of a volume, or its unfolding, to the rank of a request; return None if stopped."""
+    assert request.rank is not None
     out = volume.copy()
-    if order.source.grid.ndim == 2 or order.kind == "unfolding":
-        matrix = Matrix(order.source, order.axis, order.kind)
-        image = volume if matrix.flat else decomposition.unfolding(volume, order.axis)
-        out[...] = matrix.folded(_best(image, order.rank))
-        yield 1, 1, out
-        return
-    slices, results = np.moveaxis(volume, order.axis, 0), np.moveaxis(out, order.axis, 0)
+    if request.source.grid.ndim == 2 or request.kind == "unfolding":
+        matrix = Matrix(request.source, request.axis, request.kind)
+        image = volume if matrix.flat else decomposition.unfold(volume, request.axis)
+        out[...] = matrix.folded(_truncate(image, request.rank))
+        return None if budget.stop() else out
+    slices, results = np.moveaxis(volume, request.axis, 0), np.moveaxis(out, request.axis, 0)
     for k, one in enumerate(slices):
-        results[k] = _best(one, order.rank)
-        yield k + 1, len(slices), out
+        if budget.stop():
+            return None
+        yield SuperResolveStep(k / len(slices), f"Truncating to rank {request.rank}: slice {k + 1} of {len(slices)}")
+        results[k] = _truncate(one, request.rank)
+    return out
 
 
-def _best(image: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
-    """Return the best image of a rank; one that is constant has rank 1 at most, and stays."""
+def _truncate(image: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """Return the best image of a rank; a constant image stays, as its rank is 1 at most."""
     if image.min() == image.max():
         return image
-    return decomposition.decompose(image, min(rank, *image.shape)).truncated(min(rank, *image.shape)).astype(np.float32)
+    rank = min(rank, *image.shape)
+    return decomposition.decompose(image, rank).truncate(rank).astype(np.float32)

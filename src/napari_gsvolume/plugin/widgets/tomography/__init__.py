@@ -1,1 +1,1 @@
-"""The dock widgets of projections and of reconstruction."""
+"""Dock widgets of projection and reconstruction."""

@@ -1,80 +1,70 @@
-"""What the widgets that recover a volume share: choices of layers, live layers, a plot of misfit and PSNR."""
+"""Common base of the reconstruction widgets: live layers, and a plot of data fidelity and PSNR."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from napari.layers import Image, Layer
 from napari.viewer import Viewer
 
 from ....errors import InputError
-from ....reconstruction.problem import Problem, limits_of
-from ....reconstruction.reconstruct import Recovered
-from ....reconstruction.settings import RecoverSettings
+from ....fitting.target import check_volume
+from ....gaussians import GaussianVolume
+from ....reconstruction import ReconstructionResult, ReconstructPoint, ReconstructSettings, Reprojection
+from ....types import Float32Array
 from ...layers.conversion import LayerData, SourceVolume, grid_placement
-from ...layers.projections import projection_kind, recovered_layer, reprojected_layers, scan_of
+from ...layers.projections import (
+    contrast_limits_of,
+    projection_kind,
+    reconstruction_layer,
+    reprojection_layers,
+    scan_of,
+)
 from ..shared.base import time_left
 from ..shared.form import SettingsForm
-from ..shared.gaussian_base import GaussianWidget, Turn
-from ..shared.layer_updater import ShownLayers
-from ..shared.plots import MisfitPlot
+from ..shared.gaussian_base import DrawCall, GaussianWidget
+from ..shared.layer_updater import LayerUpdater
+from ..shared.plots import DataFidelityPlot
 from ..shared.worker import PreviewThrottle
-from .worker import Sight, run_recovery
+from .worker import Preview, ReconstructionRequest, preview_steps
 
 _MAIN = ("gaussians", "time_limit", "prior")
 _SUGGESTIONS = {"gaussians": 2000, "time_limit": 60.0}
-_VIEWS = ("reprojected", "projection residual")
-_KINDS = ("recovered", *_VIEWS, "gaussians", "centres")
+_VIEWS = ("reprojection", "projection residual")
+_KINDS = ("reconstruction", *_VIEWS, "gaussians", "centres")
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What a run is to recover, and how it is shown.
+class ReconstructionWidgetBase(GaussianWidget):
+    """Run button that reconstructs a volume, shown while it improves, and then fits Gaussians to it.
 
-    Attributes
-    ----------
-    problem : Problem
-    views : SourceVolume or None
-        The layer of the projections, if there are any.
-    limits : tuple of float or None
-        Contrast limits of a layer that the volume should look like, if there is one.
-    """
-
-    problem: Problem
-    views: SourceVolume | None = None
-    limits: tuple[float, float] | None = None
-
-
-class RecoverWidget(GaussianWidget):
-    """Press Run: a volume appears and improves, and becomes Gaussians.
-
-    Subclasses say what it is recovered from (`_asked`).
+    Subclasses build the request of a run (`_request`).
 
     Parameters
     ----------
     viewer : napari.Viewer
-        The viewer to take layers from and to add layers to.
+        Viewer to take layers from and to add layers to.
     **rows
-        As of `GaussianWidget`.
+        Rows before and after the settings, as in `GaussianWidget`.
     """
 
     def __init__(self, viewer: Viewer, **rows: Any) -> None:
-        self._recovered: Recovered | None = None
-        form = SettingsForm(RecoverSettings, _MAIN, _SUGGESTIONS, {"time_limit": 60.0})
-        super().__init__(viewer, form, MisfitPlot(viewer), **rows)
+        self._result: ReconstructionResult | None = None
+        form = SettingsForm(ReconstructSettings, _MAIN, _SUGGESTIONS, {"time_limit": 60.0})
+        super().__init__(viewer, form, DataFidelityPlot(viewer), **rows)
 
     @property
-    def recovered(self) -> Recovered | None:
-        """What the last run came to."""
-        return self._recovered
+    def result(self) -> ReconstructionResult | None:
+        """Result of the last run; None before the first run has ended."""
+        return self._result
 
     @property
-    def _made(self) -> list[Any]:
-        return [] if self._recovered is None else [(self._source.name, self._recovered.gaussians)]
+    def _named_gaussians(self) -> list[tuple[str, GaussianVolume]]:
+        return [] if self._result is None else [(self._source.name, self._result.gaussians)]
 
-    def _asked(self, source: SourceVolume) -> Asked:
-        """Return what is to be recovered from the chosen layer; raise ValueError if it cannot be."""
+    def _request(self, source: SourceVolume) -> ReconstructionRequest:
+        """Return the reconstruction of the chosen layer; raise ValueError if there is none."""
         raise NotImplementedError
 
     # Running ----------------------------------------------------------------------------------------------------------
@@ -83,66 +73,77 @@ class RecoverWidget(GaussianWidget):
         settings, source = self.form.settings(), self._volumes()[0]
         if source.grid.ndim != 3:
             raise InputError(f"'{source.name}' is flat; slices and projections are stacks, with three axes.")
-        self._of = self._asked(source)
-        self._of.problem.check()
-        self._source, self._limits, self._recovered = source, self._of.limits, None
-        self._shown = ShownLayers(self._viewer, self._earlier_layers(source.name, _KINDS))
-        if self._of.views is None:
+        self._current = self._request(source)
+        check_volume(np.broadcast_to(np.float32(0), self._current.grid.shape))  # the size; nothing is loaded yet
+        self._source, self._limits, self._result = source, self._current.limits, None
+        self._shown = LayerUpdater(self._viewer, self._earlier_layers(source.name, _KINDS))
+        if self._current.views is None:
             self._shown.forget(*_VIEWS)
         self.save.enabled = False
-        self._pace = PreviewThrottle()
-        self._start(run_recovery, self._of.problem, settings, self._pace)
+        self._throttle = PreviewThrottle()
+        self._start(preview_steps, self._current, settings, self._throttle)
 
     def _end(self) -> None:
-        self.save.enabled = self._recovered is not None
-        if self._recovered is not None and not self._error_shown:
+        self.save.enabled = self._result is not None
+        if self._result is not None and not self._error_shown:
             self.progress.value = self.progress.max
 
     # Showing ----------------------------------------------------------------------------------------------------------
 
-    def _show(self, sight: Sight) -> None:
-        self.progress.value = round(1000 * sight.step.progress)
-        self._say(_figures(sight))
-        if sight.volume is None:
+    def _show_step(self, preview: Preview) -> None:
+        self.progress.value = round(1000 * preview.fraction)
+        now = preview.step.current
+        left = time_left(now.seconds, preview.fraction)
+        self._say(f"{preview.message}: {', '.join(_figures(now, now.seconds))}{left}")
+        volume = preview.volume
+        if volume is None:
             return
-        result = sight.result
-        turns: list[Turn] = [lambda: self.plot.show_history(sight.step.history), lambda: self._put_volume(sight)]
-        if sight.reprojected is not None:
-            turns.append(lambda: self._put_views(sight))
-        if result is not None:
-            self._recovered = result
-            placement = grid_placement(self._of.problem.grid)
-            turns += self._gaussian_turns(self._source.name, result.gaussians, placement, final=True)
-        self._draw([*turns, self._pace.drawn])
+        calls: list[DrawCall] = [
+            lambda: self.plot.show_history(preview.step.history),
+            lambda: self._put_volume(volume, {}),
+            lambda: self._put_views(preview.reprojection),
+        ]
+        self._draw([*calls, self._throttle.drawn])
 
-    def _put_volume(self, sight: Sight) -> None:
-        if sight.volume is None:
-            return
-        if self._limits is None or (sight.result is not None and self._of.limits is None):
-            self._limits = limits_of(sight.volume)  # of the first, so that they do not flicker, and of the last
-        metadata = {} if sight.result is None else sight.result.gaussians.metadata
-        layer = recovered_layer(self._source.name, sight.volume, self._of.problem.grid, self._limits, metadata)
-        if self._shown.put("recovered", layer):
-            self._present(self._shown.layers["recovered"])
+    def _show_result(self, result: ReconstructionResult) -> None:
+        self._result = result
+        self.progress.value = self.progress.max
+        self._say(f"{', '.join(_figures(result.history[-1], result.seconds, result.ssim))}. {result.message}")
+        placement = grid_placement(self._current.grid)
+        self._draw(
+            [
+                lambda: self.plot.show_history(result.history),
+                lambda: self._put_volume(result.reconstruction, result.gaussians.metadata, final=True),
+                lambda: self._put_views(result.reprojection),
+                *self._gaussian_draw_calls(self._source.name, result.gaussians, placement, final=True),
+            ]
+        )
 
-    def _put_views(self, sight: Sight) -> None:
-        of = self._of.problem.projections
-        if self._of.views is None or of is None or sight.reprojected is None or sight.residual is None:
+    def _put_volume(self, volume: Float32Array, metadata: dict[str, Any], *, final: bool = False) -> None:
+        # Limits of the first preview, so that they do not flicker, and of the result.
+        if self._limits is None or (final and self._current.limits is None):
+            self._limits = contrast_limits_of(volume)
+        layer = reconstruction_layer(self._source.name, volume, self._current.grid, self._limits, metadata)
+        if self._shown.put("reconstruction", layer):
+            self._present(self._shown.layers["reconstruction"])
+
+    def _put_views(self, reprojection: Reprojection | None) -> None:
+        measured = self._current.projections
+        if self._current.views is None or measured is None or reprojection is None:
             return
-        scan = of[1].of_grid(self._of.problem.grid)
-        layers = reprojected_layers(self._of.views, scan, sight.reprojected, sight.residual)
-        for kind, layer in zip(_VIEWS, layers, strict=True):
+        scan = measured[1].of_grid(self._current.grid)
+        for kind, layer in zip(_VIEWS, reprojection_layers(self._current.views, scan, reprojection), strict=True):
             self._put(kind, layer)
 
     def _put(self, kind: str, data: LayerData) -> None:
         if self._shown.put(kind, data):
-            self._shown.layers[kind].visible = False  # the volume is what one looks at; the others wait
+            self._shown.layers[kind].visible = False  # the volume is shown; the user switches the others on
 
     def _on_ndisplay(self) -> None:
-        """Leave Gaussians hidden or shown, as they are."""
+        """Leave the visibility of Gaussians to the user."""
 
     def _present(self, layer: Layer) -> None:
-        """Have a new volume be seen: from its middle on, without the stack that it is made of."""
+        """Show a new volume at its centre, and hide the stack that it is reconstructed from."""
         if self._source.name in self._viewer.layers:
             self._viewer.layers[self._source.name].visible = False
         dims, extent = self._viewer.dims, layer.extent.world
@@ -152,32 +153,26 @@ class RecoverWidget(GaussianWidget):
 
 
 def is_stack(layer: Layer) -> bool:
-    """Whether a layer may be projections: it has their geometry, or no more than three axes."""
+    """Return True for a layer that may hold projections: line integrals, or no geometry and three axes."""
     return isinstance(layer, Image) and not layer.rgb and layer.ndim == 3 and projection_kind(layer.metadata) == "xray"
 
 
 def has_geometry(layer: Layer) -> bool:
-    """Whether a layer is projections with their geometry."""
+    """Return True for a layer of projections with their geometry."""
     return is_stack(layer) and scan_of(layer.metadata) is not None
 
 
 def is_volume(layer: Layer) -> bool:
-    """Whether a layer is a volume, and no projections."""
+    """Return True for a layer with three axes that does not hold projections."""
     return isinstance(layer, Image) and not layer.rgb and layer.ndim == 3 and scan_of(layer.metadata) is None
 
 
-def _figures(sight: Sight) -> str:
-    step, result = sight.step, sight.result
-    now = step.now
-    psnr = now.psnr_db if result is None else result.psnr_db
-    misfit = now.misfit if result is None else result.misfit
-    figures = [
-        *([] if psnr is None else [f"{psnr:.2f} dB"]),
-        *([] if result is None or result.ssim is None else [f"SSIM {result.ssim:.3f}"]),
-        *([] if misfit is None else [f"misfit {misfit:.3g}"]),
-        *([f"{now.n_gaussians:,} Gaussians"] if now.n_gaussians else []),
-        f"{now.seconds:.0f} s",
+def _figures(point: ReconstructPoint, seconds: float, ssim: float | None = None) -> Sequence[str]:
+    """Return quality, number of Gaussians and time for the line of text."""
+    return [
+        *([] if point.psnr_db is None else [f"{point.psnr_db:.2f} dB"]),
+        *([] if ssim is None else [f"SSIM {ssim:.3f}"]),
+        *([] if point.data_fidelity is None else [f"data fidelity {point.data_fidelity:.3g}"]),
+        *([f"{point.n_gaussians:,} Gaussians"] if point.n_gaussians else []),
+        f"{seconds:.0f} s",
     ]
-    if result is not None:
-        return f"{', '.join(figures)}. {step.message}"
-    return f"{step.message}: {', '.join(figures)}{time_left(now.seconds, step.progress)}"

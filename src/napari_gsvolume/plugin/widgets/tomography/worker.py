@@ -1,138 +1,163 @@
-"""Background work of the tomography widgets."""
+"""Background work of the tomography widgets: projections and reconstructions, with previews."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ....gaussians import GaussianVolume
-from ....reconstruction.problem import Problem, reprojected
-from ....reconstruction.reconstruct import Recovered, RecoverStep, Recovery
-from ....reconstruction.settings import RecoverSettings
+from ....grid import Grid
+from ....progress import Budget, Step
+from ....reconstruction import (
+    Measurement,
+    ProjectionMeasurements,
+    ReconstructionResult,
+    ReconstructSettings,
+    ReconstructStep,
+    Reprojection,
+    SliceStack,
+    reconstruct_steps,
+)
 from ....tomography.beer_lambert import hounsfield_to_attenuation
-from ....tomography.noise import DEPTH, with_noise
-from ....tomography.projections import Projections, project
+from ....tomography.noise import OPTICAL_DEPTH, add_noise
+from ....tomography.projections import Projections, ProjectStep, project_steps
 from ....tomography.scan import Mode, Scan
 from ....types import Float32Array
 from ...layers.conversion import SourceVolume
-from ..shared.worker import PreviewThrottle, run_in_background
+from ..shared.worker import PreviewThrottle
 
 Volume = GaussianVolume | NDArray[Any]
-_VIEWS_OF_A_RUN = 25  # into how many parts a scan is cut, for the bar to move and Stop to be heard
-
-
-@dataclass(frozen=True, eq=False)
-class ProjectionProgress:
-    """How many views of how many are projected; with the last one all of them, if it was not stopped."""
-
-    done: int
-    count: int
-    projections: Projections | None = None
 
 
 @dataclass(frozen=True)
 class ProjectionPostprocessing:
-    """Processing of voxels before and of views after projection; see `napari_gsvolume.tomography.projections`."""
+    """Conversion of the volume before a projection, and noise after it.
+
+    Attributes
+    ----------
+    hounsfield : bool
+        Convert Hounsfield units to attenuation, 1 / mm.
+    photons, sigma, depth : float, optional
+        Noise, as in `napari_gsvolume.tomography.add_noise`.
+    """
 
     hounsfield: bool = False
     photons: float | None = None
     sigma: float | None = None
-    depth: float = DEPTH
+    depth: float = OPTICAL_DEPTH
 
-    def before(self, volume: Volume) -> Volume:
-        """Return attenuation of Hounsfield units."""
+    def to_attenuation(self, volume: Volume) -> Volume:
+        """Return the volume to project."""
         return hounsfield_to_attenuation(volume) if self.hounsfield else volume
 
-    def after(self, projections: Projections) -> Projections:
-        """Return the views with noise."""
+    def with_noise(self, projections: Projections) -> Projections:
+        """Return projections with noise."""
         if self.photons is None and self.sigma is None:
             return projections
         depth = None if self.hounsfield else self.depth
-        images = with_noise(projections.images, self.photons, self.sigma, depth=depth)
+        images = add_noise(projections.images, self.photons, self.sigma, depth=depth)
         return replace(projections, images=images)
 
 
-def run_projection(
+def project_layer_steps(
     source: SourceVolume | GaussianVolume,
     scan: Scan,
     mode: Mode,
-    finish: ProjectionPostprocessing,
-    stop: Callable[[], bool],
-) -> Iterator[ProjectionProgress]:
-    """Project voxels or Gaussians, a few views at a time."""
-    yield from run_in_background(_taken(source, scan, mode, finish, stop))
-
-
-def _taken(
-    source: SourceVolume | GaussianVolume,
-    scan: Scan,
-    mode: Mode,
-    finish: ProjectionPostprocessing,
-    stop: Callable[[], bool],
-) -> Iterator[ProjectionProgress]:
-    count = len(scan)
+    postprocessing: ProjectionPostprocessing,
+    *,
+    budget: Budget,
+) -> Generator[ProjectStep, None, Projections | None]:
+    """Project voxels or Gaussians; return None if the run is stopped."""
     volume: Volume = source if isinstance(source, GaussianVolume) else np.asarray(source.array)
-    volume = finish.before(volume)
-    if isinstance(volume, GaussianVolume) and mode != "xray":
-        volume = volume.sample()  # once, not for every few views
-    images = []
-    for views in np.array_split(np.arange(count), min(count, _VIEWS_OF_A_RUN)):
-        if stop():
-            return
-        yield ProjectionProgress(int(views[0]), count)
-        images.append(project(volume, scan.select(views), mode).images)
-    yield ProjectionProgress(count, count, finish.after(Projections(np.concatenate(images), scan, mode)))
+    projections = yield from project_steps(
+        postprocessing.to_attenuation(volume), scan, mode, device="auto", budget=budget
+    )
+    return postprocessing.with_noise(projections) if len(projections.scan) == len(scan) else None
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
-    """What to show now.
+class ReconstructionRequest:
+    """Reconstruction to run, and its appearance in the viewer.
 
     Attributes
     ----------
-    volume : ndarray or None
-        What is recovered so far; None where only the progress is news.
-    reprojected, residual : ndarray or None
-        Its projections, and those measured minus these; None if there are none.
-    result : Recovered or None
-        Present at the end.
+    grid : Grid
+        Voxel grid of the reconstruction.
+    stacks : sequence of SliceStack
+        Stacks of slices.
+    projections : (array_like, Scan), optional
+        Line integrals, ``(K, V, U)``, in intensity times mm, and their geometry; the array is loaded by the run.
+    truth, support : array_like, optional
+        True volume, and mask of the voxels that may differ from zero, both on the grid.
+    views : SourceVolume, optional
+        Layer of the projections.
+    limits : tuple of float, optional
+        Contrast limits of the reconstruction; chosen from its intensities if omitted.
     """
 
-    step: RecoverStep
+    grid: Grid
+    stacks: Sequence[SliceStack] = ()
+    projections: tuple[ArrayLike, Scan] | None = None
+    truth: ArrayLike | None = None
+    support: ArrayLike | None = None
+    views: SourceVolume | None = None
+    limits: tuple[float, float] | None = None
+
+    def steps(
+        self, settings: ReconstructSettings, budget: Budget
+    ) -> Generator[ReconstructStep, None, ReconstructionResult]:
+        """Load the measurements and return the steps of the reconstruction."""
+        measurements: list[Measurement] = [stack.measurements(self.grid) for stack in self.stacks]
+        if self.projections is not None:
+            images, scan = self.projections
+            measurements.append(ProjectionMeasurements(images, scan.of_grid(self.grid)))
+        return reconstruct_steps(
+            measurements,
+            grid=self.grid,
+            truth=self.truth,
+            support=self.support,
+            budget=budget,
+            **settings.model_dump(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Preview(Step):
+    """Step of a reconstruction with what the viewer shows of it.
+
+    Attributes
+    ----------
+    step : ReconstructStep
+        State of the reconstruction.
+    volume : ndarray, (Z, Y, X), optional
+        Current volume; None for steps between two previews.
+    reprojection : Reprojection, optional
+        Projections of the current volume; None without projections.
+    """
+
+    step: ReconstructStep
     volume: Float32Array | None = field(default=None, repr=False)
-    reprojected: Float32Array | None = field(default=None, repr=False)
-    residual: Float32Array | None = field(default=None, repr=False)
-    result: Recovered | None = None
+    reprojection: Reprojection | None = field(default=None, repr=False)
 
 
-def run_recovery(
-    problem: Problem, settings: RecoverSettings, pace: PreviewThrottle, stop: Callable[[], bool]
-) -> Iterator[Sight]:
-    """Recover a volume and yield what to show; the last has the result."""
-    yield from run_in_background(_sights(problem, settings, pace, stop))
-
-
-def _sights(
-    problem: Problem, settings: RecoverSettings, pace: PreviewThrottle, stop: Callable[[], bool]
-) -> Iterator[Sight]:
-    recovery = problem.recovery(settings)
-    for step in recovery.steps(stop):
-        if pace.due():
-            pace.sent()
-            yield _sight(problem, recovery, step)
-        else:
-            yield Sight(step)
-    yield _sight(problem, recovery, step, recovery.result(step))
-
-
-def _sight(problem: Problem, recovery: Recovery, step: RecoverStep, result: Recovered | None = None) -> Sight:
-    volume = step.volume() if result is None else result.reconstruction
-    again = reprojected(recovery, volume)
-    residual = None
-    if again is not None and problem.projections is not None:
-        residual = np.asarray(problem.projections[0], np.float32) - again
-    return Sight(step, volume, again, residual, result)
+def preview_steps(
+    request: ReconstructionRequest, settings: ReconstructSettings, throttle: PreviewThrottle, *, budget: Budget
+) -> Generator[Preview, None, ReconstructionResult]:
+    """Reconstruct a volume, with a preview as often as the viewer can draw one."""
+    with closing(request.steps(settings, budget)) as steps:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                result: ReconstructionResult = end.value
+                return result
+            if throttle.due():
+                throttle.sent()
+                yield Preview(step.fraction, step.message, step, step.volume(), step.reproject())
+            else:
+                yield Preview(step.fraction, step.message, step)

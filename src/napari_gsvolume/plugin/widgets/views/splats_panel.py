@@ -1,4 +1,4 @@
-"""What is done with trained splats: choose parts, see them along the viewer's camera, save and open them."""
+"""List of splat models: check models, render them from the viewer's camera, and save them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rich.filesize import decimal as file_size
 from ....errors import InputError
 from ....rendering.splats.model import Splats
 from ....rendering.splats.ply import write_splats
-from ..shared.camera import Seen, camera_of
+from ..shared.camera import ViewerCamera, viewer_camera
 from ..shared.latest_task import Task
 from ..shared.live_view import LiveView
-from .worker import Kind, Order, Part, Subject, film_problem, view_of
+from .worker import PictureKind, PictureRequest, SceneSource, SplatModel, film_problem, render_splat_picture
 
 PIXELS = 512
 _LIVE_PIXELS = 256
@@ -29,38 +29,47 @@ _FILES = {"Splats (*.ply)": ".ply", "Picture (*.png)": ".png", "Film of the turn
 
 
 class ModelPanel(Container[Any]):
-    """Trained parts with check boxes, and what shows those that are checked; hidden as long as there is none.
+    """Models with check boxes, and buttons that render the checked ones; hidden while there are no models.
 
     Attributes
     ----------
     live : LiveView
-        Follows the camera; to be placed by the owner.
+        Live rendering from the viewer's camera, to be placed by the owner.
 
     Parameters
     ----------
     viewer : napari.Viewer
-        Its camera is where they are seen from.
-    make : callable
-        Makes pictures beside the viewer.
+        Viewer with the camera.
+    render : callable
+        Starts rendering the requested pictures.
     say : callable
-        Tells the user a sentence, and notifies where there is a second argument.
+        Shows a sentence to the user, as a notification if there is a second argument.
     """
 
-    def __init__(self, viewer: Viewer, make: Callable[[Order], None], say: Callable[..., None]) -> None:
-        self._viewer, self._make, self._say = viewer, make, say
-        self._parts: dict[str, Part] = {}
-        self.frames = SpinBox(value=36, min=2, max=1000, label="Frames", tooltip="Pictures of a turntable")
+    def __init__(self, viewer: Viewer, render: Callable[[PictureRequest], None], say: Callable[..., None]) -> None:
+        self._viewer, self._render, self._say = viewer, render, say
+        self._models: dict[str, SplatModel] = {}
+        self.frames = SpinBox(value=36, min=2, max=1000, label="Frames", tooltip="Number of pictures of a turntable")
         self.pixels = SpinBox(
-            value=PIXELS, min=16, max=4096, label="Pixels", tooltip="Longer side of pictures, and of the DVR view"
+            value=PIXELS,
+            min=16,
+            max=4096,
+            label="Pixels",
+            tooltip="Longer side in pixels, of pictures and of the DVR view",
         )
-        self.view = PushButton(text="View", tooltip="A picture from the viewer's camera, as a layer")
-        self.turntable = PushButton(text="Turntable", tooltip="Pictures all around, the first from the viewer's camera")
+        self.view = PushButton(text="View", tooltip="Render the checked models from the viewer's camera, as a layer")
+        self.turntable = PushButton(
+            text="Turntable", tooltip="Render pictures around the volume, starting at the viewer's camera, as a layer"
+        )
         self.difference = PushButton(
-            text="Difference to DVR", tooltip="How far the splats are off direct volume rendering, from the same camera"
+            text="Difference to DVR",
+            tooltip="Render the absolute difference of splats and direct volume rendering, as a layer",
         )
-        self.save = PushButton(text="Save…", tooltip="The checked parts as .ply, a picture as .png, a film as .mp4")
+        self.save = PushButton(
+            text="Save…", tooltip="Save the checked models as .ply, a picture as .png, or a turntable film as .mp4"
+        )
         self.follow = CheckBox(
-            text="Follow the camera", tooltip="Show the checked parts along the viewer's camera, live, here in the dock"
+            text="Follow the camera", tooltip="Show the checked models live from the viewer's camera, in this dock"
         )
         self._buttons = Container(widgets=[self.view, self.turntable, self.save], layout="horizontal", labels=False)
         self._numbers = Container(widgets=[self.pixels, self.frames])
@@ -74,46 +83,46 @@ class ModelPanel(Container[Any]):
         self.live = LiveView(viewer, self._live_task, say, framed=True)
         self.boxes.itemChanged.connect(self.live.changed)
         self.follow.changed.connect(self.live.switch)
-        self.view.changed.connect(lambda: self._tried(self._ask, "view"))
-        self.turntable.changed.connect(lambda: self._tried(self._ask, "turntable"))
-        self.difference.changed.connect(lambda: self._tried(self._ask, "difference"))
+        self.view.changed.connect(lambda: self._attempt(self._request, "view"))
+        self.turntable.changed.connect(lambda: self._attempt(self._request, "turntable"))
+        self.difference.changed.connect(lambda: self._attempt(self._request, "difference"))
         self.save.changed.connect(self._on_save)
 
-    # Parts ------------------------------------------------------------------------------------------------------------
+    # Models -----------------------------------------------------------------------------------------------------------
 
     @property
-    def parts(self) -> dict[str, Part]:
-        """All parts by their names."""
-        return dict(self._parts)
+    def models(self) -> dict[str, SplatModel]:
+        """All models by name."""
+        return dict(self._models)
 
     @property
-    def checked(self) -> list[Part]:
-        """Those whose boxes are checked."""
+    def checked(self) -> list[SplatModel]:
+        """Models with a checked box."""
         items = (self.boxes.item(row) for row in range(self.boxes.count()))
-        return [self._parts[item.data(Qt.UserRole)] for item in items if item.checkState() == Qt.CheckState.Checked]
+        return [self._models[item.data(Qt.UserRole)] for item in items if item.checkState() == Qt.CheckState.Checked]
 
     def check(self, name: str, on: bool = True) -> None:
-        """Check the box of a part, or uncheck it."""
+        """Check or uncheck the box of a model."""
         item = self._item(name)
         assert item is not None
         item.setCheckState(Qt.CheckState.Checked if on else Qt.CheckState.Unchecked)
 
-    def put(self, part: Part) -> None:
-        """Add a part, checked, or put it in the place of the one of its name; uncheck those of other volumes."""
-        new = part.name not in self._parts
-        self._parts[part.name] = part
-        item = self._item(part.name)
+    def add_model(self, model: SplatModel) -> None:
+        """Add a model, checked, or replace the one of the same name; uncheck models of other volumes."""
+        new = model.name not in self._models
+        self._models[model.name] = model
+        item = self._item(model.name)
         if item is None:
             item = QListWidgetItem()
             item.setFlags(item.flags() | Qt.ItemFlag.ItemIsUserCheckable)
-            item.setData(Qt.UserRole, part.name)
+            item.setData(Qt.UserRole, model.name)
             self.boxes.addItem(item)
-        judged = "" if part.trained is None else f", {part.trained.psnr_db:.1f} dB"
-        item.setText(f"{part.name}  ({len(part.splats):,} Gaussians{judged})")
+        psnr = "" if model.trained is None else f", {model.trained.psnr_db:.1f} dB"
+        item.setText(f"{model.name}  ({len(model.splats):,} Gaussians{psnr})")
         if new:
-            self.check(part.name)
-        for name, other in self._parts.items():
-            if other.source.name != part.source.name:
+            self.check(model.name)
+        for name, other in self._models.items():
+            if other.source.name != model.source.name:
                 self.check(name, False)
         rows = min(self.boxes.count(), _ROWS_SHOWN)
         self.boxes.setFixedHeight(rows * self.boxes.sizeHintForRow(0) + 2 * self.boxes.frameWidth() + 4)
@@ -121,68 +130,69 @@ class ModelPanel(Container[Any]):
         self.live.changed()
 
     def check_trained(self, volume: str, names: Sequence[str]) -> None:
-        """Check those parts of a volume that a run has trained, and no others: parts may be in the place of others."""
-        for name, part in self._parts.items():
-            if part.trained is not None and part.source.name == volume:
+        """Check the models of a volume that a run has trained and uncheck its others, which may overlap with them."""
+        for name, model in self._models.items():
+            if model.trained is not None and model.source.name == volume:
                 self.check(name, name in names)
 
     def _item(self, name: str) -> QListWidgetItem | None:
         items = (self.boxes.item(row) for row in range(self.boxes.count()))
         return next((item for item in items if item.data(Qt.UserRole) == name), None)
 
-    def _chosen(self) -> list[Part]:
-        """Return the checked parts; raise ValueError if there is none."""
-        parts = self.checked
-        if not parts:
-            raise InputError("No part is checked; check at least one in the list.")
-        return parts
+    def _checked_models(self) -> list[SplatModel]:
+        """Return the checked models; raise InputError if there are none."""
+        models = self.checked
+        if not models:
+            raise InputError("No model is checked; check at least one in the list.")
+        return models
 
-    def _seen(self, size: int) -> tuple[Seen, Splats]:
-        """Return how the viewer sees the checked parts, and all of their Gaussians as they look from there."""
-        parts = self._chosen()
-        seen = camera_of(self._viewer, parts[0].source.grid, size)
-        return seen, Splats.joined([part.seen_at(seen.cameras.pixel_mm) for part in parts])
+    def _frame(self, size: int) -> tuple[ViewerCamera, Splats]:
+        """Return the viewer's camera, and the splats of all checked models at its resolution."""
+        models = self._checked_models()
+        frame = viewer_camera(self._viewer, models[0].source.grid, size)
+        return frame, Splats.concatenate([model.at_resolution(frame.cameras.pixel_size_mm) for model in models])
 
-    def _subject(self) -> Subject:
-        """Return what DVR shows of the checked parts."""
-        subjects = []
-        for part in self.checked:
-            if part.subject is None:
-                raise InputError(f"'{part.name}' was not trained here, so there is no volume to compare with.")
-            subjects.append(part.subject)
-        if len({id(subject.source.array) for subject in subjects}) > 1:
-            raise InputError("The checked parts are of several volumes; a difference is to one.")
-        return reduce(Subject.beside, subjects)
+    def _scene_source(self) -> SceneSource:
+        """Return the scene of the checked models, for direct volume rendering."""
+        scene_sources = []
+        for model in self.checked:
+            if model.scene_source is None:
+                raise InputError(f"'{model.name}' was not trained here, so that there is no volume to compare with.")
+            scene_sources.append(model.scene_source)
+        if len({id(scene_source.source.array) for scene_source in scene_sources}) > 1:
+            raise InputError("The checked models are of several volumes; a difference needs models of one.")
+        return reduce(SceneSource.union, scene_sources)
 
     # Pictures ---------------------------------------------------------------------------------------------------------
 
     def enable(self, on: bool) -> None:
-        """Let pictures be asked for, or not as something is running."""
+        """Enable the buttons, or disable them during a run."""
         for button in (self.view, self.turntable, self.difference, self.save):
             button.enabled = on
 
-    def _tried(self, do: Callable[..., None], *args: Any) -> None:
+    def _attempt(self, do: Callable[..., None], *args: Any) -> None:
         try:
             do(*args)
         except (ValueError, OSError, MemoryError) as error:
             self._say(str(error), show_warning)
 
-    def _ask(self, kind: Kind, path: Path | None = None) -> None:
-        source = self._chosen()[0].source
-        subject = self._subject() if kind == "difference" else None
-        seen, splats = self._seen(self.pixels.value)
+    def _request(self, kind: PictureKind, path: Path | None = None) -> None:
+        source = self._checked_models()[0].source
+        scene_source = self._scene_source() if kind == "difference" else None
+        frame, splats = self._frame(self.pixels.value)
         if kind == "turntable":
-            seen = seen.turning(self.frames.value)
+            frame = frame.orbit(self.frames.value)
         about = {
-            part.name: {"settings": part.trained.settings.model_dump(), "metrics": metrics(part)}
-            for part in self.checked
-            if part.trained is not None
+            model.name: {"settings": model.trained.settings.model_dump(), "metrics": metrics(model)}
+            for model in self.checked
+            if model.trained is not None
         }
-        self._make(Order(kind, source, seen, splats, subject, path=path, about={"parts": about}))
+        metadata = {"parts": about}
+        self._render(PictureRequest(kind, source, frame, splats, scene_source, path=path, metadata=metadata))
 
     def _live_task(self) -> Task:
-        seen, splats = self._seen(_LIVE_PIXELS)
-        return lambda: view_of(splats, seen)
+        frame, splats = self._frame(_LIVE_PIXELS)
+        return lambda: render_splat_picture(splats, frame)
 
     # Files ------------------------------------------------------------------------------------------------------------
 
@@ -193,33 +203,34 @@ class ModelPanel(Container[Any]):
             self.save_as(path, _FILES.get(chosen, ".ply"))
 
     def save_as(self, path: str | Path, suffix: str = ".ply") -> None:
-        """Save the checked parts, a picture or a film, as the ending says.
+        """Save the checked models (.ply), a picture (.png) or a turntable film (.mp4), by the ending of the file name.
 
         Parameters
         ----------
         path : str or Path
+            Output file.
         suffix : str
-            The ending to add where there is none of these.
+            Ending to add if the file name has none of these.
         """
         path = Path(path)
         if path.suffix.lower() not in _FILES.values():
             path = path.with_name(f"{path.name}{suffix}")
-        self._tried(self._save, path)
+        self._attempt(self._save, path)
 
     def _save(self, path: Path) -> None:
         kind = path.suffix.lower()
         if kind == ".ply":
-            splats = Splats.joined([part.splats for part in self._chosen()])
+            splats = Splats.concatenate([model.splats for model in self._checked_models()])
             write_splats(path, splats)
             self._say(f"Saved {path.name}: {len(splats):,} Gaussians, {file_size(path.stat().st_size)}.")
             return
         if kind == ".mp4" and (problem := film_problem()):
             raise InputError(problem)
-        self._ask("view" if kind == ".png" else "turntable", path)
+        self._request("view" if kind == ".png" else "turntable", path)
 
 
-def metrics(part: Part) -> dict[str, float]:
-    """Return the figures of a trained part."""
-    assert part.trained is not None
-    figures = part.trained.report()
+def metrics(model: SplatModel) -> dict[str, float]:
+    """Return quality, size and speed of a trained model."""
+    assert model.trained is not None
+    figures = model.trained.report()
     return {name: figures[name] for name in ("psnr_db", "ssim", "n_gaussians", "fps", "seconds")}

@@ -1,4 +1,4 @@
-"""An editor of transfer functions: opacity over intensity, before the histogram of the volume."""
+"""Editor of transfer functions: opacity over intensity, in front of the volume's histogram."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from qtpy.QtWidgets import QColorDialog, QSizePolicy, QWidget
 from ....rendering.volume.transfer_functions import TransferFunction
 
 _HEIGHT = 130
-_MARGIN = 9.0  # pixels around the plot: points at its edges are seen whole
-_BELOW = 14.0  # for the numbers of the axis
-_REACH = 9.0  # pixels from a point where it is still meant
+_MARGIN = 9.0  # pixels around the plot, so that points at its edges are not clipped
+_AXIS_HEIGHT = 14.0  # pixels
+_HIT_RADIUS = 9.0  # maximum distance of a click from a point, pixels
 _RADIUS = 4.5
 _BINS = 128
-_MOST_POINTS = 16  # more than these nobody drags about: a colormap's 65 are thinned out
-_CLOSE = 0.01  # to which colours and opacities stay the same then, if so few points do
+_MAX_POINTS = 16  # curves with more points, such as the 65 of a colormap, are simplified
+_TOLERANCE = 0.01  # maximum error of simplified colours and opacities, if that many points suffice
 
 
 class TransferEditor(QWidget):
-    """Drag points, add them by a double click, remove them by a right click or the delete key.
+    """Editable curve: drag points, double click to add one, right click or Delete to remove one.
 
-    A double click on a point with ctrl or shift asks for its colour.
+    A double click on a point with Ctrl or Shift opens the colour dialog.
 
     Attributes
     ----------
     changed : Signal
-        The user has changed the transfer function.
+        Emitted when the user has changed the transfer function.
     """
 
     changed = Signal()
@@ -42,31 +42,31 @@ class TransferEditor(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setFixedHeight(_HEIGHT)
         self.setToolTip(
-            "Opacity over intensity. Drag points; double click adds one, right click or Delete removes one, "
-            "Ctrl + double click chooses its colour"
+            "Opacity over intensity. Drag points; double click to add one, right click or press Delete to remove one, "
+            "Ctrl + double click to choose its colour"
         )
         self._transfer = TransferFunction(
             np.array([0.0, 1.0]), np.array([[0.0, 0, 0], [1, 1, 1]]), np.array([0.0, 0.1])
         )
         self._counts: NDArray[np.float64] = np.zeros(0)
-        self._limits = (0.0, 1.0)  # of the histogram
-        self._range = (0.0, 1.0)  # of the axis
+        self._limits = (0.0, 1.0)  # intensity range of the histogram
+        self._range = (0.0, 1.0)  # intensity range of the axis
         self.selected: int | None = None
         self._dragged = False
 
     @property
-    def transfer(self) -> TransferFunction:
-        """The transfer function; of one that is set with many points, fewer are kept."""
+    def transfer_function(self) -> TransferFunction:
+        """Transfer function; a curve with many points is simplified when it is set."""
         return self._transfer
 
-    @transfer.setter
-    def transfer(self, transfer: TransferFunction) -> None:
-        self._transfer = thinned(transfer)
+    @transfer_function.setter
+    def transfer_function(self, transfer_function: TransferFunction) -> None:
+        self._transfer = simplify(transfer_function)
         self.selected = None
         self._fit_axis()
 
     def show_histogram(self, values: NDArray[Any]) -> None:
-        """Show which intensities there are; those that are not finite are left out."""
+        """Show the histogram of the finite values."""
         finite = np.asarray(values, np.float64).reshape(-1)
         finite = finite[np.isfinite(finite)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
@@ -81,70 +81,72 @@ class TransferEditor(QWidget):
         self._range = (float(low), float(high if high > low else low + 1))
         self.update()
 
-    # Places -----------------------------------------------------------------------------------------------------------
+    # Positions --------------------------------------------------------------------------------------------------------
 
-    def place(self, value: float, opacity: float) -> QPointF:
-        """Return where an intensity and an opacity are in the widget."""
+    def to_position(self, value: float, opacity: float) -> QPointF:
+        """Return the widget position of an intensity and an opacity."""
         box, (low, high) = self._box(), self._range
         return QPointF(box.left() + (value - low) / (high - low) * box.width(), box.bottom() - opacity * box.height())
 
-    def _at(self, place: QPointF) -> tuple[float, float]:
-        """Return the intensity and the opacity at a place, the nearest of those in the plot."""
+    def _value_at(self, position: QPointF) -> tuple[float, float]:
+        """Return the intensity and the opacity at a widget position, clipped to the plot."""
         box, (low, high) = self._box(), self._range
-        x = np.clip((place.x() - box.left()) / box.width(), 0, 1)
-        return low + float(x) * (high - low), float(np.clip((box.bottom() - place.y()) / box.height(), 0, 1))
+        x = np.clip((position.x() - box.left()) / box.width(), 0, 1)
+        return low + float(x) * (high - low), float(np.clip((box.bottom() - position.y()) / box.height(), 0, 1))
 
     def _box(self) -> QRectF:
-        return QRectF(_MARGIN, _MARGIN, max(1.0, self.width() - 2 * _MARGIN), self.height() - 2 * _MARGIN - _BELOW)
+        return QRectF(
+            _MARGIN, _MARGIN, max(1.0, self.width() - 2 * _MARGIN), self.height() - 2 * _MARGIN - _AXIS_HEIGHT
+        )
 
-    def _near(self, place: QPointF) -> int | None:
-        """Return the number of the point at a place, if there is one."""
-        points = [self.place(v, o) for v, o in zip(self._transfer.values, self._transfer.opacities, strict=True)]
-        away = [np.hypot(p.x() - place.x(), p.y() - place.y()) for p in points]
-        nearest = int(np.argmin(away))
-        return nearest if away[nearest] <= _REACH else None
+    def _point_at(self, position: QPointF) -> int | None:
+        """Return the index of the point at a widget position, or None."""
+        points = [self.to_position(v, o) for v, o in zip(self._transfer.values, self._transfer.opacities, strict=True)]
+        distances = [np.hypot(p.x() - position.x(), p.y() - position.y()) for p in points]
+        nearest = int(np.argmin(distances))
+        return nearest if distances[nearest] <= _HIT_RADIUS else None
 
     # Changes ----------------------------------------------------------------------------------------------------------
 
     def add(self, value: float, opacity: float) -> None:
-        """Add a point in the colour that was there, and select it."""
+        """Add a point with the interpolated colour, and select it."""
         t = self._transfer
         k = int(np.searchsorted(t.values, value))
         self._change(
             np.insert(t.values, k, value),
-            np.insert(t.colours, k, t.at(value)[:3], 0),
+            np.insert(t.colors, k, t.evaluate(value)[:3], 0),
             np.insert(t.opacities, k, opacity),
         )
         self._select(k)
 
     def move_point(self, k: int, value: float, opacity: float) -> None:
-        """Move a point; it stays between its neighbours."""
+        """Move a point, at most up to its neighbours."""
         values, opacities = self._transfer.values.copy(), self._transfer.opacities.copy()
         low = values[k - 1] if k else -np.inf
         high = values[k + 1] if k + 1 < len(values) else np.inf
         values[k], opacities[k] = np.clip(value, low, high), opacity
-        self._change(values, self._transfer.colours, opacities)
+        self._change(values, self._transfer.colors, opacities)
 
     def remove(self, k: int) -> None:
-        """Remove a point, but not the last one."""
+        """Remove a point, unless it is the only one."""
         t = self._transfer
         if len(t.values) > 1:
             self._select(None)
-            self._change(np.delete(t.values, k), np.delete(t.colours, k, 0), np.delete(t.opacities, k))
+            self._change(np.delete(t.values, k), np.delete(t.colors, k, 0), np.delete(t.opacities, k))
 
-    def ask_colour(self, k: int | None = None) -> None:
-        """Ask for the colour of a point, by default the selected one."""
+    def ask_color(self, k: int | None = None) -> None:
+        """Open the colour dialog for a point, by default the selected one."""
         k = self.selected if k is None else k
         if k is None:
             return
-        chosen = QColorDialog.getColor(QColor.fromRgbF(*map(float, self._transfer.colours[k])), self, "Colour")
+        chosen = QColorDialog.getColor(QColor.fromRgbF(*map(float, self._transfer.colors[k])), self, "Colour")
         if chosen.isValid():
-            colours = self._transfer.colours.copy()
-            colours[k] = np.clip([chosen.redF(), chosen.greenF(), chosen.blueF()], 0, 1)
-            self._change(self._transfer.values, colours, self._transfer.opacities)
+            colors = self._transfer.colors.copy()
+            colors[k] = np.clip([chosen.redF(), chosen.greenF(), chosen.blueF()], 0, 1)
+            self._change(self._transfer.values, colors, self._transfer.opacities)
 
-    def _change(self, values: NDArray[Any], colours: NDArray[Any], opacities: NDArray[Any]) -> None:
-        self._transfer = replace(self._transfer, values=values, colours=colours, opacities=opacities)
+    def _change(self, values: NDArray[Any], colors: NDArray[Any], opacities: NDArray[Any]) -> None:
+        self._transfer = replace(self._transfer, values=values, colors=colors, opacities=opacities)
         self.update()
         self.changed.emit()
 
@@ -155,12 +157,12 @@ class TransferEditor(QWidget):
     # Qt ---------------------------------------------------------------------------------------------------------------
 
     def sizeHint(self) -> QSize:
-        """Ask for a strip."""
+        """Return the size of a horizontal strip."""
         return QSize(260, _HEIGHT)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
         """Select a point, or remove it."""
-        k = self._near(event.position())
+        k = self._point_at(event.position())
         if event.button() == Qt.MouseButton.RightButton:
             if k is not None:
                 self.remove(k)
@@ -171,23 +173,23 @@ class TransferEditor(QWidget):
     def mouseMoveEvent(self, event: QMouseEvent) -> None:
         """Drag the point."""
         if self._dragged and self.selected is not None and event.buttons() & Qt.MouseButton.LeftButton:
-            self.move_point(self.selected, *self._at(event.position()))
+            self.move_point(self.selected, *self._value_at(event.position()))
 
     def mouseReleaseEvent(self, event: QMouseEvent) -> None:
-        """Let the point go."""
+        """Stop dragging."""
         self._dragged = False
 
     def mouseDoubleClickEvent(self, event: QMouseEvent) -> None:
-        """Add a point, or ask for the colour of one."""
+        """Add a point, or choose the colour of one."""
         if event.button() != Qt.MouseButton.LeftButton:
             return
-        k = self._near(event.position())
+        k = self._point_at(event.position())
         held = event.modifiers() & (Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier)
         if k is None:
-            self.add(*self._at(event.position()))
+            self.add(*self._value_at(event.position()))
         elif held:
             self._select(k)
-            self.ask_colour(k)
+            self.ask_color(k)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
         """Remove the selected point."""
@@ -202,24 +204,24 @@ class TransferEditor(QWidget):
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         painter.fillRect(self.rect(), QColor(24, 24, 28))
         self._draw_histogram(painter, box)
-        line = [self.place(v, o) for v, o in zip(t.values, t.opacities, strict=True)]
+        line = [self.to_position(v, o) for v, o in zip(t.values, t.opacities, strict=True)]
         line = [QPointF(box.left(), line[0].y()), *line, QPointF(box.right(), line[-1].y())]
         gradient = QLinearGradient(box.left(), 0, box.right(), 0)
-        for x, colour in zip(np.linspace(0, 1, 64), t.table(*self._range, 64)[:, :3], strict=True):
-            gradient.setColorAt(float(x), _qt(colour))
-        under = QLinearGradient(gradient)
-        under.setStops([(x, QColor(c.red(), c.green(), c.blue(), 130)) for x, c in gradient.stops()])
+        for x, color in zip(np.linspace(0, 1, 64), t.lookup_table(*self._range, 64)[:, :3], strict=True):
+            gradient.setColorAt(float(x), _to_qt(color))
+        fill = QLinearGradient(gradient)
+        fill.setStops([(x, QColor(c.red(), c.green(), c.blue(), 130)) for x, c in gradient.stops()])
         area = [QPointF(box.left(), box.bottom()), *line, QPointF(box.right(), box.bottom())]
         painter.setPen(Qt.PenStyle.NoPen)
-        painter.setBrush(QBrush(under))
+        painter.setBrush(QBrush(fill))
         painter.drawPolygon(QPolygonF(area))
         painter.setPen(QPen(QColor(200, 200, 200), 1.2))
         painter.drawPolyline(QPolygonF(line))
-        for k, (place, colour) in enumerate(zip(line[1:-1], t.colours, strict=True)):
+        for k, (position, color) in enumerate(zip(line[1:-1], t.colors, strict=True)):
             chosen = k == self.selected
-            painter.setBrush(_qt(colour))
+            painter.setBrush(_to_qt(color))
             painter.setPen(QPen(QColor(255, 200, 60) if chosen else QColor(235, 235, 235), 2.2 if chosen else 1.2))
-            painter.drawEllipse(place, _RADIUS, _RADIUS)
+            painter.drawEllipse(position, _RADIUS, _RADIUS)
         self._draw_axis(painter, box)
 
     def _draw_histogram(self, painter: QPainter, box: QRectF) -> None:
@@ -228,7 +230,7 @@ class TransferEditor(QWidget):
         low, high = self._limits
         edges = np.linspace(low, high, len(self._counts) + 1)
         for count, left, right in zip(self._counts, edges[:-1], edges[1:], strict=True):
-            painter.drawRect(QRectF(self.place(left, float(count)), self.place(right, 0.0)))
+            painter.drawRect(QRectF(self.to_position(left, float(count)), self.to_position(right, 0.0)))
         painter.setBrush(Qt.BrushStyle.NoBrush)
         painter.setPen(QColor(90, 90, 90))
         painter.drawRect(box)
@@ -238,7 +240,7 @@ class TransferEditor(QWidget):
         font.setPixelSize(10)
         painter.setFont(font)
         painter.setPen(QColor(190, 190, 190))
-        below = QRectF(box.left(), box.bottom() + 3, box.width(), _BELOW + _MARGIN - 4)
+        below = QRectF(box.left(), box.bottom() + 3, box.width(), _AXIS_HEIGHT + _MARGIN - 4)
         low, high = self._range
         painter.drawText(below, Qt.AlignmentFlag.AlignLeft, f"{low:.4g}")
         painter.drawText(below, Qt.AlignmentFlag.AlignRight, f"{high:.4g}")
@@ -249,25 +251,28 @@ class TransferEditor(QWidget):
         painter.drawText(below, Qt.AlignmentFlag.AlignHCenter, middle)
 
 
-def _qt(colour: NDArray[np.float64]) -> QColor:
-    return QColor.fromRgbF(*(float(c) for c in np.clip(colour, 0, 1)))
+def _to_qt(color: NDArray[np.float64]) -> QColor:
+    return QColor.fromRgbF(*(float(c) for c in np.clip(color, 0, 1)))
 
 
-def thinned(transfer: TransferFunction) -> TransferFunction:
-    """Return about the same transfer function with as few points as one can drag about, if it has many."""
-    n = len(transfer.values)
-    if n <= _MOST_POINTS:
-        return transfer
-    opacity = transfer.opacities / max(float(transfer.opacities.max()), 1e-12)
-    columns = np.column_stack([transfer.colours, opacity])
+def simplify(transfer_function: TransferFunction) -> TransferFunction:
+    """Return an approximation with at most `_MAX_POINTS` points (Douglas-Peucker)."""
+    n = len(transfer_function.values)
+    if n <= _MAX_POINTS:
+        return transfer_function
+    opacity = transfer_function.opacities / max(float(transfer_function.opacities.max()), 1e-12)
+    columns = np.column_stack([transfer_function.colors, opacity])
     kept = [0, n - 1]
-    while len(kept) < _MOST_POINTS:  # the point that is missed most comes next (Douglas and Peucker)
-        x = transfer.values
+    while len(kept) < _MAX_POINTS:  # add the point with the largest error
+        x = transfer_function.values
         guess = np.stack([np.interp(x, x[kept], column[kept]) for column in columns.T], 1)
-        off = np.abs(guess - columns).max(1)
-        if off.max() <= _CLOSE:
+        error = np.abs(guess - columns).max(1)
+        if error.max() <= _TOLERANCE:
             break
-        kept = sorted({*kept, int(off.argmax())})
+        kept = sorted({*kept, int(error.argmax())})
     return replace(
-        transfer, values=transfer.values[kept], colours=transfer.colours[kept], opacities=transfer.opacities[kept]
+        transfer_function,
+        values=transfer_function.values[kept],
+        colors=transfer_function.colors[kept],
+        opacities=transfer_function.opacities[kept],
     )

@@ -1,4 +1,4 @@
-"""The rows that choose a transfer function: of the layer, a preset, a file, or edited."""
+"""Rows to choose a transfer function: from the layer, a preset, a file, or the editor."""
 
 from __future__ import annotations
 
@@ -16,54 +16,56 @@ from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
 from superqt import QCollapsible
 
 from ....errors import InputError
-from ....rendering.volume.transfer_functions import PRESETS, TransferFunction, preset
+from ....rendering.volume.transfer_functions import PRESETS, TransferFunction
 from ...layers.conversion import SourceVolume, layer_colours
 from .transfer_editor import TransferEditor
-from .worker import Look
+from .worker import TransferFunctionFactory
 
-OWN, FILE, EDITED = "of the layer", "from a file", "edited"
-_SAMPLE = 500_000  # voxels that the editor looks at
+LAYER, FILE, EDITED = "of the layer", "from a file", "edited"
+_SAMPLE_SIZE = 500_000  # voxels in the histogram of the editor
 _FILTER = "Transfer functions (*.json)"
 
 
-class ColourRows:
-    """A choice of transfer functions, a file, and an editor folded away.
+class TransferFunctionPanel:
+    """Choice of a transfer function, a file, and a collapsible editor.
 
     Attributes
     ----------
     choice, file, shading : Widget
         Rows, to be placed by the owner.
     fold : QCollapsible
-        With the editor.
+        Collapsible section with the editor.
     editor : TransferEditor
+        Editor of the curve.
 
     Parameters
     ----------
     source : callable
-        Returns the chosen volume; may raise ValueError.
+        Returns the chosen volume; may raise InputError.
     say : callable
-        Tells the user a sentence, and notifies where there is a second argument.
+        Shows a sentence to the user, as a notification if there is a second argument.
     """
 
     def __init__(self, source: Callable[[], SourceVolume], say: Callable[..., None]) -> None:
         self._source, self._say = source, say
         self._layer: Image | None = None
-        self._before = OWN  # what the editor is to show; "" once it has been edited
-        self._stale = True  # whether the editor has something else
+        self._chosen = LAYER  # choice to show in the editor; "" once it has been edited
+        self._stale = True  # whether the editor has to be updated
         self._sampled: tuple[Any, NDArray[Any]] | None = None
         self.choice = ComboBox(
-            label="Colours", choices=[OWN, *PRESETS, FILE, EDITED], value=OWN,
-            tooltip="Colour and opacity of an intensity: of the layer's colormap, contrast limits and gamma, or others",
-        )  # fmt: skip
-        self.file = FileEdit(
-            label="File", filter="*.json", tooltip="A transfer function, as the editor and shell write"
+            label="Colours",
+            choices=[LAYER, *PRESETS, FILE, EDITED],
+            value=LAYER,
+            tooltip="Transfer function (colours and opacities): the layer's colormap, contrast limits and gamma, "
+            "a preset, a file, or the editor's curve",
         )
-        self.shading = CheckBox(text="Shading", tooltip="Light surfaces, with the lamp at the camera")
+        self.file = FileEdit(label="File", filter="*.json", tooltip="File with a transfer function (JSON)")
+        self.shading = CheckBox(text="Shading", tooltip="Phong shading of surfaces, with a light at the camera")
         self.editor = TransferEditor()
-        self.colour = PushButton(text="Colour…", tooltip="Of the selected point", enabled=True)
-        self.save = PushButton(text="Save…", tooltip="The transfer function as JSON")
-        self.load = PushButton(text="Load…", tooltip="A transfer function from JSON")
-        self._buttons = Container(widgets=[self.colour, self.save, self.load], layout="horizontal", labels=False)
+        self.color = PushButton(text="Colour…", tooltip="Choose the colour of the selected point", enabled=True)
+        self.save = PushButton(text="Save…", tooltip="Save the transfer function as JSON")
+        self.load = PushButton(text="Load…", tooltip="Load a transfer function from JSON")
+        self._buttons = Container(widgets=[self.color, self.save, self.load], layout="horizontal", labels=False)
         self._buttons.margins = (0, 0, 0, 0)
         content = QWidget()
         layout = QVBoxLayout(content)
@@ -79,49 +81,49 @@ class ColourRows:
         self.file.changed.connect(self._on_file)
         self.fold.toggled.connect(lambda _: self._fill())
         self.editor.changed.connect(self._on_edited)
-        self.colour.changed.connect(self._on_colour)
+        self.color.changed.connect(self._on_color)
         self.save.changed.connect(self._on_save)
         self.load.changed.connect(self._on_load)
 
     def show_rows(self) -> None:
-        """Show the rows that say something."""
+        """Show the rows that apply to the choice."""
         self.file.visible = self.choice.value == FILE
 
     def follow(self, layer: Layer | None) -> None:
-        """Take colours of another layer, and follow their changes."""
+        """Use another layer, and follow the changes of its colormap, contrast limits and gamma."""
         layer = layer if isinstance(layer, Image) and not layer.rgb else None
         if layer is self._layer:
             return
-        for of, on in ((self._layer, False), (layer, True)):
-            if of is not None:
-                for event in (of.events.contrast_limits, of.events.gamma, of.events.colormap):
+        for image, on in ((self._layer, False), (layer, True)):
+            if image is not None:
+                for event in (image.events.contrast_limits, image.events.gamma, image.events.colormap):
                     event.connect(self._on_layer) if on else event.disconnect(self._on_layer)
         self._layer = layer
         self.renew()
 
     def renew(self, *_: Any) -> None:
-        """Note that another volume of the layer is chosen."""
+        """Update the editor after another volume of the layer was chosen."""
         self._stale = True
         self._fill()
 
-    def look(self) -> Look:
-        """Return what makes the transfer function that is chosen; raise ValueError if there is none."""
-        chosen = self.choice.value
-        if chosen in PRESETS:
-            return partial(preset, chosen)
-        if chosen == EDITED:
-            self._fill(even_hidden=True)
-            transfer = self.editor.transfer
+    def factory(self) -> TransferFunctionFactory:
+        """Return the factory of the chosen transfer function; raise InputError if there is none."""
+        choice = self.choice.value
+        if choice in PRESETS:
+            return partial(TransferFunction.from_preset, choice)
+        if choice == EDITED:
+            self._fill(force=True)
+            transfer_function = self.editor.transfer_function
         else:
-            transfer = self._of_file() if chosen == FILE else self._of_layer()
-        return lambda _: transfer
+            transfer_function = self._from_file() if choice == FILE else self._from_layer()
+        return lambda _: transfer_function
 
-    def _of_layer(self) -> TransferFunction:
+    def _from_layer(self) -> TransferFunction:
         if self._layer is None:
-            raise InputError("There is no image layer whose colours could be taken.")
+            raise InputError("There is no image layer with a colormap to use.")
         return TransferFunction.from_colormap(*layer_colours(self._layer))
 
-    def _of_file(self, path: Path | None = None) -> TransferFunction:
+    def _from_file(self, path: Path | None = None) -> TransferFunction:
         path = Path(self.file.value) if path is None else path
         if not path.is_file():
             raise InputError("Choose a file with a transfer function (JSON).")
@@ -132,51 +134,51 @@ class ColourRows:
 
     # The editor -------------------------------------------------------------------------------------------------------
 
-    def _fill(self, even_hidden: bool = False) -> None:
-        """Have the editor show what is chosen, once somebody looks; what was edited stays."""
-        if not (self._stale and (even_hidden or self.fold.isExpanded())) or self._layer is None:
+    def _fill(self, force: bool = False) -> None:
+        """Update histogram and curve of the editor if it is visible or forced; an edited curve stays."""
+        if not (self._stale and (force or self.fold.isExpanded())) or self._layer is None:
             return
         try:
             sample = self._sample()
             self.editor.show_histogram(sample)
-            if self._before:
-                self.editor.transfer = self._now(sample)
+            if self._chosen:
+                self.editor.transfer_function = self._current(sample)
         except (ValueError, OSError, MemoryError) as error:
             self._say(str(error), show_warning)
             return
         self._stale = False
 
-    def _now(self, sample: NDArray[Any]) -> TransferFunction:
-        chosen = self._before
-        if chosen in PRESETS:
-            return preset(chosen, sample)
-        return self._of_file() if chosen == FILE else self._of_layer()
+    def _current(self, sample: NDArray[Any]) -> TransferFunction:
+        choice = self._chosen
+        if choice in PRESETS:
+            return TransferFunction.from_preset(choice, sample)
+        return self._from_file() if choice == FILE else self._from_layer()
 
     def _sample(self) -> NDArray[Any]:
-        """Return some of the voxels, evenly spread."""
+        """Return a regular subsample of the voxels."""
         source = self._source()
         key = (source.name, source.array)
         if self._sampled is None or self._sampled[0][0] != key[0] or self._sampled[0][1] is not key[1]:
-            step = max(1, int(np.ceil((source.grid.size / _SAMPLE) ** (1 / source.grid.ndim))))
+            step = max(1, int(np.ceil((source.grid.size / _SAMPLE_SIZE) ** (1 / source.grid.ndim))))
             array: Any = source.array
             self._sampled = (key, np.asarray(array[(slice(None, None, step),) * source.grid.ndim]))
         return self._sampled[1]
 
-    def _on_choice(self, chosen: str) -> None:
+    def _on_choice(self, choice: str) -> None:
         self.show_rows()
-        if chosen == EDITED:
-            self._fill(even_hidden=True)
+        if choice == EDITED:
+            self._fill(force=True)
             self.fold.expand()
             return
-        self._before, self._stale = chosen, True
-        if chosen == FILE:
+        self._chosen, self._stale = choice, True
+        if choice == FILE:
             self._on_file()
             return
-        self.shading.value = chosen in PRESETS and chosen != "gray"
+        self.shading.value = choice in PRESETS and choice != "gray"
         self._fill()
 
     def _on_layer(self, *_: Any) -> None:
-        if self.choice.value == OWN:
+        if self.choice.value == LAYER:
             self._stale = True
             self._fill()
 
@@ -184,7 +186,7 @@ class ColourRows:
         if not Path(self.file.value).is_file():
             return
         try:
-            self.shading.value = self._of_file().shading
+            self.shading.value = self._from_file().shading
         except ValueError as error:
             self._say(str(error), show_warning)
             return
@@ -192,15 +194,15 @@ class ColourRows:
         self._fill()
 
     def _on_edited(self) -> None:
-        """Note that the editor's curve is what counts now, of whatever volume."""
-        self._before = ""
+        """Use the editor's curve from now on, for all volumes."""
+        self._chosen = ""
         self.choice.value = EDITED
 
-    def _on_colour(self) -> None:
+    def _on_color(self) -> None:
         if self.editor.selected is None:
             self._say("Click a point of the curve first, then choose its colour.")
         else:
-            self.editor.ask_colour()
+            self.editor.ask_color()
 
     def _on_save(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self.editor, "Save transfer function", "transfer.json", _FILTER)
@@ -208,12 +210,12 @@ class ColourRows:
             self.save_to(path)
 
     def save_to(self, path: str | Path) -> None:
-        """Save what the editor shows, with the shading that is chosen."""
+        """Save the editor's transfer function, with the chosen shading."""
         path = Path(path)
         path = path if path.suffix.lower() == ".json" else path.with_name(f"{path.name}.json")
-        shown = self.editor.transfer
+        shown = self.editor.transfer_function
         try:
-            TransferFunction(shown.values, shown.colours, shown.opacities, shown.unit_mm, self.shading.value).save(path)
+            TransferFunction(shown.values, shown.colors, shown.opacities, shown.unit_mm, self.shading.value).save(path)
         except OSError as error:
             self._say(str(error), show_warning)
         else:
@@ -225,12 +227,12 @@ class ColourRows:
             self.load_from(path)
 
     def load_from(self, path: str | Path) -> None:
-        """Edit the transfer function of a file from here on."""
+        """Load the transfer function of a file into the editor."""
         try:
-            transfer = self._of_file(Path(path))
+            transfer_function = self._from_file(Path(path))
         except ValueError as error:
             self._say(str(error), show_warning)
             return
-        self.editor.transfer = transfer
-        self.shading.value = transfer.shading
+        self.editor.transfer_function = transfer_function
+        self.shading.value = transfer_function.shading
         self._on_edited()

@@ -1,0 +1,33 @@
+from . import explain as explain
+from . import phantoms as phantoms
+from .errors import FileFormatError as FileFormatError
+from .errors import GSVolumeError as GSVolumeError
+from .explain.tracking.checkpoints import track as track
+from .fitting import FitResult as FitResult
+from .fitting import FitSettings as FitSettings
+from .fitting import FitStep as FitStep
+from .fitting import fit as fit
+from .fitting import fit_steps as fit_steps
+from .gaussians import GaussianVolume as GaussianVolume
+from .grid import Grid as Grid
+from .io import load as load
+from .io import save as save
+from .reconstruction import ReconstructSettings as ReconstructSettings
+from .reconstruction import reconstruct as reconstruct
+from .reconstruction import reconstruct_steps as reconstruct_steps
+from .rendering import Camera as Camera
+from .rendering import Splats as Splats
+from .rendering import TransferFunction as TransferFunction
+from .rendering import render_views as render_views
+from .rendering import train_splats as train_splats
+from .rendering import train_splats_steps as train_splats_steps
+from .super_resolution import SRModel as SRModel
+from .super_resolution import superresolve as superresolve
+from .super_resolution import superresolve_steps as superresolve_steps
+from .super_resolution import train_superresolution as train_superresolution
+from .super_resolution import train_superresolution_steps as train_superresolution_steps
+from .svd import decompose as decompose
+from .tomography import Scan as Scan
+from .tomography import project as project
+
+__version__: str
