@@ -69,9 +69,9 @@ fig, ax = plt.subplots(figsize=(6, 3.2), layout="compressed")
 for k, (name, values) in enumerate(aucs.items()):
     ax.bar(np.arange(3) + 0.35 * (k - 0.5), values, 0.33, label=name)
 ax.axhline(0.5, color="k", linestyle="--", label="chance")
-ax.set(title="Linear probes", xlabel="layer", ylabel="AUC on held-out images", ylim=(0.4, 1.02))
+ax.set(title="Linear probes", xlabel="layer", ylabel="AUC on held-out images", ylim=(0.4, 1.2))
 ax.set_xticks(range(3), layers)
-ax.legend(loc="lower left")
+ax.legend(loc="upper center", ncols=3)
 plt.show()
 
 # %%
