@@ -36,14 +36,15 @@ print(len(again), "Gaussians read back, background", again.background)
 # %%
 # The curve is nearly straight over the logarithm of the size: each doubling of the bytes gains about as many dB.
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="compressed")
-ax.semilogx([r.n_bytes / 1024 for r in results], [r.psnr_db for r in results], "o-")
+sizes = [result.n_bytes for result in results]
+ax.semilogx(sizes, [result.psnr_db for result in results], "o-")
 for ratio, result in zip(ratios, results, strict=True):
-    ax.annotate(f"{ratio} : 1", (result.n_bytes / 1024, result.psnr_db), (6, -12), textcoords="offset points")
-ax.set(
-    title=f"Rate and distortion ({volume.nbytes // 1024} KiB in float32)", xlabel="file size (KiB)", ylabel="PSNR (dB)"
-)
-ax.grid(alpha=0.3, which="both")
-ax.margins(0.12)
+    ax.annotate(f"{ratio} : 1", (result.n_bytes, result.psnr_db), (-2, -14), textcoords="offset points")
+ax.set(title=f"A volume of {volume.nbytes:,} bytes in smaller files", xlabel="file size (bytes)", ylabel="PSNR (dB)")
+ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+ax.minorticks_off()
+ax.grid(alpha=0.3)
+ax.margins(0.2)
 plt.show()
 
 # %%

@@ -43,20 +43,24 @@ t = np.linspace(-15, 15, 300)
 points = centre + t[:, None, None] * down + t[None, :, None] * across
 plane = gaussians.evaluate(points.reshape(-1, 3)).reshape(300, 300)
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="compressed")
-voxel = grid.voxel_size[0]
-image = left.imshow(plane, cmap="gray", vmin=0, vmax=1, extent=(-15 * voxel, 15 * voxel, 15 * voxel, -15 * voxel))
-left.set(title="A plane tilted by 35 degrees", xlabel="along x (mm)", ylabel="down the plane (mm)")
-fig.colorbar(image, ax=left, label="intensity")
+fig, ax = plt.subplots(figsize=(5, 4), layout="compressed")
+half = 15 * grid.voxel_size[0]
+image = ax.imshow(plane, cmap="gray", vmin=0, vmax=1, extent=(-half, half, half, -half))
+ax.set(title="A plane tilted by 35 degrees", xlabel="along x (mm)", ylabel="down the plane (mm)")
+fig.colorbar(image, ax=ax, label="intensity")
+plt.show()
 
 # %%
 # A profile
 # ---------
 # The function between the voxels is smooth: it has no steps, as nearest-neighbour sampling has.
 z, y, x = np.unravel_index(volume[4:-4, 4:-4, 4:-4].argmax(), (24, 24, 24)) + np.array([4, 4, 4])
-fine = np.linspace(x - 4, x + 4, 200)
-right.plot(np.arange(x - 4, x + 5), volume[z, y, x - 4 : x + 5], "o", label="voxels")
-right.plot(fine, gaussians.evaluate(np.stack([np.full(200, z), np.full(200, y), fine], 1)), label="Gaussians")
-right.set(title="Across one vessel", xlabel="x (voxels)", ylabel="intensity")
-right.legend()
+line = np.linspace(x - 4, x + 4, 200)
+values = gaussians.evaluate(np.stack([np.full(200, z), np.full(200, y), line], 1))
+
+fig, ax = plt.subplots(figsize=(6, 3.2), layout="compressed")
+ax.plot(np.arange(x - 4, x + 5), volume[z, y, x - 4 : x + 5], "o", label="voxels")
+ax.plot(line, values, label="Gaussians")
+ax.set(title="Across one vessel", xlabel="x (voxels)", ylabel="intensity")
+ax.legend()
 plt.show()

@@ -35,7 +35,7 @@ fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="compressed")
 for ax, k in zip(axes, (0, 5, 10), strict=True):
     image = ax.imshow(projections[k], origin="lower", cmap="gray_r")
     ax.set(title=f"View at {angles[k]:.0f} degrees", xlabel="detector column", ylabel="detector row")
-fig.colorbar(image, ax=axes, label="line integral of attenuation")
+fig.colorbar(image, ax=axes, label="line integral of attenuation (no unit)")
 plt.show()
 
 # %%
@@ -49,7 +49,7 @@ baseline = np.stack([iradon(projections[:, row].T, -angles, output_size=33, circ
 # ------------------
 # Least squares on the measurements, weighted by their noise, alternates with a denoiser that knows that small blocks of
 # a volume repeat (BM4D). Then Gaussians are fitted to the result.
-found = gsv.reconstruct(projections, scan=scan, grid=grid, iterations=25, fit_iterations=8)
+found = gsv.reconstruct(projections, scan=scan, grid=grid, iterations=25, fit_iterations=25)
 print(f"{len(found.gaussians)} Gaussians; data fidelity {found.data_fidelity:.2f}, where 1 is the level of the noise")
 
 # %%

@@ -33,7 +33,7 @@ glass = gsv.TransferFunction(
             (1, 1, 1),
         ]
     ),
-    opacities=np.array([0, 0.004, 0.0, 0.0, 0.15, 0.5, 0.9]),
+    opacities=np.array([0, 0.06, 0.0, 0.0, 0.15, 0.5, 0.9]),
     unit_mm=3.0,
     shading=True,
 )

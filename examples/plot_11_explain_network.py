@@ -32,7 +32,7 @@ network = nn.Sequential(
     nn.Conv2d(16, 1, 1),
 )
 optimizer = torch.optim.Adam(network.parameters(), 0.01)
-for _ in range(80):
+for _ in range(150):
     batch = train[torch.randperm(len(train))[:16]]
     loss = nn.functional.binary_cross_entropy_with_logits(network(batch), (batch > 0.22).float())
     optimizer.zero_grad()

@@ -9,6 +9,7 @@ the output *depend* on lung? Testing with concept activation vectors (TCAV) answ
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from scipy.ndimage import binary_opening
 from torch import nn
 
 import napari_gsvolume as gsv
@@ -29,7 +30,7 @@ network = nn.Sequential(
     nn.Conv2d(16, 1, 1),
 )
 optimizer = torch.optim.Adam(network.parameters(), 0.01)
-for _ in range(80):
+for _ in range(150):
     batch = train[torch.randperm(len(train))[:16]]
     loss = nn.functional.binary_cross_entropy_with_logits(network(batch), (batch > 0.22).float())
     optimizer.zero_grad()
@@ -41,7 +42,8 @@ for _ in range(80):
 # ------
 # Two concepts, painted as in a Labels layer: 1 where the concept is, 0 where it is not.
 hounsfield = 1000 * test[:, 0].numpy()
-concepts = {"bone": hounsfield > 220, "lung": (hounsfield > -950) & (hounsfield < -700)}
+lung = binary_opening((hounsfield > -950) & (hounsfield < -700), np.ones((1, 3, 3)))
+concepts = {"bone": hounsfield > 220, "lung": lung}
 fig, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="compressed")
 axes[0].imshow(hounsfield[24], cmap="gray", vmin=-1000, vmax=500)
 axes[0].set_title("A slice")
@@ -67,9 +69,9 @@ fig, ax = plt.subplots(figsize=(6, 3.2), layout="compressed")
 for k, (name, values) in enumerate(aucs.items()):
     ax.bar(np.arange(3) + 0.35 * (k - 0.5), values, 0.33, label=name)
 ax.axhline(0.5, color="k", linestyle="--", label="chance")
-ax.set(title="Linear probes", xlabel="layer", ylabel="AUC on held-out images", ylim=(0.4, 1.02))
+ax.set(title="Linear probes", xlabel="layer", ylabel="AUC on held-out images", ylim=(0.4, 1.2))
 ax.set_xticks(range(3), layers)
-ax.legend(loc="lower left")
+ax.legend(loc="upper center", ncols=3)
 plt.show()
 
 # %%
@@ -95,5 +97,6 @@ for ax, (name, labels) in zip(axes, concepts.items(), strict=True):
 plt.show()
 
 # %%
-# Lung can be read in every layer nearly as well as bone: a network that looks at intensities has it there. Whether the
-# output depends on it is another question, and the test along its direction is what answers it.
+# Bone can be read in every layer. Lung can be read in the first two, less well, and hardly in the last: the network
+# drops what it does not need. The output depends on the direction of bone more than on any random one; for lung the
+# test finds no such difference. That it finds none does not prove that there is none.

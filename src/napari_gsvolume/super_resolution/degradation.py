@@ -81,8 +81,8 @@ class Degradation:
             Factor of each axis, 1 or more, whole or not.
         kind : {"block-mean", "bicubic", "psf"}
             - ``block-mean``: mean over a low voxel; high voxels count by their overlap.
-            - ``bicubic``: cubic kernel [1]_ with a = -1/2, stretched by the factor, as in Pillow and in torch with
-              ``antialias=True`` (not as in OpenCV, nor in torch without).
+            - ``bicubic``: cubic kernel of Keys (1981) with a = -1/2, stretched by the factor, as in Pillow and in torch
+              with ``antialias=True`` (not as in OpenCV, nor in torch without).
             - ``psf``: Gaussian point spread function, centred on the low voxel, integrated over each high one,
               truncated at 4 sigma.
         fwhm : float
