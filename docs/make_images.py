@@ -85,6 +85,12 @@ def show_front(viewer: napari.Viewer) -> None:
     wait(1)
 
 
+def look_from_front(viewer: napari.Viewer, aside: float = 0.0) -> None:
+    """Turn the camera of the 3D view to look along y, from the front of the body to its back, head up."""
+    viewer.reset_view()
+    viewer.scene.camera.set_view_direction((0, 1, aside), (1, 0, 0))
+
+
 def run(widget: Any, seconds: float | None = None) -> None:
     """Press Run, with a time limit if one is given, and wait for the end."""
     if seconds is not None:
@@ -111,8 +117,7 @@ def fit() -> None:
     viewer.dims.ndisplay = 3
     for layer in viewer.layers:
         layer.visible = layer.name.endswith("gaussians")
-    viewer.scene.camera.angles = (5, 25, 80)
-    viewer.reset_view()
+    look_from_front(viewer, aside=0.5)
     save_screenshot(viewer, "fit-3d")
     viewer.close()
 
@@ -181,8 +186,7 @@ def views() -> None:
     viewer, widget = open_phantom("Views")
     viewer.dims.order = (0, 1, 2)
     viewer.dims.ndisplay = 3
-    viewer.scene.camera.angles = (0, 20, 90)
-    viewer.reset_view()
+    look_from_front(viewer)
     widget.transfer_panel.choice.value = "ct-bone"
     run(widget, 120)
     save_screenshot(viewer, "views", bottom=True)
@@ -209,7 +213,7 @@ def train_superresolution() -> None:
     widget.tabs.setCurrentWidget(tab)
     tab.form.fields["time_limit"].value = 300 / speed
     run(widget)
-    save_screenshot(viewer, "svd-learn")
+    save_screenshot(viewer, "svd-learn", bottom=True)
     viewer.close()
 
 
