@@ -19,6 +19,8 @@ from .errors import InputError
 from .grid import Grid
 from .types import Float32Array, Float64Array
 
+__all__ = ["anatomical_phantom", "vessel_phantom"]
+
 # The coordinates (z, y, x) of one point or, as arrays that broadcast, of a box of voxels.
 Positions = tuple[Any, Any, Any]
 EulerAngles = tuple[float, float, float]

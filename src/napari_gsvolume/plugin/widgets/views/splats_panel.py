@@ -78,6 +78,8 @@ class ModelPanel(Container[Any]):
         super().__init__(widgets=[self._numbers, self._buttons, self.difference, self.follow], labels=False)
         self.margins = (0, 0, 0, 0)
         self.boxes = QListWidget()
+        self.boxes.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)  # it would cover the only row
+        self.boxes.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.boxes.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
         self.native.layout().insertWidget(0, self.boxes)
         self.live = LiveView(viewer, self._live_task, say, framed=True)
