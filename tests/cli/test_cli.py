@@ -19,7 +19,7 @@ from napari_gsvolume.cli.progress import StopSignal
 from napari_gsvolume.cli.sections import COMMAND_SECTIONS
 from napari_gsvolume.io.nifti import read_nifti, write_nifti
 from napari_gsvolume.phantoms import anatomical_phantom
-from napari_gsvolume.rendering.settings import TrainSettings
+from napari_gsvolume.rendering.settings import SplatTrainingSettings
 from napari_gsvolume.super_resolution.settings import TrainSRSettings
 
 Run = Callable[..., tuple[int, str, str]]
@@ -291,7 +291,7 @@ def test_settings_are_listed_in_sections(run: Run, monkeypatch: pytest.MonkeyPat
     _, out, _ = run(command, "--help")
     sections = re.split(r"^(\S.*):$", out, flags=re.MULTILINE)
     rows = {title: re.findall(r"^  --([a-z0-9-]+)", text, re.MULTILINE) for title, text in pairs(sections[1:])}
-    model = {"fit": FitSettings, "train-sr": TrainSRSettings, "train-views": TrainSettings}[command]
+    model = {"fit": FitSettings, "train-sr": TrainSRSettings, "train-views": SplatTrainingSettings}[command]
     expected: dict[str, set[str]] = {}
     for name, field in model.model_fields.items():
         expected.setdefault(field.json_schema_extra["panel"], set()).add(name.replace("_", "-"))

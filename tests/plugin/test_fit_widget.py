@@ -527,6 +527,6 @@ def test_a_gpu_that_cannot_be_used_is_said_in_one_sentence(open_widget, pretend_
 
 @pytest.mark.parametrize(("device", "where"), [("cpu", ""), ("cuda:1", " on cuda:1")])
 def test_the_gpu_that_computes_is_named(device, where):
-    step = SimpleNamespace(psnr_db=30, n_gaussians=1000, seconds=7, progress=0.5, device=device)
-    text = fit_module._figures(SimpleNamespace(step=step, result=None))
+    step = SimpleNamespace(psnr_db=30, n_gaussians=1000, seconds=7, fraction=0.5, device=device)
+    text = fit_module._figures(SimpleNamespace(fit=step, result=None))
     assert text == f"30.00 dB, 1,000 Gaussians, 7 s{where}, about 7 s left"

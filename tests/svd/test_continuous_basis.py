@@ -218,7 +218,7 @@ class TestRefused:
             ({"kind": "wavelet"}, "bspline"),
             ({"smoothing": -1}, "0 or more"),
             ({"smoothing": [1, 2]}, "each of 3"),
-            ({"positions": np.arange(11)}, "leave them out"),
+            ({"positions": np.arange(11)}, "omit them"),
             ({"kind": "rbf", "positions": np.arange(10)}, "11 samples"),
             ({"kind": "rbf", "positions": np.zeros(11)}, "same position"),
         ],

@@ -66,7 +66,7 @@ class TestDecompose:
             (np.full((4, 5), 7.0), "constant (every pixel is 7)"),
             (np.zeros((4, 5, 3)), "3 axes"),
             (np.zeros((0, 5)), "one or more"),
-            (SLICE + 1j, "Real numbers"),
+            (SLICE + 1j, "real numbers"),
         ):
             with refused(ValueError, word):
                 decomposition.decompose(matrix)

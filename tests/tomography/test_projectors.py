@@ -190,5 +190,5 @@ class TestVoxels:
             project_voxels(np.ones((3, 4, 5)), scan)
         with refused(ValueError, "NaN"):
             project_voxels(np.full(SHAPE, np.nan), scan)
-        with refused(ValueError, "images of shape"):
+        with refused(ValueError, "projections of shape"):
             back_project(np.ones((1, 2, 3)), scan)
