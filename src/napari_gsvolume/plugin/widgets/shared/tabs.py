@@ -20,6 +20,8 @@ class Tabs(QWidget):
     def __init__(self, tabs: Mapping[str, QWidget]) -> None:
         super().__init__()
         self.bar, self._tabs = QTabBar(), list(tabs.values())
+        # Seven titles fit into a dock beside a canvas of 1280 pixels; napari's own padding hides the last ones.
+        self.bar.setStyleSheet("QTabBar::tab { padding: 3px 4px; }")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(0)

@@ -76,7 +76,7 @@ class SVDWidget(SliceWidget):
         self.tabs = Tabs(
             {
                 "Mode": self.modes,
-                "All slices": self.slices,
+                "Slices": self.slices,
                 "Super-resolve": self.superresolve,
                 "Train": self.train,
                 "Inspect": self.inspect,
