@@ -17,7 +17,7 @@ from ..explain.settings import ExplainSettings, TrackSettings
 from ..progress import Budget
 from .app import app
 from .files import OutputFolder, select_volume
-from .options import JsonOption, QuietOption, RepeatableOptions, with_settings
+from .options import JsonOption, QuietOption, RepeatableOptions, TimePoint, with_settings
 from .progress import StopSignal, run_steps
 from .sections import EXPLAIN
 
@@ -35,7 +35,6 @@ _Layers = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME [MORE...]", help="Layers, or patterns such as 'body.*'; all with weights by default."),
 ]
-_TimePoint = Annotated[int | None, typer.Option(help="Volume of 4D images, from 0.")]
 _Weights = Annotated[
     Path | None, typer.Option(metavar="W.safetensors", help="Weights for a model factory: .safetensors or .pt.")
 ]
@@ -60,7 +59,7 @@ def explain(
     out: _Out,
     weights: _Weights = None,
     layers: _Layers = None,
-    time_point: _TimePoint = None,
+    time_point: TimePoint = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
     **settings: Any,
@@ -119,7 +118,7 @@ def track(
         ),
     ] = None,
     layers: _Layers = None,
-    time_point: _TimePoint = None,
+    time_point: TimePoint = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
     **settings: Any,

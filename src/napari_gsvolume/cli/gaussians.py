@@ -27,6 +27,7 @@ from .options import (
     REPORT_SUFFIXES,
     GaussianFile,
     JsonOption,
+    QuietOption,
     parse_factors,
     with_settings,
 )
@@ -64,7 +65,7 @@ def fit(
     ] = None,
     time_point: Annotated[int | None, typer.Option(help="Time point of a 4D image, from 0.")] = None,
     json_: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors, and the output of --json.")] = False,
+    quiet: QuietOption = False,
     **settings: Any,
 ) -> None:
     """Fit Gaussians to a volume.

@@ -18,7 +18,10 @@ from .sections import SectionedCommand
 
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Suppress everything but errors and the output of --json.")]
 
-TimePoint = Annotated[int | None, typer.Option(help="Volume index of a 4D image, from 0.")]
+ErrorsOnlyOption = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+"""--quiet of commands without --json."""
+
+TimePoint = Annotated[int | None, typer.Option(help="Time point of a 4D image, from 0.")]
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
 REPORT_SUFFIXES = (".json",)

@@ -14,7 +14,7 @@ from ..progress import Budget, mapped
 from ..super_resolution.settings import SuperResolveSettings, TrainSRSettings
 from .app import app
 from .files import check_outputs, print_files, select_volume, write_report
-from .options import IMAGE_SUFFIXES, REPORT_SUFFIXES, TimePoint, with_settings
+from .options import IMAGE_SUFFIXES, REPORT_SUFFIXES, ErrorsOnlyOption, TimePoint, with_settings
 from .progress import StopSignal, run_steps
 from .sections import SUPER_RESOLUTION
 
@@ -37,7 +37,7 @@ def superresolve(
         ),
     ] = None,
     time_point: TimePoint = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    quiet: ErrorsOnlyOption = False,
     **settings: Any,
 ) -> None:
     """Super-resolve a volume, in its slices or across them, over the same extent of the world."""
@@ -97,7 +97,7 @@ def train_sr(
         typer.Option(metavar="DIR", help="Save a checkpoint to this folder at every validation, for gsvolume track."),
     ] = None,
     time_point: TimePoint = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    quiet: ErrorsOnlyOption = False,
     **settings: Any,
 ) -> None:
     """Train a super-resolution model on slices that are degraded synthetically.

@@ -17,7 +17,7 @@ from ..tomography.scan import Beam, Mode, Scan, circular_scan
 from ..units import voxel_size_mm
 from .app import app
 from .files import check_outputs, print_files, select_volume, write_report
-from .options import GAUSSIAN_SUFFIXES, IMAGE_SUFFIXES, REPORT_SUFFIXES, with_settings
+from .options import GAUSSIAN_SUFFIXES, IMAGE_SUFFIXES, REPORT_SUFFIXES, ErrorsOnlyOption, with_settings
 from .progress import StopSignal, run_steps
 from .sections import TOMOGRAPHY
 
@@ -40,7 +40,6 @@ _Report = Annotated[Path | None, typer.Option(metavar="REP.json", help="Output: 
 _GeometryFile = Annotated[
     Path | None, typer.Option(metavar="GEO.json", help="Geometry file of the projections (default: P.json).")
 ]
-_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
 _OPTIONS = {"pixels": "detector"}  # options whose names differ from the parameters of `circular_scan`
 
@@ -195,7 +194,7 @@ def reconstruct(
     reconstruction: _Reconstruction = None,
     voxels: _Voxels = None,
     report: _Report = None,
-    quiet: _Quiet = False,
+    quiet: ErrorsOnlyOption = False,
     **settings: Any,
 ) -> None:
     """Reconstruct a volume, as Gaussians, from few X-ray projections.
@@ -250,7 +249,7 @@ def from_slices(
     reconstruction: _Reconstruction = None,
     voxels: _Voxels = None,
     report: _Report = None,
-    quiet: _Quiet = False,
+    quiet: ErrorsOnlyOption = False,
     **settings: Any,
 ) -> None:
     """Reconstruct a volume, as Gaussians, from some of its slices.

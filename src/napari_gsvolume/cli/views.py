@@ -13,7 +13,7 @@ from ..rendering.settings import RenderMode, SplatTrainingSettings
 from ..rendering.volume.transfer_functions import Preset
 from .app import app
 from .files import check_outputs, print_files, select_volume, write_report
-from .options import REPORT_SUFFIXES, with_settings
+from .options import REPORT_SUFFIXES, ErrorsOnlyOption, TimePoint, with_settings
 from .progress import StopSignal, run_steps
 from .sections import VIEWS
 
@@ -32,12 +32,10 @@ _Shading = Annotated[
     bool | None,
     typer.Option("--shading/--no-shading", help="Phong shading of surfaces (default: as the transfer function says)."),
 ]
-_TimePoint = Annotated[int | None, typer.Option(help="Time point of a 4D image, from 0.")]
 _Mask = Annotated[
     Path | None,
     typer.Option(metavar="LABELS.nii.gz", help="Label image; only voxels with a label other than 0 are shown."),
 ]
-_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
 
 @app.command(rich_help_panel=VIEWS)
@@ -61,8 +59,8 @@ def views(
     ray_step: Annotated[
         float, typer.Option(min=0.05, max=5, help="Distance between samples along a ray, in voxels.")
     ] = 0.5,
-    time_point: _TimePoint = None,
-    quiet: _Quiet = False,
+    time_point: TimePoint = None,
+    quiet: ErrorsOnlyOption = False,
 ) -> None:
     """Render views of a volume from all sides: direct volume rendering, MIP, MinIP, mean or X-ray.
 
@@ -108,8 +106,8 @@ def train_views(
     report: Annotated[
         Path | None, typer.Option(metavar="R.json", help="Output file for results, settings and history.")
     ] = None,
-    time_point: _TimePoint = None,
-    quiet: _Quiet = False,
+    time_point: TimePoint = None,
+    quiet: ErrorsOnlyOption = False,
     **settings: Any,
 ) -> None:
     """Train Gaussian splats with spherical harmonics on direct volume renderings of a volume.
